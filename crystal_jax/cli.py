@@ -1,0 +1,101 @@
+"""`crystal-jax COMMAND`: finds the command's module, parses its flags, reports bad input in one line.
+
+A command lives in the `run` module of its package, which offers three things: the docstring (its help),
+`define_flags(flag_values)` and `main(flag_values)`. Only the module of the command asked for is imported,
+so that `evaluate` never pays for JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from absl import flags
+
+from crystal_jax import __version__
+from crystal_jax.errors import UserError
+
+COMMANDS = {
+    "demo": ("crystal_jax.demo", "everything below, small, on the embedded data set"),
+    "prepare": ("crystal_jax.data.run", "build a TFDS data set of crystals"),
+    "train": ("crystal_jax.train.run", "train a model, fully or through LoRA; resumes by itself"),
+    "sample": ("crystal_jax.sample.run", "write new crystals with a trained model"),
+    "evaluate": ("crystal_jax.evaluate.run", "measure validity, distributions and uniqueness of crystals"),
+    "report": ("crystal_jax.report.run", "turn an evaluation into one HTML page"),
+}
+
+
+def _usage() -> str:
+    rows = [f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"crystal-jax {__version__}: crystals as text, LLaMA-2 with LoRA, in JAX",
+            "",
+            "usage: crystal-jax COMMAND [--flag=value ...]",
+            "",
+            *rows,
+            "",
+            "'crystal-jax COMMAND --help' lists the command's flags.",
+        ]
+    )
+
+
+def _flag_help(flag_values: flags.FlagValues) -> str:
+    """One row a flag, in the order of definition."""
+    own = [flag for group in flag_values.flags_by_module_dict().values() for flag in group]
+    width = max(len(flag.name) for flag in own) + 6
+    rows = []
+    for flag in own:
+        default = "" if flag.default in (None, [], "", False) else f" [default: {flag.default}]"
+        text = textwrap.fill(
+            f"{flag.help}{default}", 108, initial_indent=" " * width, subsequent_indent=" " * width
+        )
+        rows.append(f"  --{flag.name}".ljust(width) + text.lstrip())
+    return "\n".join(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"crystal-jax: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[name][0])
+    flag_values = flags.FlagValues()
+    module.define_flags(flag_values)
+    if any(word in ("-h", "--help") for word in rest):
+        print(f"usage: crystal-jax {name} [--flag=value ...]\n\n{module.__doc__.strip()}\n\n{_flag_help(flag_values)}")
+        return 0
+    try:
+        extra = flag_values([name, *rest])[1:]
+        if extra:
+            raise flags.Error(f"unexpected argument {extra[0]!r}; options are written --name=value")
+        module.main(flag_values)
+    except flags.Error as error:
+        print(f"crystal-jax {name}: {error} (see 'crystal-jax {name} --help')", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"crystal-jax {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"crystal-jax {name}: interrupted; what is finished is on disk", file=sys.stderr)
+        return 130
+    return 0
+
+
+def script() -> None:
+    """The console entry point."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    script()
