@@ -1,0 +1,267 @@
+"""The typed configuration of a run: frozen dataclasses, built from a ConfigDict in one place.
+
+Files in `configs/` make a `ml_collections.ConfigDict`; the command line changes its leaves; `from_config_dict` turns
+it into an `Experiment`, and nothing further inside reads a ConfigDict. Each value is stated once, in the config
+file, except where a default below says otherwise. No JAX here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from crystal_jax.errors import UserError
+from crystal_jax.text.crystal_text import TextFormat
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Architecture of a LLaMA-2 model (Touvron et al., arXiv:2307.09288).
+
+    Attributes:
+        vocab_size: Rows of the token embedding; the tokenizer's, where a config leaves it out.
+        embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, head_dim: Sizes. Fewer key/value heads than query
+            heads is grouped-query attention.
+        norm_eps: Of the RMS norms.
+        rope_theta: Base of the rotary embedding's wavelengths.
+        tie_embeddings: The output projection is the transposed embedding.
+        dtype: Of the activations and of the frozen base weights.
+    """
+
+    vocab_size: int
+    embed_dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope_theta: float
+    tie_embeddings: bool
+    dtype: Literal["float32", "bfloat16"]
+
+    def __post_init__(self):
+        for name in ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+            _require(getattr(self, name) > 0, f"model.{name} must be positive, not {getattr(self, name)}")
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"model.num_heads={self.num_heads} is not a multiple of model.num_kv_heads={self.num_kv_heads}",
+        )
+        _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} must be even: RoPE turns pairs")
+        _require(self.dtype in ("float32", "bfloat16"), f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
+
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv:2106.09685): W x + α/r B A x.
+
+    Attributes:
+        rank: r; 0 is no adapters, and the whole model is trained.
+        alpha: α.
+        targets: The projections that have adapters.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self):
+        _require(self.rank >= 0, f"lora.rank must not be negative, not {self.rank}")
+        if unknown := set(self.targets) - set(PROJECTIONS):
+            raise ValueError(f"lora.targets has {', '.join(sorted(unknown))}; there are: {', '.join(PROJECTIONS)}")
+
+    @property
+    def scale(self) -> float:
+        """α / r."""
+        return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How the same model is computed; no choice here changes its outputs beyond rounding.
+
+    Attributes:
+        scan_layers: One compiled block in a loop (short compilation: pods), or unrolled (faster on CPU).
+        remat: Recompute a block's activations in the backward pass instead of keeping them.
+    """
+
+    scan_layers: bool
+    remat: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """A tokenizer: `name` is atom_coordinate, character or llama2; `path` is the model file of llama2."""
+
+    name: str
+    path: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What an example is.
+
+    Attributes:
+        infill: Share of infilling examples; the paper uses 0.34.
+        conditions: State properties before a generation example, as the paper does (20 % state none).
+        translate: Move all sites by one random fractional vector, a new one at each access.
+        permute: Put the sites in random order, anew at each access.
+        loss: `completion`, or `all`, as published: the prompt counts too.
+    """
+
+    infill: float
+    conditions: bool
+    translate: bool
+    permute: bool
+    loss: Literal["completion", "all"]
+
+    def __post_init__(self):
+        _require(0 <= self.infill <= 1, f"task.infill={self.infill} is not a share between 0 and 1")
+        _require(self.loss in ("completion", "all"), f"task.loss={self.loss!r} is neither 'completion' nor 'all'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Batches of `batch_size` rows of `seq_len` tokens, each row packed with whole examples.
+
+    Attributes:
+        directory: A prepared data set.
+        seq_len: Tokens in a row.
+        batch_size: Rows in a global batch.
+        packing_bins: Rows that are filled side by side; more waste less, and hold examples back longer.
+        seed: Of the order, the augmentation and the task mix.
+    """
+
+    directory: str
+    seq_len: int
+    batch_size: int
+    packing_bins: int
+    seed: int
+
+    def __post_init__(self):
+        for name in ("seq_len", "batch_size", "packing_bins"):
+            _require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay to `end_lr`.
+
+    Attributes:
+        peak_lr, end_lr, warmup_steps, b1, b2, weight_decay: As in Optax.
+        clip_norm: Global gradient norm above which gradients are scaled down.
+        accumulate: Micro-batches a step: each is `batch_size / accumulate` rows.
+    """
+
+    peak_lr: float
+    end_lr: float
+    warmup_steps: int
+    b1: float
+    b2: float
+    weight_decay: float
+    clip_norm: float
+    accumulate: int
+
+    def __post_init__(self):
+        _require(self.peak_lr > 0, f"optimizer.peak_lr must be positive, not {self.peak_lr}")
+        _require(self.accumulate > 0, f"optimizer.accumulate must be positive, not {self.accumulate}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The length of a run, and what happens how often.
+
+    Attributes:
+        num_steps: The run's length; the learning rate's decay ends there.
+        log_every, eval_every, save_every: Steps.
+        eval_batches: Batches of the validation split that a validation uses.
+        keep: Checkpoints kept.
+        seed: Of the initial weights.
+    """
+
+    num_steps: int
+    log_every: int
+    eval_every: int
+    save_every: int
+    eval_batches: int
+    keep: int
+    seed: int
+
+    def __post_init__(self):
+        for name in ("num_steps", "log_every", "eval_every", "save_every", "eval_batches", "keep"):
+            _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1, which is whatever is left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that decides a training run. `base` is the workdir or checkpoint that LoRA starts from ("" is none)."""
+
+    model: LlamaConfig
+    lora: LoraConfig
+    execution: ExecutionConfig
+    text: TextFormat
+    tokenizer: TokenizerConfig
+    task: TaskConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    base: str = ""
+
+
+def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
+    """Builds the typed configuration; `vocab_size` fills the model's where the config leaves it out.
+
+    Raises:
+        UserError: a section or key is missing, unknown, or has an impossible value.
+    """
+    sections = {field.name: _SECTIONS.get(field.name) for field in dataclasses.fields(Experiment)}
+    if unknown := set(tree) - set(sections):
+        raise UserError(f"config has unknown keys {', '.join(sorted(unknown))}; expected {', '.join(sections)}")
+    built: dict[str, Any] = {}
+    for name, cls in sections.items():
+        if cls is None:
+            built[name] = tree.get(name, "")
+            continue
+        if name not in tree:
+            raise UserError(f"config lacks the section {name!r}")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(tree[name]).items()}
+        if name == "model":
+            values.setdefault("vocab_size", vocab_size)
+        try:
+            built[name] = cls(**values)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{name}: {str(error).replace('__init__() ', '')}") from error
+    return Experiment(**built)
+
+
+_SECTIONS: Mapping[str, type] = {
+    "model": LlamaConfig,
+    "lora": LoraConfig,
+    "execution": ExecutionConfig,
+    "text": TextFormat,
+    "tokenizer": TokenizerConfig,
+    "task": TaskConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "mesh": MeshConfig,
+}

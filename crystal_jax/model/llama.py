@@ -1,0 +1,252 @@
+"""LLaMA-2 in Flax NNX (Touvron et al., arXiv:2307.09288), with LoRA factors beside the kernels they adapt.
+
+Axis letters: b batch, t query position, s key position, d embedding, n query heads, k key/value heads, h head
+dimension, f hidden layer of the MLP, v vocabulary, r LoRA rank.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from crystal_jax.config import ExecutionConfig, LlamaConfig, LoraConfig
+
+
+class Cache(NamedTuple):
+    """Keys and values of the positions read so far, one array a layer.
+
+    Heads stand before positions: a decode step then reads each head's keys in one piece, which on CPU is worth a
+    factor of five over any layout with a layer axis in front.
+
+    Attributes:
+        keys, values: num_layers arrays of shape [b, k, s, h].
+        valid: Which positions hold a token (a left-padded row begins with positions that hold none).
+        length: Positions filled, the same for all rows.
+    """
+
+    keys: tuple[Float[Array, "b k s h"], ...]
+    values: tuple[Float[Array, "b k s h"], ...]
+    valid: Bool[Array, "b s"]
+    length: Int[Array, ""]
+
+
+def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int) -> Cache:
+    """A cache for `capacity` positions of `batch` rows."""
+    shape = (batch, cfg.num_kv_heads, capacity, cfg.head_dim)
+
+    def blank() -> tuple[Array, ...]:
+        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.num_layers))
+
+    return Cache(blank(), blank(), jnp.zeros((batch, capacity), bool), jnp.zeros((), jnp.int32))
+
+
+class Projection(nnx.Module):
+    """`einsum(equation, x, kernel)`, plus `α/r · (x A) B` where the projection has an adapter."""
+
+    def __init__(
+        self, equation: str, cfg: LlamaConfig, lora: LoraConfig, *, adapted: bool, rngs: nnx.Rngs
+    ):
+        x, kernel, y = re.split(",|->", equation)
+        ins = "".join(axis for axis in kernel if axis in x)  # contracted; they stand first in `kernel`
+        outs = kernel.removeprefix(ins)
+        size = {"d": cfg.embed_dim, "n": cfg.num_heads, "k": cfg.num_kv_heads, "h": cfg.head_dim, "f": cfg.mlp_dim}
+        shape_in, shape_out = (tuple(size[axis] for axis in axes) for axes in (ins, outs))
+        fan_in = math.prod(shape_in)
+        self.equation = equation
+        self.dtype = jnp.dtype(cfg.dtype)
+        # A frozen base is kept in the type it computes in; trained weights need float32's small updates.
+        param_dtype = self.dtype if lora.rank else jnp.float32
+        init = nnx.initializers.truncated_normal(fan_in**-0.5)
+        self.kernel = nnx.Param(init(rngs.params(), (*shape_in, *shape_out), param_dtype))
+        self.adapted = adapted and lora.rank > 0
+        if self.adapted:
+            # As PEFT does: A uniform within ±1/√fan_in, B zero, so that training starts from the base model.
+            bound = fan_in**-0.5
+            init_a = jax.random.uniform(rngs.params(), (*shape_in, lora.rank), minval=-bound, maxval=bound)
+            self.lora_a = nnx.LoRAParam(init_a)
+            self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, *shape_out)))
+            self.down, self.up = f"{x},{ins}r->btr", f"btr,r{outs}->{y}"
+            self.scale = lora.scale
+
+    def __call__(self, x: Array) -> Array:
+        y = jnp.einsum(self.equation, x, self.kernel[...].astype(self.dtype))
+        if self.adapted:
+            low = jnp.einsum(self.down, x, self.lora_a[...].astype(self.dtype))
+            y += self.scale * jnp.einsum(self.up, low, self.lora_b[...].astype(self.dtype))
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean x² + ε) · scale, in float32 whatever the model computes in (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, cfg: LlamaConfig, lora: LoraConfig):
+        self.eps = cfg.norm_eps
+        self.scale = nnx.Param(jnp.ones(cfg.embed_dim, cfg.dtype if lora.rank else jnp.float32))
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return (normed * self.scale[...]).astype(x.dtype)
+
+
+def rotary(
+    positions: Int[Array, "b t"], *, head_dim: int, theta: float
+) -> tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]:
+    """Cosines and sines of the rotary embedding (Su et al., arXiv:2104.09864); θ is the base of the wavelengths."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
+    angles = positions[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "b t n h"], cos: Array, sin: Array) -> Float[Array, "b t n h"]:
+    """Turns the pairs (i, i + h/2): Hugging Face's order of the head dimension, not Meta's interleaved one."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each after a norm and added to its input."""
+
+    def __init__(self, cfg: LlamaConfig, lora: LoraConfig, *, rngs: nnx.Rngs):
+        def projection(name: str, equation: str) -> Projection:
+            return Projection(equation, cfg, lora, adapted=name in lora.targets, rngs=rngs)
+
+        self.attn_norm = RMSNorm(cfg, lora)
+        self.q = projection("q", "btd,dnh->btnh")
+        self.k = projection("k", "btd,dkh->btkh")
+        self.v = projection("v", "btd,dkh->btkh")
+        self.o = projection("o", "btnh,nhd->btd")
+        self.mlp_norm = RMSNorm(cfg, lora)
+        self.gate = projection("gate", "btd,df->btf")
+        self.up = projection("up", "btd,df->btf")
+        self.down = projection("down", "btf,fd->btd")
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        angles: tuple[Array, Array],
+        mask: Bool[Array, "b 1 t s"],
+        cached: tuple[Array, Array, Array] | None = None,
+    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array] | None]:
+        """`cached` is this layer's keys and values and the position from which to write; they come back filled."""
+        y = self.attn_norm(x)
+        q, k, v = rotate(self.q(y), *angles), rotate(self.k(y), *angles), self.v(y)
+        filled = None
+        if cached is None:
+            mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        else:
+            keys, values, start = cached
+            at = (0, 0, start, 0)
+            keys = jax.lax.dynamic_update_slice(keys, k.swapaxes(1, 2), at)
+            values = jax.lax.dynamic_update_slice(values, v.swapaxes(1, 2), at)
+            mixed = _attend_cached(q, keys, values, mask)
+            filled = keys, values
+        x = x + self.o(mixed)
+        y = self.mlp_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y)), filled
+
+
+def _attend_cached(
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b k s h"],
+    values: Float[Array, "b k s h"],
+    mask: Bool[Array, "b 1 t s"],
+) -> Float[Array, "b t n h"]:
+    """Attention over a cache; g query heads share a key head, and nothing is repeated in memory."""
+    b, t, n, h = q.shape
+    grouped = q.reshape(b, t, keys.shape[1], -1, h)
+    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, keys, preferred_element_type=jnp.float32) * h**-0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, -jnp.inf), axis=-1).astype(values.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, values).reshape(b, t, n, h)
+
+
+class Llama(nnx.Module):
+    """Token ids in, logits out. Parameters of the blocks are stacked along a leading layer axis."""
+
+    def __init__(self, cfg: LlamaConfig, lora: LoraConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+        self.cfg, self.execution = cfg, execution
+        param_dtype = cfg.dtype if lora.rank else jnp.float32
+        init = nnx.initializers.normal(cfg.embed_dim**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (cfg.vocab_size, cfg.embed_dim), param_dtype))
+        self.blocks = nnx.vmap(lambda r: Block(cfg, lora, rngs=r))(rngs.split(cfg.num_layers))
+        self.final_norm = RMSNorm(cfg, lora)
+        if not cfg.tie_embeddings:
+            self.lm_head = nnx.Param(init(rngs.params(), (cfg.embed_dim, cfg.vocab_size), param_dtype))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        segments: Int[Array, "b t"],
+    ) -> Float[Array, "b t v"]:
+        """Logits of packed rows: a token sees the earlier tokens of its own segment; segment 0 is padding."""
+        t = tokens.shape[1]
+        causal = jnp.tril(jnp.ones((t, t), bool))
+        mask = (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
+        angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
+        graph, stacked = nnx.split(self.blocks)
+
+        def layer(x: Array, state: nnx.State) -> Array:
+            return nnx.merge(graph, state)(x, angles, mask)[0]
+
+        if self.execution.remat:
+            layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
+        x = self._embed(tokens)
+        if self.execution.scan_layers:
+            x, _ = jax.lax.scan(lambda x, state: (layer(x, state), None), x, stacked)
+        else:
+            for state in unstack(stacked, self.cfg.num_layers):
+                x = layer(x, state)
+        return self.unembed(x)
+
+    def extend(
+        self, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"], cache: Cache
+    ) -> tuple[Float[Array, "b t d"], Cache]:
+        """Reads further tokens into a cache; returns their last hidden states, for `unembed`.
+
+        A token's position is the number of valid tokens before it, so that left padding moves nothing.
+        """
+        (b, t), capacity = tokens.shape, cache.valid.shape[1]
+        seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
+        positions = cache.valid.sum(axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1
+        places = cache.length + jnp.arange(t)
+        # Each place sees itself too, valid or not: a row of the softmax must not be empty.
+        causal = jnp.arange(capacity) <= places[:, None]
+        itself = jnp.arange(capacity) == places[:, None]
+        mask = ((seen[:, None] & causal) | itself)[:, None]
+        angles = rotary(jnp.maximum(positions, 0), head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
+        graph, stacked = nnx.split(self.blocks)
+        x, keys, values = self._embed(tokens), [], []
+        for state, k, v in zip(unstack(stacked, self.cfg.num_layers), cache.keys, cache.values, strict=True):
+            x, (k, v) = nnx.merge(graph, state)(x, angles, mask, (k, v, cache.length))
+            keys.append(k)
+            values.append(v)
+        return x, Cache(tuple(keys), tuple(values), seen, cache.length + t)
+
+    def unembed(
+        self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None
+    ) -> Float[Array, "b t v"]:
+        """Logits in float32, of the whole vocabulary or of the given token ids only."""
+        x = self.final_norm(x)
+        if self.cfg.tie_embeddings:
+            rows = self.embedding[...] if columns is None else self.embedding[...][columns]
+            return jnp.einsum("btd,vd->btv", x, rows.astype(x.dtype), preferred_element_type=jnp.float32)
+        kernel = self.lm_head[...] if columns is None else self.lm_head[...][:, columns]
+        return jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        return self.embedding[...][tokens].astype(self.cfg.dtype)
+
+
+def unstack(stacked: nnx.State, num_layers: int) -> list[nnx.State]:
+    """One tree a layer. `lax.split` and not indexing: its gradient is one concatenation, not a sum of padded arrays."""
+    leaves, structure = jax.tree.flatten(stacked)
+    pieces = [[p.squeeze(0) for p in jax.lax.split(leaf, [1] * num_layers)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*pieces, strict=True)]

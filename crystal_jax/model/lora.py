@@ -1,0 +1,49 @@
+"""What is trained and what is frozen, adapters merged into their kernels, and parameters counted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crystal_jax.config import LoraConfig
+from crystal_jax.model.llama import Llama
+
+
+def trainable(lora: LoraConfig) -> type[nnx.Variable]:
+    """The variable type that training changes: the adapters if there are any, else every parameter."""
+    return nnx.LoRAParam if lora.rank else nnx.Param
+
+
+def split(model: Llama, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model's graph, its trainable parameters, and the frozen rest (empty in full training)."""
+    return nnx.split(model, trainable(lora), ...)
+
+
+def merge_adapters(state: nnx.State, lora: LoraConfig) -> nnx.State:
+    """The parameters of a model without adapters that computes the same: kernel + α/r · A B.
+
+    `state` holds both kinds of parameters. The sum is made in float32 and kept in the kernel's type.
+    """
+    tree = nnx.to_pure_dict(state)
+
+    def visit(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        if "lora_a" not in node:
+            return {name: visit(child) for name, child in node.items()}
+        kernel, a, b = node["kernel"], node["lora_a"], node["lora_b"]
+        layers, rank = a.shape[0], a.shape[-1]
+        delta = jnp.matmul(a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)).reshape(kernel.shape)
+        return {"kernel": (kernel.astype(jnp.float32) + lora.scale * delta).astype(kernel.dtype)}
+
+    merged = nnx.State(jax.tree.map(nnx.Param, visit(tree)))
+    return merged
+
+
+def count_parameters(state: nnx.State) -> int:
+    """Numbers in a state; works on abstract ones too."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))

@@ -1,0 +1,193 @@
+"""The language of crystals as an automaton over a tokenizer's ids.
+
+Every text this automaton accepts is read by `TextFormat.decode`, and every text `TextFormat.encode` writes (within
+the limits on lengths and number of atoms) is accepted in its canonical tokenisation. Only the canonical one: LLaMA-2
+could spell "Te" as one piece or as two, but a model has only ever seen the first, so the automaton is made of the
+tokenizer's own spelling of each field, never of bytes.
+
+It is built from the end to the beginning. A state is known by what may still follow; equal states are made once, so
+the result is the smallest deterministic automaton of the language (Daciuk et al., Computational Linguistics 26, 2000).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
+from crystal_jax.text.tokenizer import Tokenizer
+
+FORBIDDEN = -1
+
+_LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
+_ANGLES = tuple(str(i) for i in range(1, 180))  # degrees
+_FRACTIONS = tuple(f"{i / 100:.2f}" for i in range(100))
+_CARTESIAN = tuple(f"{i / 100:.2f}" for i in range(-9999, 10000))  # Å
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenAutomaton:
+    """A deterministic automaton over the few tokens that its language uses.
+
+    Attributes:
+        token_ids: The ids it uses, ascending; the columns of `next_state`. Shape [k].
+        next_state: The state after a token, or -1 where the token is forbidden. Shape [n_states, k]. After EOS
+            comes a state in which EOS alone is allowed.
+        start: The state before the first token.
+        max_tokens: Length of the longest accepted sequence, EOS included.
+    """
+
+    token_ids: Int[np.ndarray, " k"]
+    next_state: Int[np.ndarray, "n_states k"]
+    start: int
+    max_tokens: int
+
+    @property
+    def allowed(self) -> Bool[np.ndarray, "n_states k"]:
+        """Which tokens each state admits."""
+        return self.next_state != FORBIDDEN
+
+    @property
+    def end(self) -> int:
+        """The state after EOS."""
+        return len(self.next_state) - 1
+
+    def accepts(self, ids: Iterable[int]) -> bool:
+        """Whether a sequence of token ids, its EOS included, belongs to the language."""
+        columns = {int(token): column for column, token in enumerate(self.token_ids)}
+        state = self.start
+        for token in ids:
+            if state == self.end or token not in columns:
+                return False
+            state = int(self.next_state[state, columns[token]])
+            if state == FORBIDDEN:
+                return False
+        return state == self.end
+
+
+Word = tuple[int, ...]
+
+
+class _Builder:
+    """Makes states from the last to the first; a state is an index into `transitions`."""
+
+    def __init__(self, eos_id: int):
+        self.transitions: list[dict[int, int]] = []
+        self._known: dict[frozenset[tuple[int, int]], int] = {}
+        self.eos_id = eos_id
+        self.end = len(self.transitions)
+        self.transitions.append({eos_id: self.end})
+
+    def state(self, transitions: dict[int, int]) -> int:
+        key = frozenset(transitions.items())
+        if key not in self._known:
+            self._known[key] = len(self.transitions)
+            self.transitions.append(transitions)
+        return self._known[key]
+
+    def words(self, words: Iterable[Word], then: int) -> int:
+        """The state in which any of `words` may be read, each followed by what state `then` reads.
+
+        Raises:
+            ValueError: after some word, it could not be told whether the next token still belongs to a longer one.
+        """
+        transitions: dict[int, int] = {}
+        by_first: dict[int, list[Word]] = {}
+        for word in words:
+            if word:
+                by_first.setdefault(word[0], []).append(word[1:])
+            else:
+                transitions = dict(self.transitions[then])
+        for token, rest in by_first.items():
+            if token in transitions:
+                raise ValueError(f"Token {token} may both go on with a field and begin the next one")
+            transitions[token] = then if rest == [()] else self.words(rest, then)
+        return self.state(transitions)
+
+    def either(self, *states: int) -> int:
+        """The state that reads what any of the given ones reads; their first tokens must differ."""
+        merged: dict[int, int] = {}
+        for state in states:
+            for token, following in self.transitions[state].items():
+                if merged.setdefault(token, following) != following:
+                    raise ValueError(f"Token {token} begins two different continuations")
+        return self.state(merged)
+
+    def table(self, start: int) -> TokenAutomaton:
+        used = sorted({token for transitions in self.transitions for token in transitions})
+        column = {token: i for i, token in enumerate(used)}
+        # States were made from the last to the first: reversed, each leads forward, and the end is last.
+        last = len(self.transitions) - 1
+        longest = [0] * (last + 1)
+        next_state = np.full((last + 1, len(used)), FORBIDDEN, np.int32)
+        for state, transitions in enumerate(self.transitions):
+            for token, following in transitions.items():
+                next_state[last - state, column[token]] = last - following
+            if state != self.end:
+                longest[state] = 1 + max(longest[following] for following in transitions.values())
+        return TokenAutomaton(np.array(used, np.int32), next_state, last - start, longest[start])
+
+
+def crystal_automaton(
+    tokenizer: Tokenizer,
+    text_format: TextFormat,
+    *,
+    max_atoms: int = 20,
+    elements: Sequence[str] = ELEMENTS,
+) -> TokenAutomaton:
+    """The automaton of crystal texts followed by EOS.
+
+    Args:
+        tokenizer: Spells the fields.
+        text_format: Decides which coordinates there are.
+        max_atoms: Most atoms in the cell; there is at least one.
+        elements: Element symbols that may occur.
+
+    Raises:
+        ValueError: no elements, an unknown one, or `max_atoms` below 1.
+    """
+    if unknown := set(elements) - set(ELEMENTS):
+        raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
+    if not elements:
+        raise ValueError("A crystal needs at least one allowed element")
+    if max_atoms < 1:
+        raise ValueError(f"max_atoms must be at least 1, not {max_atoms}")
+
+    def spell(separator: str, values: Iterable[str]) -> list[Word]:
+        return [word for value in values if (word := _spelling(tokenizer, separator, value))]
+
+    coordinates = _FRACTIONS
+    if text_format.coordinates == "cartesian":
+        coordinates = _CARTESIAN
+    elif text_format.version == "paper":
+        coordinates = (*_FRACTIONS, "1.00")
+    first, later = spell("\n", coordinates), spell(" ", coordinates)
+    symbols = spell("\n", elements)
+
+    builder = _Builder(tokenizer.eos_id)
+    finish = builder.state({tokenizer.eos_id: builder.end})
+    after_atom = finish
+    for atoms_before in reversed(range(max_atoms)):
+        state = after_atom
+        for words in (later, later, first, symbols):
+            state = builder.words(words, state)
+        # The first atom must come; before each further one the crystal may end.
+        after_atom = builder.either(finish, state) if atoms_before else state
+    state = after_atom
+    for separator, values in [
+        *((s, _ANGLES) for s in (" ", " ", "\n")),
+        *((s, _LENGTHS) for s in (" ", " ", "")),
+    ]:
+        state = builder.words(spell(separator, values), state)
+    return builder.table(state)
+
+
+def _spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:
+    """`None` for a value outside of a compact vocabulary: it can be neither trained on nor sampled."""
+    try:
+        return tokenizer.spell(separator, value)
+    except ValueError:
+        return None

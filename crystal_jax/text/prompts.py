@@ -1,0 +1,91 @@
+"""The three prompts of the paper: generation, conditional generation, infilling (Gruver et al., figure 3).
+
+A prompt ends with a newline and the completion follows at once: a crystal's text, or one element symbol.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+_TASK = (
+    "Generate a description of the lengths and angles of the lattice vectors and then the element type and "
+    "coordinates for each atom within the lattice:\n"
+)
+_OPENING = "Below is a description of a bulk material. "
+_INFILL_OPENING = (
+    "Below is a partial description of a bulk material where one element has been replaced with the string "
+    '"[MASK]":\n'
+)
+_INFILL_TASK = "\nGenerate an element that could replace [MASK] in the bulk material:\n"
+
+MASK = "[MASK]"
+
+# Condition names are the columns of the CDVAE data files.
+CONDITIONS: Mapping[str, str] = {
+    "pretty_formula": "The chemical formula is ",
+    "formation_energy_per_atom": "The formation energy per atom is ",
+    "band_gap": "The band gap is ",
+    "e_above_hull": "The energy above the convex hull is ",
+    "spacegroup.number": "The spacegroup number is ",
+}
+_DRAWN = tuple(name for name in CONDITIONS if name != "pretty_formula")
+
+# Every fixed piece of every prompt; small tokenizers give each a token of its own.
+PHRASES = (_OPENING, _TASK, _INFILL_OPENING, _INFILL_TASK, *CONDITIONS.values())
+
+Conditions = Mapping[str, str | float | int]
+
+
+def generation_prompt(conditions: Conditions | None = None) -> str:
+    """The prompt for a new crystal; `conditions` are stated in their own order, floats with four decimals.
+
+    Raises:
+        ValueError: an unknown condition.
+    """
+    stated = []
+    for name, value in (conditions or {}).items():
+        if name not in CONDITIONS:
+            raise ValueError(f"Unknown condition {name!r}; expected one of {', '.join(CONDITIONS)}")
+        stated.append(f"{CONDITIONS[name]}{round(value, 4) if isinstance(value, float) else value}. ")
+    return f"{_OPENING}{''.join(stated)}{_TASK}"
+
+
+def infill_prompt(masked_text: str) -> str:
+    """The prompt that asks which element `[MASK]` stands for in a crystal's text."""
+    return f"{_INFILL_OPENING}{masked_text}{_INFILL_TASK}"
+
+
+def mask_element(text: str, symbol: str, *, substring: bool = False) -> str:
+    """Replaces an element by `[MASK]` wherever it is an atom's line.
+
+    `substring` repeats the published behaviour, which also turns the Ca of a carbonate into `[MASK]a`; it exists
+    for parity only.
+    """
+    if substring:
+        return text.replace(symbol, MASK)
+    return "\n".join(MASK if line == symbol else line for line in text.split("\n"))
+
+
+def draw_conditions(properties: Conditions, rng: np.random.Generator) -> dict[str, str | float | int]:
+    """Conditions as the paper's training draws them.
+
+    k is uniform in 0…4. For k = 0 nothing is stated; otherwise the formula comes first, then k of the other four
+    in random order. A property that is missing (NaN, or a negative space group) is passed over.
+    """
+    k = int(rng.integers(0, len(_DRAWN) + 1))
+    if k == 0:
+        return {}
+    drawn = [_DRAWN[i] for i in rng.permutation(len(_DRAWN))[:k]]
+    return {name: properties[name] for name in ("pretty_formula", *drawn) if _is_known(name, properties)}
+
+
+def _is_known(name: str, properties: Conditions) -> bool:
+    value = properties.get(name)
+    if value is None or value == "":
+        return False
+    if isinstance(value, float) and math.isnan(value):
+        return False
+    return not (name == "spacegroup.number" and isinstance(value, int) and value < 1)

@@ -1,0 +1,185 @@
+"""Three tokenizers behind one protocol.
+
+`Llama2Tokenizer` is LLaMA-2's SentencePiece model. `CharacterTokenizer` (LM-CH) and `AtomCoordinateTokenizer`
+(LM-AC) follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file: one token a character, or one token an
+element, a lattice number, a coordinate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+from crystal_jax.errors import UserError
+from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.prompts import MASK, PHRASES
+
+
+class Tokenizer(Protocol):
+    """Text ⇄ token ids. `encode` adds neither BOS nor EOS; `decode(encode(text)) == text`."""
+
+    name: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, a crystal, or a prompt followed by its completion."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some ids; BOS and EOS are left out."""
+        ...
+
+    def spell(self, separator: str, value: str) -> tuple[int, ...]:
+        """The ids that `value`, and the separator before it, become inside a crystal's text.
+
+        The grammar is built from these, so it admits the canonical tokenisation only.
+        """
+        ...
+
+
+class Llama2Tokenizer:
+    """LLaMA-2's SentencePiece vocabulary of 32,000 pieces, read from a `tokenizer.model`.
+
+    Every digit, space and newline of a crystal is a token; 44 of the first 94 element symbols are two.
+    """
+
+    name = "llama2"
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise UserError(f"no tokenizer at {path}; give the tokenizer.model that comes with LLaMA-2's weights")
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{path} is not a SentencePiece model: {error}") from error
+        self.vocab_size = self._pieces.vocab_size()
+        self.bos_id, self.eos_id = self._pieces.bos_id(), self._pieces.eos_id()
+
+    def encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._pieces.decode([i for i in ids if i not in (self.bos_id, self.eos_id)])
+
+    def spell(self, separator: str, value: str) -> tuple[int, ...]:
+        # A line that stands before: SentencePiece puts a space token at the very start of any text.
+        before = self.encode("\n0") if separator else self.encode("\n")
+        ids = self.encode(("\n0" if separator else "\n") + separator + value)
+        return tuple(ids[len(before) :])
+
+
+class CharacterTokenizer:
+    """LM-CH: one token a printable ASCII character or newline."""
+
+    name = "character"
+    bos_id, eos_id = 0, 1
+
+    def __init__(self):
+        self._ids = {c: i for i, c in enumerate(_PRINTABLE, start=2)}
+        self.vocab_size = 2 + len(self._ids)
+
+    def encode(self, text: str) -> list[int]:
+        return [_lookup(self._ids, c) for c in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(_PRINTABLE[i - 2] for i in ids if i not in (self.bos_id, self.eos_id))
+
+    def spell(self, separator: str, value: str) -> tuple[int, ...]:
+        return tuple(self.encode(separator + value))
+
+
+class AtomCoordinateTokenizer:
+    """LM-AC: one token an element, a lattice length (1.0 … 59.9 Å), an angle (1 … 179°), a coordinate (0.00 … 1.00).
+
+    The lines of a crystal have a fixed number of fields, so its spaces and newlines need no tokens: a crystal of
+    n atoms is 6 + 4 n tokens. Around it, a prompt is spelled with one token a fixed phrase, element tokens in
+    formulas, and characters for the rest. Cartesian coordinates are outside of the vocabulary.
+    """
+
+    name = "atom_coordinate"
+    bos_id, eos_id = 0, 1
+
+    def __init__(self):
+        lengths = [f"{i / 10:.1f}" for i in range(10, 600)]
+        fields = [
+            *lengths,
+            *(str(i) for i in range(1, 180)),
+            *(f"{i / 100:.2f}" for i in range(101)),
+            *ELEMENTS,
+            MASK,
+        ]
+        texts = [*PHRASES, *_PRINTABLE]
+        # The angle "5" and the character "5" of a formula are different tokens; an element is the same one in both.
+        self._field_ids = {field: i for i, field in enumerate(fields, start=2)}
+        self._text_ids = {piece: i for i, piece in enumerate(texts, start=2 + len(fields))}
+        self._text_ids |= {symbol: self._field_ids[symbol] for symbol in (*ELEMENTS, MASK)}
+        self._strings = ["", "", *fields, *texts]
+        self._length_ids = range(2, 2 + len(lengths))
+        self._fields = range(2, 2 + len(fields))
+        self.vocab_size = len(self._strings)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for match in _PIECE.finditer(text):
+            if match.lastgroup == "crystal":
+                ids += [_lookup(self._field_ids, field) for field in match.group().split()]
+            else:
+                ids.append(_lookup(self._text_ids, match.group()))
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        kept = [i for i in ids if i not in (self.bos_id, self.eos_id)]
+        text = ""
+        for is_field, group in itertools.groupby(kept, key=self._fields.__contains__):
+            block = list(group)
+            # A crystal starts with a length; other field tokens are the elements of a formula.
+            in_crystal = is_field and block[0] in self._length_ids
+            text += "".join(
+                (_separator(place) if in_crystal else "") + self._strings[i] for place, i in enumerate(block)
+            )
+        return text
+
+    def spell(self, separator: str, value: str) -> tuple[int, ...]:
+        return (_lookup(self._field_ids, value),)
+
+
+def load_tokenizer(name: str, path: Path | None = None) -> Tokenizer:
+    """A tokenizer by its name: `atom_coordinate`, `character`, or `llama2` with the path of its model file."""
+    if name == "llama2":
+        if path is None:
+            raise UserError("the llama2 tokenizer needs a file: --config.tokenizer.path=/path/to/tokenizer.model")
+        return Llama2Tokenizer(Path(path))
+    compact = {t.name: t for t in (AtomCoordinateTokenizer, CharacterTokenizer)}
+    if name not in compact:
+        raise UserError(f"no tokenizer {name!r}; there are: {', '.join(sorted([*compact, 'llama2']))}")
+    return compact[name]()
+
+
+_PRINTABLE = "\n" + "".join(chr(i) for i in range(32, 127))
+_SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
+_LENGTHS, _ANGLES, _COORDINATES = (" ".join([number] * 3) for number in (r"\d+\.\d", r"\d+", r"\d\.\d\d"))
+# A whole crystal, alone on its lines; else a phrase; else an element; else one character.
+_PIECE = re.compile(
+    rf"(?P<crystal>(?<![^\n]){_LENGTHS}\n{_ANGLES}(?:\n(?:{_SYMBOL})\n{_COORDINATES})+(?![^\n]))"
+    rf"|{'|'.join(map(re.escape, PHRASES))}|{_SYMBOL}|(?s:.)"
+)
+
+
+def _separator(place: int) -> str:
+    """What stands before the field at this place of a crystal: six lattice numbers, then four fields an atom."""
+    if place == 0:
+        return ""
+    starts_line = place % 3 == 0 if place < 6 else (place - 6) % 4 < 2
+    return "\n" if starts_line else " "
+
+
+def _lookup(ids: dict[str, int], piece: str) -> int:
+    if piece not in ids:
+        raise ValueError(f"{piece!r} is not in the vocabulary")
+    return ids[piece]
