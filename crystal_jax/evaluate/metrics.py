@@ -1,0 +1,87 @@
+"""From one row a sample (`structures`) to the numbers of `metrics.json`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+
+from crystal_jax.evaluate.distributions import PROPERTIES, histogram, wasserstein
+from crystal_jax.evaluate.rate import Rate
+
+PAPER_NUM_SAMPLES = 10_000  # the published figures are over this many
+PAPER_DRAW_SEED = 0  # the reference implementation draws unseeded
+RATES = ("structural_validity", "compositional_validity", "validity", "uniqueness", "novelty")
+
+
+def judged_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """The rows that enter validity and distributions.
+
+    By default these are all. In the mode "paper" samples without a structure are left out, and more than
+    10,000 are replaced by 10,000 drawn with replacement (crystal-text-llm, `basic_eval.py`).
+    """
+    if mode != "paper":
+        return rows
+    rows = rows[rows["formula"].notna()]
+    if len(rows) <= PAPER_NUM_SAMPLES:
+        return rows
+    return rows.sample(PAPER_NUM_SAMPLES, replace=True, random_state=PAPER_DRAW_SEED)
+
+
+def rates(
+    rows: pd.DataFrame, judged: pd.DataFrame, *, with_novelty: bool
+) -> dict[str, dict[str, Any] | None]:
+    """Validity of the judged rows; uniqueness and novelty of all valid ones; None is not measured."""
+    valid = rows[rows["valid"]]
+    found = {
+        "structural_validity": Rate.of(judged["structurally_valid"]),
+        "compositional_validity": Rate.of(judged["compositionally_valid"]),
+        "validity": Rate.of(judged["valid"]),
+        "uniqueness": Rate.of(valid["unique"]),
+        "novelty": Rate.of(valid["novel"]) if with_novelty else None,
+    }
+    return {name: None if rate is None else rate.as_dict() for name, rate in found.items()}
+
+
+def distances(judged: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
+    """Compares the valid ones of the judged rows with all reference crystals; histograms show the same sets.
+
+    Args:
+        judged: the rows that count.
+        reference: columns `density` (g/cm^3), `num_elements` and `num_atoms`.
+    """
+    valid = judged[judged["valid"]]
+    return {
+        "wasserstein_density": wasserstein(valid["density"], reference["density"], "g/cm^3"),
+        "wasserstein_num_elements": wasserstein(valid["num_elements"], reference["num_elements"], "elements"),
+        "histograms": {
+            kind.column: histogram(valid[kind.column], reference[kind.column], kind) for kind in PROPERTIES
+        },
+    }
+
+
+def failures(rows: pd.DataFrame) -> dict[str, int]:
+    """Counts each reason up to its colon, the most frequent first; a sample may fail for two reasons."""
+    reasons = (reason.split(":")[0] for text in rows["failure"] if text for reason in text.split("; "))
+    return dict(Counter(reasons).most_common())
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """A small table for the terminal."""
+    lines = []
+    for name in RATES:
+        rate = metrics[name]
+        if rate is None:
+            text = "not measured"
+        elif rate["value"] is None:
+            text = "nothing to judge"
+        else:
+            text = f"{100 * rate['value']:6.2f} %   {rate['hits']} of {rate['total']}"
+        lines.append(f"{name:<26}{text}")
+    for name in ("wasserstein_density", "wasserstein_num_elements"):
+        distance = metrics.get(name)
+        if distance and distance["value"] is not None:
+            sizes = f"{distance['samples']} samples, {distance['reference']} real"
+            lines.append(f"{name:<26}{distance['value']:8.4f} {distance['unit']}   {sizes}")
+    return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""Judges generated crystals: validity, distributions, uniqueness, novelty.
+
+Reads a samples file (`samples.csv` of 'crystal-jax sample', any CSV with a column `cif`, or a folder of
+*.cif files) and writes to --output:
+
+  metrics.json     every rate with its value, hits and total; distances; histograms; versions and settings
+  structures.csv   one row for each sample: formula, density, space group, which checks it passes and why not
+
+With --reference the densities and numbers of elements of the valid samples are compared with those of real
+crystals; with --train_reference the share of valid samples that are not in the training set is measured. Both
+take a CSV, a folder of *.cif, or a data set of 'crystal-jax prepare' as DIR or DIR:split.
+
+--mode=default   a sample that does not parse counts as a failure in the rates
+--mode=paper     as published: samples that do not parse leave the rates, more than 10,000 samples are
+                 replaced by 10,000 drawn with replacement, and zirconium has SMACT's old electronegativity 0.33
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+import crystal_jax
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate import metrics, novelty, structures, validity
+from crystal_jax.evaluate.output import write_text
+from crystal_jax.evaluate.oxidation import OXIDATION_STATES, load_oxidation_table
+from crystal_jax.evaluate.samples import read_entries, read_reference
+
+MODES = ("default", "paper")
+PACKAGES = ("pymatgen", "spglib", "scipy", "numpy", "pandas")
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of `crystal-jax evaluate`."""
+    flags.DEFINE_string(
+        "samples", None, "CSV with a column cif, or folder of *.cif.", required=True, flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "output", None, "Folder for metrics.json and structures.csv.", required=True, flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "reference",
+        None,
+        "Real crystals to compare distributions with: CSV, folder of *.cif, or data set as DIR[:split], by "
+        "default its split 'test'.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "train_reference",
+        None,
+        "Crystals the model was trained on, for novelty: as --reference, by default the split 'train'.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum("mode", "default", MODES, "How failures count; see above.", flag_values=flag_values)
+    flags.DEFINE_enum(
+        "oxidation_states",
+        "smact14",
+        OXIDATION_STATES,
+        "SMACT's list of oxidation states: smact14 is behind the published figures, icsd24 is the newer one.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool("progress", True, "Show progress bars.", flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Runs `crystal-jax evaluate`."""
+    result = evaluate(
+        Path(flag_values.samples),
+        output=Path(flag_values.output),
+        reference=flag_values.reference,
+        train_reference=flag_values.train_reference,
+        mode=flag_values.mode,
+        oxidation_states=flag_values.oxidation_states,
+        progress=flag_values.progress,
+    )
+    print(metrics.summary(result))
+    print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv")
+
+
+def evaluate(
+    samples: Path,
+    *,
+    output: Path,
+    reference: str | None = None,
+    train_reference: str | None = None,
+    mode: str = "default",
+    oxidation_states: str = "smact14",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Judges crystals and writes `metrics.json` and `structures.csv`.
+
+    Args:
+        samples: CSV with a column `cif` (an empty one is a sample that did not parse), or folder of `*.cif`.
+        output: folder to write to.
+        reference: crystals to compare distributions with: CSV, folder, or prepared data set as "DIR[:split]".
+        train_reference: crystals the model has seen, given likewise; without it there is no novelty.
+        mode: "default" or "paper", see the module's docstring.
+        oxidation_states: "smact14" or "icsd24".
+        progress: whether to show progress bars.
+
+    Returns:
+        The contents of `metrics.json`.
+
+    Raises:
+        UserError: an input is missing or unreadable, or an option has no such value.
+    """
+    if mode not in MODES:
+        raise UserError(f"no mode {mode!r}; --mode is one of {', '.join(MODES)}")
+    start = time.monotonic()
+    table = load_oxidation_table(oxidation_states, zr_as_in_paper=mode == "paper")
+    # All inputs are opened before the first long loop, so that a wrong path fails at once.
+    entries = read_entries(Path(samples))
+    real = read_reference(reference, default_split="test") if reference else []
+    train = read_reference(train_reference, default_split="train") if train_reference else None
+
+    parsed = structures.parse_all(entries, progress=progress)
+    rows = structures.describe(parsed, table, progress=progress)
+    structures.compare(rows, parsed, train, progress=progress)
+    judged = metrics.judged_rows(rows, mode)
+    real_properties = structures.properties(structures.parse_all(real, what="reference", progress=progress))
+    result = {
+        **metrics.rates(rows, judged, with_novelty=train is not None),
+        **metrics.distances(judged, real_properties),
+        "samples": {
+            "path": str(Path(samples).resolve()),
+            "read": len(rows),
+            "without_structure": int(rows["formula"].isna().sum()),
+            "judged": len(judged),
+        },
+        "reference": reference and {"path": reference, "read": len(real), "used": len(real_properties)},
+        "train_reference": train_reference and {"path": train_reference, "read": len(train or [])},
+        "failures": metrics.failures(rows),
+        "mode": mode,
+        "settings": {
+            "oxidation_states": table.name,
+            "electronegativity_zr": table.electronegativity["Zr"],
+            "min_distance_angstrom": validity.MIN_DISTANCE,
+            "min_volume_cubic_angstrom": validity.MIN_VOLUME,
+            "matcher": novelty.MATCHER,
+            "spacegroup_symprec_angstrom": structures.SYMMETRY_PRECISION,
+        },
+        "versions": _versions(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    write_text(Path(output) / "structures.csv", rows.to_csv(index=False))
+    write_text(Path(output) / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def _versions() -> dict[str, str]:
+    own = {"crystal_jax": crystal_jax.__version__, "python": platform.python_version()}
+    return own | {package: metadata.version(package) for package in PACKAGES}

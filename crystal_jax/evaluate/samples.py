@@ -1,0 +1,144 @@
+"""Reads crystals to be judged, and crystals to judge them by.
+
+Sources: a CSV (also .csv.gz) with a column `cif`, a folder of `*.cif` files, and, for references, a prepared
+data set. `read_entries` only collects CIF texts, which is quick; `parse` builds a structure, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pymatgen.core import Composition, DummySpecies, Structure
+
+from crystal_jax.errors import UserError
+
+CIF_COLUMNS = ("cif", "cif_str")  # both are in use in published files
+NAME_COLUMNS = ("name", "material_id")
+MAX_LENGTH = 1e6  # Å; beyond it products of cell vectors lose all precision, and no crystal is meant
+_FORMULA = re.compile(r"^_chemical_formula_sum\s+['\"]?([^'\"\n]+)", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A crystal as text; an empty `cif` is a sample whose text did not parse."""
+
+    name: str
+    cif: str
+
+    def reduced_formula(self) -> str | None:
+        """The formula the CIF's header states, like "Fe2O3"; None if it states none."""
+        stated = _FORMULA.search(self.cif)
+        try:
+            return Composition(stated[1]).reduced_formula if stated else None
+        except ValueError:
+            return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A crystal that was read: either its `structure` or the reason of its `failure` is None."""
+
+    name: str
+    cif: str
+    structure: Structure | None
+    failure: str | None
+
+
+def parse(entry: Entry) -> Sample:
+    """Builds the structure of an entry; whatever is wrong with its CIF becomes the sample's `failure`."""
+    if not entry.cif.strip():
+        return Sample(entry.name, entry.cif, None, "no CIF: the sampled text did not parse")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pymatgen reports each rounded coordinate
+            structure = Structure.from_str(entry.cif, fmt="cif")
+        failure = _structure_fault(structure)
+    except Exception as error:  # a malformed CIF raises nearly anything, and must not end the evaluation
+        structure, failure = None, f"CIF does not parse: {_first_line(error)}"
+    return Sample(entry.name, entry.cif, None if failure else structure, failure)
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Reads the CIF texts of a CSV file or of a folder of `*.cif` files.
+
+    Raises:
+        UserError: the path is missing, of another kind, or holds no crystals.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder of samples")
+    if not path.name.endswith((".csv", ".csv.gz")):
+        raise UserError(
+            f"{path}: crystals are read from a .csv or .csv.gz file, or from a folder of *.cif files"
+        )
+    return _read_csv(path)
+
+
+def read_reference(reference: str, *, default_split: str) -> list[Entry]:
+    """Reads reference crystals: what `read_entries` reads, or a prepared data set as `DIR` or `DIR:split`.
+
+    Raises:
+        UserError: as `read_entries`, or the data set has no such split.
+    """
+    path = Path(reference)
+    if path.is_file() or (path.is_dir() and any(path.glob("*.cif"))):
+        return read_entries(path)
+    directory, _, split = (reference, "", "") if path.exists() else reference.rpartition(":")
+    if not directory or not Path(directory).is_dir():
+        raise UserError(
+            f"{reference}: no such reference; give a CSV, a folder of *.cif, or a data set as DIR:split"
+        )
+
+    from crystal_jax.data import mp20  # here, because only this case needs TensorFlow Datasets
+
+    records = mp20.open_split(Path(directory), split or default_split)
+    return [Entry(f"{split or default_split}-{i:06d}", record.cif) for i, record in enumerate(records)]
+
+
+def _read_folder(path: Path) -> list[Entry]:
+    files = sorted(path.glob("*.cif"))
+    if not files:
+        raise UserError(f"{path}: the folder holds no *.cif files")
+    return [Entry(file.stem, file.read_text(encoding="utf-8", errors="replace")) for file in files]
+
+
+def _read_csv(path: Path) -> list[Entry]:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path}: the file is empty; it needs a header with a column 'cif'") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a readable CSV file: {_first_line(error)}") from error
+    column = next((name for name in CIF_COLUMNS if name in table), None)
+    if column is None:
+        found = ", ".join(map(str, table.columns))
+        raise UserError(f"{path}: no column 'cif' (or 'cif_str'); the columns are: {found}")
+    if table.empty:
+        raise UserError(f"{path}: the file has a header but no rows")
+    names = next((table[name] for name in NAME_COLUMNS if name in table and table[name].is_unique), None)
+    if names is None:
+        names = pd.Series([f"{i:06d}" for i in range(len(table))])
+    return [Entry(name, cif) for name, cif in zip(names, table[column], strict=True)]
+
+
+def _structure_fault(structure: Structure) -> str | None:
+    if not structure.is_ordered:
+        return "disordered: a site is shared or partly empty"
+    if any(isinstance(specie, DummySpecies) for specie in structure.composition):
+        return "a site holds no real element"
+    finite = np.isfinite(structure.lattice.matrix).all() and max(structure.lattice.abc) < MAX_LENGTH
+    if not finite or not structure.volume > 0 or not np.isfinite(structure.frac_coords).all():
+        return "the lattice forms no cell"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,111 @@
+"""One row for each sample: what it is, which checks it passes, and why not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from pymatgen.core import Structure
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+from tqdm import tqdm
+
+from crystal_jax.evaluate import novelty
+from crystal_jax.evaluate.oxidation import OxidationTable
+from crystal_jax.evaluate.samples import Entry, Sample, parse
+from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+
+SYMMETRY_PRECISION = 0.1  # Å, of the space group; the value the Materials Project uses
+
+COLUMNS = {
+    "name": "str",
+    "formula": "str",
+    "reduced_formula": "str",
+    "num_atoms": "Int64",
+    "num_elements": "Int64",
+    "density": "float64",  # g/cm^3
+    "volume": "float64",  # Å^3, of the cell
+    "spacegroup": "Int64",  # number; of valid samples only
+    "structurally_valid": "bool",
+    "compositionally_valid": "bool",
+    "valid": "bool",
+    "unique": "boolean",  # of valid samples: no earlier row is the same crystal
+    "novel": "boolean",  # of valid samples, given a training set: it is not in there
+    "failure": "str",  # reasons, joined by "; "
+}
+
+
+def parse_all(entries: Sequence[Entry], *, what: str = "reading", progress: bool = False) -> list[Sample]:
+    """Parses every entry; failures stay in the list."""
+    return [parse(entry) for entry in tqdm(entries, what, unit="crystal", disable=not progress)]
+
+
+def describe(samples: Sequence[Sample], table: OxidationTable, *, progress: bool = False) -> pd.DataFrame:
+    """Tabulates all but `unique` and `novel`, one row a sample in the samples' order (see `COLUMNS`)."""
+    rows = (_row(sample, table) for sample in tqdm(samples, "validity", unit="crystal", disable=not progress))
+    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def compare(
+    rows: pd.DataFrame, samples: Sequence[Sample], train: Sequence[Entry] | None, *, progress: bool = False
+) -> None:
+    """Fills in `unique` and, if a training set is given, `novel`, for the valid rows."""
+    valid = rows.index[rows["valid"]]
+    cells = [
+        novelty.reduce_cell(samples[i].structure)
+        for i in tqdm(valid, "primitive cells", unit="crystal", disable=not progress)
+    ]
+    rows.loc[valid, "unique"] = novelty.first_of_their_kind(cells, progress=progress)
+    if train is not None:
+        rows.loc[valid, "novel"] = novelty.absent_from(train, cells, progress=progress)
+    for i, cell in zip(valid, cells, strict=True):
+        if cell is None:
+            rows.loc[i, "failure"] = "no primitive cell to compare"
+
+
+def properties(samples: Sequence[Sample]) -> pd.DataFrame:
+    """Density (g/cm^3), number of elements and number of atoms of every sample that has a structure."""
+    rows = [_properties(sample.structure) for sample in samples if sample.structure]
+    return pd.DataFrame(rows, columns=["density", "num_elements", "num_atoms"])
+
+
+def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
+    if sample.structure is None:
+        faults: list[str | None] = [sample.failure] * 2
+        facts: dict[str, Any] = {}
+    else:
+        composition = sample.structure.composition
+        faults = [structural_fault(sample.structure), compositional_fault(composition, table)]
+        facts = _properties(sample.structure) | {
+            "formula": composition.formula,
+            "reduced_formula": composition.reduced_formula,
+            "volume": sample.structure.volume,
+        }
+    valid = not any(faults)
+    return facts | {
+        "name": sample.name,
+        "spacegroup": _spacegroup(sample.structure) if valid and sample.structure else None,
+        "structurally_valid": not faults[0],
+        "compositionally_valid": not faults[1],
+        "valid": valid,
+        "failure": "; ".join(dict.fromkeys(fault for fault in faults if fault)),
+    }
+
+
+def _properties(structure: Structure) -> dict[str, float | int]:
+    return {
+        "density": float(structure.density),
+        "num_elements": len(structure.composition.element_composition),
+        "num_atoms": len(structure),
+    }
+
+
+def _spacegroup(structure: Structure) -> int | None:
+    """The number of the space group, or None where spglib finds none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # spglib's old error handling, used by pymatgen
+        try:
+            return SpacegroupAnalyzer(structure, symprec=SYMMETRY_PRECISION).get_space_group_number()
+        except Exception:  # spglib's error types change between versions; a missing number is no failure
+            return None
