@@ -1,0 +1,66 @@
+"""Builds a TFDS data set of crystals, once; asked again, it only says where it is.
+
+Data sets:
+  amcsd      measured mineral structures; needs no network (default)
+  mp20       MP-20 of CDVAE; downloaded, or from --manual_dir
+  perov5     Perov-5 of CDVAE; likewise
+  carbon24   Carbon-24 of CDVAE; likewise
+  mp20_open  train, val and test (.csv or .csv.gz) from --manual_dir
+  csv        your own: --manual_dir is a CSV table with a column 'cif', a folder of train.csv, val.csv and
+             test.csv, or a folder of *.cif files; optional columns: material_id, formation_energy_per_atom
+             (eV/atom), band_gap (eV), e_above_hull (eV/atom), spacegroup, source
+
+Examples:
+  crystal-jax prepare
+  crystal-jax prepare --dataset=amcsd --max_entries=512
+  crystal-jax prepare --dataset=csv --manual_dir=my_crystals.csv
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from crystal_jax.data import mp20, prepare
+from tfds_mp20.mp20_dataset_builder import DATASETS
+from tfds_mp20.user_files import FAIL, SKIP
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines this command's flags."""
+    flags.DEFINE_enum("dataset", "amcsd", DATASETS, "What to build.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "manual_dir",
+        None,
+        "Folder with the data set's files; for csv also a single file.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string("data_dir", "data", "Where data sets are kept.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "max_entries", None, "Build a subset of this many crystals.", lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_integer("seed", 0, "Chooses the subset.", flag_values=flag_values)
+    flags.DEFINE_enum(
+        "on_error",
+        FAIL,
+        [FAIL, SKIP],
+        "What to do at a csv crystal that cannot be used.",
+        flag_values=flag_values,
+    )
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Prepares the data set and prints its directory and the rows of each split."""
+    directory = prepare.prepare(
+        flag_values.dataset,
+        data_dir=Path(flag_values.data_dir).expanduser(),
+        manual_dir=Path(flag_values.manual_dir).expanduser() if flag_values.manual_dir else None,
+        max_entries=flag_values.max_entries,
+        seed=flag_values.seed,
+        on_error=flag_values.on_error,
+    )
+    info = mp20.dataset_info(directory)
+    print(directory)
+    for split, rows in info.rows.items():
+        print(f"{split:>6} {rows:8,}")
