@@ -2,13 +2,12 @@
 
 Two crystals are the same if the matcher says so at its default tolerances, on primitive cells scaled to equal
 volume. Only crystals of one reduced formula are compared. What the matcher fails on counts against the
-sample: a crystal without a primitive cell is neither unique nor new, and a pair that cannot be compared is taken
-as the same.
+sample: a crystal without a primitive cell is neither unique nor new, and a pair that cannot be compared is
+taken as the same.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -78,8 +77,6 @@ def absent_from(
 def _is_among(cell: Structure, others: Sequence[Structure]) -> bool:
     matcher = StructureMatcher(**MATCHER)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return any(matcher.fit(cell, other, skip_structure_reduction=True) for other in others)
+        return any(matcher.fit(cell, other, skip_structure_reduction=True) for other in others)
     except _MATCHER_FAILURES:
         return True

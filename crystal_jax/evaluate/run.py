@@ -12,7 +12,7 @@ take a CSV, a folder of *.cif, or a data set of 'crystal-jax prepare' as DIR or 
 
 --mode=default   a sample that does not parse counts as a failure in the rates
 --mode=paper     as published: samples that do not parse leave the rates, more than 10,000 samples are
-                 replaced by 10,000 drawn with replacement, and zirconium has SMACT's old electronegativity 0.33
+                 replaced by 10,000 drawn with replacement, and Zr has SMACT's old electronegativity of 0.33
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def evaluate(
             "read": len(rows),
             "without_structure": int(rows["formula"].isna().sum()),
             "judged": len(judged),
+            "models": sorted({entry.model for entry in entries if entry.model}),
         },
         "reference": reference and {"path": reference, "read": len(real), "used": len(real_properties)},
         "train_reference": train_reference and {"path": train_reference, "read": len(train or [])},
@@ -141,6 +142,7 @@ def evaluate(
         "mode": mode,
         "settings": {
             "oxidation_states": table.name,
+            "paper_draw_seed": metrics.PAPER_DRAW_SEED if mode == "paper" else None,
             "electronegativity_zr": table.electronegativity["Zr"],
             "min_distance_angstrom": validity.MIN_DISTANCE,
             "min_volume_cubic_angstrom": validity.MIN_VOLUME,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 import zlib
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pandas as pd
 from pymatgen.core import Composition, DummySpecies, Structure
 
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate.quiet import quiet
 
 CIF_COLUMNS = ("cif", "cif_str")  # both are in use in published files
 NAME_COLUMNS = ("name", "material_id")
@@ -30,6 +30,7 @@ class Entry:
 
     name: str
     cif: str
+    model: str = ""  # what wrote it, if the file says so
 
     def reduced_formula(self) -> str | None:
         """The formula the CIF's header states, like "Fe2O3"; None if it states none."""
@@ -50,14 +51,13 @@ class Sample:
     failure: str | None
 
 
+@quiet()
 def parse(entry: Entry) -> Sample:
     """Builds the structure of an entry; whatever is wrong with its CIF becomes the sample's `failure`."""
     if not entry.cif.strip():
         return Sample(entry.name, entry.cif, None, "no CIF: the sampled text did not parse")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pymatgen reports each rounded coordinate
-            structure = Structure.from_str(entry.cif, fmt="cif")
+        structure = Structure.from_str(entry.cif, fmt="cif")
         failure = _structure_fault(structure)
     except Exception as error:  # a malformed CIF raises nearly anything, and must not end the evaluation
         structure, failure = None, f"CIF does not parse: {_first_line(error)}"
@@ -125,7 +125,8 @@ def _read_csv(path: Path) -> list[Entry]:
     names = next((table[name] for name in NAME_COLUMNS if name in table and table[name].is_unique), None)
     if names is None:
         names = pd.Series([f"{i:06d}" for i in range(len(table))])
-    return [Entry(name, cif) for name, cif in zip(names, table[column], strict=True)]
+    models = table.get("model_name", pd.Series([""] * len(table)))
+    return [Entry(*values) for values in zip(names, table[column], models, strict=True)]
 
 
 def _structure_fault(structure: Structure) -> str | None:

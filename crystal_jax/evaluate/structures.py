@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from crystal_jax.evaluate import novelty
 from crystal_jax.evaluate.oxidation import OxidationTable
+from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, Sample, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
 
@@ -41,12 +41,14 @@ def parse_all(entries: Sequence[Entry], *, what: str = "reading", progress: bool
     return [parse(entry) for entry in tqdm(entries, what, unit="crystal", disable=not progress)]
 
 
+@quiet()
 def describe(samples: Sequence[Sample], table: OxidationTable, *, progress: bool = False) -> pd.DataFrame:
     """Tabulates all but `unique` and `novel`, one row a sample in the samples' order (see `COLUMNS`)."""
     rows = (_row(sample, table) for sample in tqdm(samples, "validity", unit="crystal", disable=not progress))
     return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
 
 
+@quiet()
 def compare(
     rows: pd.DataFrame, samples: Sequence[Sample], train: Sequence[Entry] | None, *, progress: bool = False
 ) -> None:
@@ -103,9 +105,7 @@ def _properties(structure: Structure) -> dict[str, float | int]:
 
 def _spacegroup(structure: Structure) -> int | None:
     """The number of the space group, or None where spglib finds none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # spglib's old error handling, used by pymatgen
-        try:
-            return SpacegroupAnalyzer(structure, symprec=SYMMETRY_PRECISION).get_space_group_number()
-        except Exception:  # spglib's error types change between versions; a missing number is no failure
-            return None
+    try:
+        return SpacegroupAnalyzer(structure, symprec=SYMMETRY_PRECISION).get_space_group_number()
+    except Exception:  # spglib's error types change between versions; a missing number is no failure
+        return None

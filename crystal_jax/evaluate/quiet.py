@@ -1,0 +1,19 @@
+"""Keeps pymatgen's and spglib's remarks on single crystals from burying an evaluation's output."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Ignores remarks on rounded coordinates and the like, and spglib's on how pymatgen calls it.
+
+    Use as `@quiet()` on a function that hands crystals to pymatgen.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.filterwarnings("ignore", message="Set OLD_ERROR_HANDLING", category=DeprecationWarning)
+        yield

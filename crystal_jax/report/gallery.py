@@ -1,0 +1,112 @@
+"""Picks crystals to show and prepares them for the page's viewer."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from pymatgen.core import Element, Structure
+from pymatgen.symmetry.groups import sg_symbol_from_int_number
+from pymatgen.util.string import unicodeify
+
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate.samples import parse, read_entries
+from crystal_jax.report import elements
+
+GALLERY_SIZE = 12
+MONOCLINIC = range(3, 16)  # numbers of space groups
+FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are drawn on the opposite face as well
+BOND_SLACK = 0.25  # Å over the sum of the atomic radii up to which two atoms are drawn as bonded
+MAX_DRAWN_ATOMS = 400  # larger cells would make the page heavy and the drawing unreadable
+
+
+def gallery(rows: pd.DataFrame, samples: Path) -> list[dict[str, Any]]:
+    """Cards of the first valid crystals that repeat no earlier one; none if the samples file has gone.
+
+    Args:
+        rows: `structures.csv`.
+        samples: the file or folder that was evaluated.
+    """
+    shown = rows[rows["valid"] & rows["unique"].eq(True)].head(GALLERY_SIZE)
+    try:
+        entries = {entry.name: entry for entry in read_entries(samples)}
+    except UserError:
+        return []
+    cards = []
+    for row in shown.to_dict("records"):
+        entry = entries.get(row["name"])
+        structure = parse(entry).structure if entry else None
+        if entry and structure and structure.reduced_formula == row["reduced_formula"]:
+            cards.append(_card(row, structure, entry.cif))
+    return cards
+
+
+def _card(row: Mapping[Hashable, Any], structure: Structure, cif: str) -> dict[str, Any]:
+    lattice = structure.lattice
+    number = None if pd.isna(row["spacegroup"]) else int(row["spacegroup"])
+    return {
+        "name": row["name"],
+        "formula": unicodeify(row["reduced_formula"]),
+        "file": f"{row['reduced_formula']}-{row['name']}.cif",
+        "spacegroup": number and f"{_symbol(number)} ({number})",
+        "lengths": " × ".join(f"{length:.2f}" for length in lattice.abc),
+        "angles": ", ".join(f"{angle:.1f}" for angle in lattice.angles),
+        "density": row["density"],
+        "num_atoms": len(structure),
+        "elements": [(symbol, elements.color(symbol)) for symbol in sorted(structure.symbol_set)],
+        "cif": f"data:chemical/x-cif;charset=utf-8,{quote(cif)}",
+        "drawing": drawing(structure) if len(structure) <= MAX_DRAWN_ATOMS else None,
+    }
+
+
+def _symbol(number: int) -> str:
+    """The short Hermann-Mauguin symbol, like "P2₁/c" for 14."""
+    symbol = sg_symbol_from_int_number(number)
+    if number in MONOCLINIC:  # pymatgen writes P12_1/c1, with the two axes without symmetry
+        symbol = re.sub(r"^(\w)1(.+)1$", r"\1\2", symbol)
+    return re.sub(r"_(\d)", lambda screw: "₀₁₂₃₄₅"[int(screw[1])], symbol)
+
+
+def drawing(structure: Structure) -> dict[str, Any]:
+    """What the viewer draws, in Å around the cell's centre.
+
+    Returns:
+        `cell`: the three lattice vectors, (3, 3); `atoms`: [x, y, z, symbol index], those on faces repeated on
+        the opposite ones; `bonds`: pairs of atom indices; `elements`: [symbol, colour, radius in Å].
+    """
+    symbols = sorted(structure.symbol_set)
+    centre = structure.lattice.matrix.sum(axis=0) / 2
+    atoms, kinds = [], []
+    for site in structure:
+        for frac in _on_faces(site.frac_coords % 1.0):
+            atoms.append(structure.lattice.get_cartesian_coords(frac) - centre)
+            kinds.append(symbols.index(site.specie.symbol))
+    return {
+        "cell": np.round(structure.lattice.matrix, 3).tolist(),
+        "atoms": [[*np.round(xyz, 3).tolist(), kind] for xyz, kind in zip(atoms, kinds, strict=True)],
+        "bonds": _bonds(np.array(atoms), [symbols[kind] for kind in kinds]),
+        "elements": [[symbol, elements.color(symbol), elements.radius(symbol)] for symbol in symbols],
+    }
+
+
+def _on_faces(frac: np.ndarray) -> list[np.ndarray]:
+    """The site itself and its images on the cell's other faces, edges and corners."""
+    choices = [
+        [x, x + 1] if x < FACE_TOLERANCE else [x, x - 1] if x > 1 - FACE_TOLERANCE else [x] for x in frac
+    ]
+    return [np.array(image) for image in itertools.product(*choices)]
+
+
+def _bonds(atoms: np.ndarray, symbols: list[str]) -> list[list[int]]:
+    """Pairs of neighbours, except of two metals, whose bonds would hide everything else."""
+    radii = np.array([elements.radius(symbol) for symbol in symbols])
+    metal = np.array([Element(symbol).is_metal for symbol in symbols])
+    distances = np.linalg.norm(atoms[:, None] - atoms[None], axis=-1)
+    close = distances < radii[:, None] + radii[None] + BOND_SLACK
+    return np.argwhere(np.triu(close & ~(metal[:, None] & metal[None]), k=1)).tolist()

@@ -1,0 +1,162 @@
+"""Renders an evaluation as one HTML file that needs neither network nor other files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate import structures
+from crystal_jax.evaluate.output import write_text
+from crystal_jax.evaluate.quiet import quiet
+from crystal_jax.report import elements, figures, gallery
+from crystal_jax.report.published import PUBLISHED
+
+SETTING_TITLES = {
+    "oxidation_states": "Oxidation states",
+    "paper_draw_seed": "Seed of the draw",
+    "electronegativity_zr": "χ of zirconium",
+    "min_distance_angstrom": "Least distance (Å)",
+    "min_volume_cubic_angstrom": "Least volume (Å³)",
+    "matcher": "StructureMatcher",
+    "spacegroup_symprec_angstrom": "Symmetry precision (Å)",
+}
+RATE_TITLES = {
+    "structural_validity": ("Structure valid", "no two atoms closer than 0.5 Å, cell of at least 0.1 Å³"),
+    "compositional_validity": ("Composition valid", "charges can balance (SMACT), or an alloy"),
+    "validity": ("Valid", "both of these"),
+    "uniqueness": ("Unique", "of the valid: repeats no earlier sample"),
+    "novelty": ("Novel", "of the valid: not in the training set"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `crystal-jax evaluate` wrote: `metrics.json` and `structures.csv`."""
+
+    metrics: dict[str, Any]
+    rows: pd.DataFrame
+
+    @classmethod
+    def read(cls, directory: Path) -> Evaluation:
+        """Reads the folder of an evaluation.
+
+        Raises:
+            UserError: a file is missing or is not what an evaluation writes.
+        """
+        try:
+            metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+            rows = pd.read_csv(directory / "structures.csv", dtype=structures.COLUMNS)
+            (
+                rows["valid"],
+                metrics["validity"]["hits"],
+            )  # a KeyError if these are other files of the same names
+        except FileNotFoundError as error:
+            missing = Path(error.filename).name
+            raise UserError(
+                f"{directory}: no {missing}; is this the --output of 'crystal-jax evaluate'?"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{directory}: not an evaluation that can be read ({error!r}); run it again"
+            ) from error
+        return cls(metrics, rows)
+
+
+@quiet()
+def write_report(evaluation: Path, *, output: Path | None = None, training_log: Path | None = None) -> Path:
+    """Writes the report of an evaluation.
+
+    Args:
+        evaluation: folder with `metrics.json` and `structures.csv`.
+        output: the HTML file; by default `report.html` in that folder.
+        training_log: JSON lines with `step` and any of `loss`, `val_loss` and `tokens_per_second`.
+
+    Returns:
+        The path of the file written.
+
+    Raises:
+        UserError: an input is missing or malformed, or the output cannot be written.
+    """
+    evaluation = Path(evaluation)
+    data = Evaluation.read(evaluation)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("crystal_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        **_figures(data), training=_training(training_log) if training_log else None
+    )
+    path = Path(output) if output else evaluation / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _figures(data: Evaluation) -> dict[str, Any]:
+    metrics, rows = data.metrics, data.rows
+    valid = rows[rows["valid"]]
+    histograms = [figures.histogram(h) for h in metrics["histograms"].values()] if len(valid) else []
+    return {
+        "metrics": metrics,
+        "rates": [(*titles, metrics[name]) for name, titles in RATE_TITLES.items()],
+        "funnel": _funnel(rows),
+        "settings": [(title, metrics["settings"][name]) for name, title in SETTING_TITLES.items()],
+        "published": PUBLISHED,
+        "histograms": histograms,
+        "tiles": elements.heat_map(valid["formula"]),
+        "failures": metrics["failures"],
+        "cards": gallery.gallery(rows, Path(metrics["samples"]["path"])),
+    }
+
+
+def _funnel(rows: pd.DataFrame) -> list[tuple[str, int]]:
+    """How many samples are left after each check."""
+    unique = rows["valid"] & rows["unique"].fillna(False)
+    steps = [
+        ("sampled", len(rows)),
+        ("form a crystal", int(rows["formula"].notna().sum())),
+        ("valid", int(rows["valid"].sum())),
+        ("and unique", int(unique.sum())),
+    ]
+    if rows["novel"].notna().any():
+        steps.append(("and novel", int((unique & rows["novel"].fillna(False)).sum())))
+    return steps
+
+
+def _training(path: Path) -> dict[str, Any]:
+    """The training curve and its last figures, from JSON lines."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the training log {path}: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row:
+                numbers = {name: row[name] for name in row if isinstance(row[name], int | float)}
+                rows.append(numbers | {"step": float(row["step"])})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}, line {number}: not a JSON object with a number 'step'") from None
+    series = {name: _series(rows, name) for name in ("loss", "val_loss")}
+    speeds = [speed for _, speed in _series(rows, "tokens_per_second")]
+    if not any(series.values()):
+        raise UserError(f"{path}: the training log holds no finite 'loss' or 'val_loss'")
+    return {
+        "curve": figures.training_curve(series),
+        "last": {name: line[-1] for name, line in series.items() if line},
+        "tokens_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+    }
+
+
+def _series(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
