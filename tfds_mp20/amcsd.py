@@ -63,10 +63,12 @@ class Amcsd:
         """
         del dl_manager
         entries = read_database(database_path())
+        label = "AMCSD"
         if self.max_entries is not None:
             random.Random(self.seed).shuffle(entries)
+            label += f", until {self.max_entries} are found"
         examples = []
-        with contextlib.closing(crystals.parse_all(entries, to_example, label="AMCSD")) as results:
+        with contextlib.closing(crystals.parse_all(entries, to_example, label=label)) as results:
             for result in results:
                 if not isinstance(result, UserError):
                     examples.append(result)

@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from crystal_jax.errors import UserError
 Example = dict[str, Any]
 
 _SYMPREC = 0.1  # Å; what the Materials Project uses for its space groups
-_CHUNK = 32  # entries sent to a worker at a time
+_CHUNK = 8  # entries sent to a worker at a time; those sent are waited for even if no more are wanted
 _WORTH_A_WORKER = 400  # entries; below it, starting a process (2 s) costs more than it saves
 
 
@@ -146,7 +147,8 @@ def parse_all(
             return
         # Not forked: the parent may run JAX's threads.
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        with concurrent.futures.ProcessPoolExecutor(workers, context, signal.signal, deaf) as pool:
             for result in pool.map(attempt, entries, chunksize=_CHUNK):
                 progress.update()
                 yield result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,6 +74,7 @@ class Published:
         try:
             request = urllib.request.Request(urls[splits.TRAIN], method="HEAD")
             urllib.request.urlopen(request, timeout=_TIMEOUT).close()
+            print(f"downloading {self.url}/", file=sys.stderr)
             return {split: Path(path) for split, path in dl_manager.download(urls).items()}
         except Exception as error:  # URLError, requests' errors, TFDS's DownloadError
             raise UserError(

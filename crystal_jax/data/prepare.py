@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def prepare(
             # TFDS wants its own object back for a config it knows, and any object for a new one.
             known = Builder.builder_configs.get(config.name, config)
             builder = Builder(config=known, data_dir=data_dir, file_format="array_record")
-        with contextlib.redirect_stdout(sys.stderr):  # TFDS announces itself there
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS chats there
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
     except OSError as error:
         raise UserError(
