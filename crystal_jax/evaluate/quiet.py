@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Ignores remarks on rounded coordinates and the like, and spglib's on how pymatgen calls it.
+    """Ignores remarks on rounded coordinates and absurd cells, and spglib's on how pymatgen calls it.
 
     Use as `@quiet()` on a function that hands crystals to pymatgen.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of division by zero and overflow
         warnings.filterwarnings("ignore", message="Set OLD_ERROR_HANDLING", category=DeprecationWarning)
         yield

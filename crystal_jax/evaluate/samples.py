@@ -30,13 +30,14 @@ class Entry:
 
     name: str
     cif: str
-    model: str = ""  # what wrote it, if the file says so
+    model: str = ""  # what wrote it, if the source says so
+    formula: str = ""  # reduced, as pymatgen writes it, if the source says so
 
     def reduced_formula(self) -> str | None:
-        """The formula the CIF's header states, like "Fe2O3"; None if it states none."""
-        stated = _FORMULA.search(self.cif)
+        """The formula as the source or the CIF's header states it, None if neither does; no site is read."""
+        stated = None if self.formula else _FORMULA.search(self.cif)
         try:
-            return Composition(stated[1]).reduced_formula if stated else None
+            return Composition(stated[1]).reduced_formula if stated else self.formula or None
         except ValueError:
             return None
 
@@ -99,7 +100,7 @@ def read_reference(reference: str, *, default_split: str) -> list[Entry]:
     from crystal_jax.data import mp20  # here, because only this case needs TensorFlow Datasets
 
     records = mp20.open_split(Path(directory), split or default_split)
-    return [Entry(f"{split or default_split}-{i:06d}", record.cif) for i, record in enumerate(records)]
+    return [Entry(record.material_id, record.cif, formula=record.formula) for record in records]
 
 
 def _read_folder(path: Path) -> list[Entry]:

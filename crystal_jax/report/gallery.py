@@ -77,7 +77,7 @@ def drawing(structure: Structure) -> dict[str, Any]:
     """What the viewer draws, in Å around the cell's centre.
 
     Returns:
-        `cell`: the three lattice vectors, (3, 3); `atoms`: [x, y, z, symbol index], those on faces repeated on
+        `cell`: the lattice vectors, (3, 3); `atoms`: [x, y, z, symbol index], those on faces repeated on
         the opposite ones; `bonds`: pairs of atom indices; `elements`: [symbol, colour, radius in Å].
     """
     symbols = sorted(structure.symbol_set)

@@ -143,8 +143,8 @@ def _training(path: Path) -> dict[str, Any]:
         try:
             row = json.loads(line) if line.strip() else None
             if row:
-                numbers = {name: row[name] for name in row if isinstance(row[name], int | float)}
-                rows.append(numbers | {"step": float(row["step"])})
+                step = {"step": float(row["step"])}
+                rows.append({name: x for name, x in row.items() if isinstance(x, int | float)} | step)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path}, line {number}: not a JSON object with a number 'step'") from None
     series = {name: _series(rows, name) for name in ("loss", "val_loss")}

@@ -1,0 +1,55 @@
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from crystal_jax.evaluate import novelty
+from crystal_jax.evaluate.novelty import absent_from, first_of_their_kind, reduce_cell
+from crystal_jax.evaluate.samples import Entry
+
+
+@pytest.fixture
+def cells(salt, cesium_chloride):
+    """NaCl twice in different guises, CsCl, and NaCl in the structure of CsCl."""
+    other_guise = salt.copy()
+    other_guise.translate_sites(range(len(salt)), [0.1, 0.2, 0.3])
+    other_guise.make_supercell([1, 1, 2])
+    other_guise.scale_lattice(1.3 * other_guise.volume)
+    polymorph = Structure(Lattice.cubic(3.3), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return [reduce_cell(s) for s in (salt, other_guise, cesium_chloride, polymorph)]
+
+
+def test_repeats_are_found_in_any_guise(cells):
+    assert first_of_their_kind(cells) == [True, False, True, True]
+    assert first_of_their_kind(cells[::-1]) == [True, True, True, False]
+
+
+def test_known_crystals_are_not_new(cells, salt):
+    assert absent_from([Entry("known", salt.to(fmt="cif"))], cells) == [False, False, True, True]
+
+
+def test_everything_is_new_to_an_empty_or_unreadable_training_set(cells):
+    assert absent_from([], cells) == [True] * 4
+    assert absent_from([Entry("bad", "no CIF at all")], cells) == [True] * 4
+
+
+def test_only_entries_of_a_wanted_formula_are_parsed(cells, salt, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(novelty, "parse", lambda entry: parsed.append(entry.name) or real_parse(entry))
+    cif = salt.to(fmt="cif")
+    absent_from([Entry("same", cif), Entry("other", cif.replace("Na", "K"))], cells)
+    assert parsed == ["same"]
+
+
+def test_what_has_no_cell_is_neither_unique_nor_new(salt):
+    assert first_of_their_kind([None]) == [False]
+    assert absent_from([], [None]) == [False]
+
+
+def test_a_pair_that_cannot_be_compared_is_taken_as_the_same(cells, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no match for a reason of the matcher")
+
+    monkeypatch.setattr(novelty.StructureMatcher, "fit", fail)
+    assert first_of_their_kind(cells[:1] + cells[:1]) == [True, False]
+
+
+real_parse = novelty.parse

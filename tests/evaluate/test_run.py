@@ -1,0 +1,202 @@
+import json
+import math
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from pymatgen.core import Structure
+
+from crystal_jax import cli
+from crystal_jax.data import mp20
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate import metrics as metrics_module
+from crystal_jax.evaluate.run import evaluate
+from crystal_jax.evaluate.structures import COLUMNS
+
+
+def cif(structure: Structure) -> str:
+    return structure.to(fmt="cif")
+
+
+@pytest.fixture
+def samples(tmp_path, salt, cesium_chloride):
+    """Salt twice, CsCl, salt squeezed together, an implausible compound, and one that did not parse."""
+    squeezed = salt.copy()
+    squeezed.scale_lattice(0.2)
+    implausible = cesium_chloride.copy()
+    implausible.replace_species({"Cs": "Al", "Cl": "B"})
+    texts = [cif(s) for s in (salt, salt, cesium_chloride, squeezed, implausible)] + [""]
+    path = tmp_path / "samples.csv"
+    pd.DataFrame({"gen_str": "…", "cif": texts, "model_name": "tiny"}).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def reference(tmp_path, salt, cesium_chloride):
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    (folder / "salt.cif").write_text(cif(salt))
+    (folder / "cscl.cif").write_text(cif(cesium_chloride))
+    return folder
+
+
+def rate(metrics, name):
+    return metrics[name]["hits"], metrics[name]["total"]
+
+
+def finite_numbers(value) -> int:
+    """Counts the numbers of a JSON document; fails on one that is not finite."""
+    if isinstance(value, dict | list):
+        return sum(map(finite_numbers, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        assert math.isfinite(value)
+        return 1
+    return 0
+
+
+def test_rates_count_failures(samples, reference, tmp_path, salt):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "salt.cif").write_text(cif(salt))
+    out = tmp_path / "out"
+    metrics = evaluate(
+        samples, output=out, reference=str(reference), train_reference=str(tmp_path / "train"), progress=False
+    )
+    assert rate(metrics, "structural_validity") == (4, 6)
+    assert rate(metrics, "compositional_validity") == (4, 6)
+    assert rate(metrics, "validity") == (3, 6)
+    assert rate(metrics, "uniqueness") == (2, 3)
+    assert rate(metrics, "novelty") == (1, 3)
+    assert metrics["failures"] == {
+        "two atoms closer than 0.5 Å": 1,
+        "no oxidation states balance": 1,
+        "no CIF": 1,
+    }
+    assert metrics["samples"] == {
+        "path": str(samples),
+        "read": 6,
+        "without_structure": 1,
+        "judged": 6,
+        "models": ["tiny"],
+    }
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert finite_numbers(metrics) > 30
+
+
+def test_distances_are_of_valid_samples_against_all_of_the_reference(
+    samples, reference, tmp_path, salt, cesium_chloride
+):
+    metrics = evaluate(samples, output=tmp_path / "out", reference=str(reference), progress=False)
+    # Two of three valid samples are salt, half of the reference is: a sixth of the mass moves.
+    expected = abs(salt.density - cesium_chloride.density) / 6
+    found = metrics["wasserstein_density"]
+    assert found["value"] == pytest.approx(expected, rel=1e-5)
+    assert (found["unit"], found["samples"], found["reference"]) == ("g/cm^3", 3, 2)
+    assert metrics["wasserstein_num_elements"]["value"] == 0
+    assert metrics["histograms"]["num_atoms"]["samples"][-1] == 2  # 8 atoms
+    assert metrics["novelty"] is None
+
+
+def test_one_row_a_sample(samples, tmp_path, salt):
+    evaluate(samples, output=tmp_path / "out", progress=False)
+    rows = pd.read_csv(tmp_path / "out" / "structures.csv", dtype=COLUMNS)
+    assert list(rows.columns) == list(COLUMNS)
+    assert rows["name"].tolist() == [f"{i:06d}" for i in range(6)]
+    assert rows["valid"].tolist() == [True, True, True, False, False, False]
+    assert rows["unique"][:3].tolist() == [True, False, True]
+    assert rows["unique"][3:].isna().all()
+    assert rows["spacegroup"][:3].tolist() == [225, 225, 221]
+    first = rows.iloc[0]
+    assert (first["formula"], first["reduced_formula"], first["num_atoms"]) == ("Na4 Cl4", "NaCl", 8)
+    assert first["density"] == pytest.approx(salt.density, rel=1e-6)
+    assert first["volume"] == pytest.approx(5.64**3, rel=1e-6)
+    assert rows["failure"][5] == "no CIF: the sampled text did not parse"
+
+
+def test_paper_mode_leaves_unparsable_samples_out(samples, tmp_path):
+    metrics = evaluate(samples, output=tmp_path / "out", mode="paper", progress=False)
+    assert rate(metrics, "validity") == (3, 5)
+    assert metrics["samples"]["judged"] == 5
+    assert metrics["settings"]["electronegativity_zr"] == 0.33
+
+
+def test_paper_mode_draws_from_too_many(monkeypatch, samples, tmp_path):
+    monkeypatch.setattr(metrics_module, "PAPER_NUM_SAMPLES", 4)
+    metrics = evaluate(samples, output=tmp_path / "out", mode="paper", progress=False)
+    assert metrics["validity"]["total"] == 4
+    assert metrics["uniqueness"]["total"] == 3
+
+
+def test_nothing_valid(tmp_path, reference):
+    path = tmp_path / "samples.csv"
+    path.write_text("cif\n?\n?\n")
+    metrics = evaluate(path, output=tmp_path / "out", reference=str(reference), progress=False)
+    assert rate(metrics, "validity") == (0, 2)
+    assert metrics["uniqueness"] == {"value": None, "hits": 0, "total": 0}
+    assert metrics["wasserstein_density"]["value"] is None
+    assert finite_numbers(metrics) > 0
+
+
+def test_prepared_data_as_reference(samples, tmp_path, monkeypatch, salt):
+    asked = []
+
+    class Record:
+        cif, formula, material_id = cif(salt), "NaCl", "mp-22862"
+
+    monkeypatch.setattr(
+        mp20, "open_split", lambda directory, split: asked.append((directory, split)) or [Record]
+    )
+    (tmp_path / "set").mkdir()
+    metrics = evaluate(
+        samples,
+        output=tmp_path / "out",
+        reference=f"{tmp_path / 'set'}:validation",
+        train_reference=str(tmp_path / "set"),
+        progress=False,
+    )
+    assert asked == [(tmp_path / "set", "validation"), (tmp_path / "set", "train")]
+    assert metrics["wasserstein_density"]["reference"] == 1
+    assert rate(metrics, "novelty") == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "strict"}, "no mode 'strict'; --mode is one of default, paper"),
+        ({"oxidation_states": "wiki"}, "no oxidation states 'wiki'"),
+        ({"reference": "nowhere"}, "nowhere: no such reference"),
+        ({"train_reference": "nowhere:train"}, "nowhere:train: no such reference"),
+    ],
+)
+def test_bad_options(samples, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(samples, output=tmp_path / "out", progress=False, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line(samples, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["evaluate", f"--samples={samples}", f"--output={out}", "--noprogress"]) == 0
+    assert "validity                   50.00 %   3 of 6" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "structures.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--samples=nowhere.csv", "--output=x"], 1, "nowhere.csv: no such file or folder of samples"),
+        (["--samples=nowhere.csv"], 2, "--output"),
+        (["--samples=a.csv", "--output=x", "--mode=strict"], 2, "strict"),
+        (["--samples={samples}", "--output={samples}/out", "--noprogress"], 1, "give another --output"),
+    ],
+)
+def test_bad_command_lines_end_in_one_line(samples, capsys, arguments, status, message):
+    assert cli.main(["evaluate", *(a.format(samples=samples) for a in arguments)]) == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_jax_is_not_imported():
+    code = "import sys, crystal_jax.evaluate.run, crystal_jax.report.run; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
