@@ -1,0 +1,90 @@
+"""One crystal → one training example: augmentation, task, prompt, tokens, and which of them count in the loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from pymatgen.core import Element
+
+from crystal_jax.config import TaskConfig
+from crystal_jax.data.mp20 import Record
+from crystal_jax.text.crystal_text import Crystal, TextFormat
+from crystal_jax.text.prompts import draw_conditions, generation_prompt, infill_prompt, mask_element
+from crystal_jax.text.tokenizer import Tokenizer
+
+_SYMBOLS = {element.Z: element.symbol for element in Element}
+
+
+def crystal_of(record: Record) -> Crystal:
+    """The record's crystal; sites in the order of its CIF."""
+    symbols = tuple(_SYMBOLS[z] for z in record.atomic_numbers.tolist())
+    return Crystal(record.lattice[:3], record.lattice[3:], record.frac_coords, symbols)
+
+
+def properties_of(record: Record) -> dict[str, str | float | int]:
+    """The properties that prompts can state, by their names in the CDVAE data files."""
+    return {
+        "pretty_formula": record.formula,
+        "formation_energy_per_atom": record.formation_energy_per_atom,
+        "band_gap": record.band_gap,
+        "e_above_hull": record.e_above_hull,
+        "spacegroup.number": record.spacegroup,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMaker:
+    """`maker(record, rng)` is pure given its generator, so a data position determines its example."""
+
+    tokenizer: Tokenizer
+    text_format: TextFormat
+    task: TaskConfig
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Next-token arrays of one example.
+
+        Returns:
+            `tokens` and `targets`, int32 [n], the latter one ahead; `weights`, float32 [n], 1 where the target
+            counts in the loss.
+
+        Raises:
+            ValueError: something is not in the tokenizer's vocabulary.
+        """
+        prompt, completion = self.texts(record, rng)
+        head, body = encode_example(self.tokenizer, prompt, completion)
+        ids = np.array([self.tokenizer.bos_id, *head, *body, self.tokenizer.eos_id], np.int32)
+        weights = np.ones(len(ids) - 1, np.float32)
+        if self.task.loss == "completion":
+            weights[: len(head)] = 0
+        return {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
+
+    def texts(self, record: Record, rng: np.random.Generator) -> tuple[str, str]:
+        """Prompt and completion, augmented."""
+        crystal = crystal_of(record)
+        if self.task.translate:
+            crystal = crystal.translated(rng.random(3))
+        if self.task.permute:
+            crystal = crystal.permuted(rng.permutation(len(crystal.symbols)))
+        text = self.text_format.encode(crystal)
+        if rng.random() < self.task.infill:
+            # A random site, so that frequent elements are asked for more often.
+            symbol = crystal.symbols[rng.integers(len(crystal.symbols))]
+            masked = mask_element(text, symbol, substring=self.text_format.version == "paper")
+            return infill_prompt(masked), symbol
+        conditions = draw_conditions(properties_of(record), rng) if self.task.conditions else {}
+        return generation_prompt(conditions), text
+
+
+def encode_example(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    """Ids of a prompt and of its completion, tokenised together as a model meets them.
+
+    Raises:
+        ValueError: the tokenizer joins the prompt's end and the completion's beginning into one token.
+    """
+    head = tokenizer.encode(prompt)
+    whole = tokenizer.encode(prompt + completion)
+    if whole[: len(head)] != head:
+        raise ValueError(f"The {tokenizer.name} tokenizer does not split between prompt and completion")
+    return head, whole[len(head) :]
+

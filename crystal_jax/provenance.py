@@ -1,0 +1,22 @@
+"""What made an output: version, packages, machine. Written into every file that a command leaves behind."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from crystal_jax import __version__
+
+
+def provenance(packages: Sequence[str], **facts: Any) -> dict[str, Any]:
+    """Versions of this project, of Python and of the given packages, the time (UTC), and any further facts."""
+    return {
+        "crystal_jax": __version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **facts,
+    }

@@ -1,0 +1,93 @@
+"""The device mesh and the table that says where every array of a run lives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from crystal_jax.config import MeshConfig
+from crystal_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+# First match wins. The leading None of a block's arrays is the layer axis. Adapters are replicated but for the
+# output side of q, k and v: sharding A over fsdp makes the compiler split its small products into many loops.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"embedding$", P("tensor", "fsdp")),
+    (r"lm_head$", P("fsdp", "tensor")),
+    (r"blocks/(q|k|v)/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/o/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"blocks/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"blocks/(q|k|v)/lora_b$", P(None, None, "tensor")),
+    (r"blocks/\w+/lora_[ab]$", P()),
+    (r"norm/scale$", P()),
+)
+# Rows that a model may do without: tied embeddings have no head, full training has no adapters.
+_OPTIONAL = (r"lm_head$", r"lora_")
+
+
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices; one size may be -1.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [cfg.data, cfg.fsdp, cfg.tensor]
+    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and at most one is -1")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices")
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:
+    """Maps each array of a tree to the sharding of the first rule that matches its path; scalars are replicated.
+
+    Optimizer moments end in their parameter's path, so one table covers a whole train state.
+
+    Raises:
+        ValueError: a path matches no rule, a rule matches no path, or an axis does not divide over the mesh.
+    """
+    unused = {pattern for pattern, _ in rules if not any(part in pattern for part in _OPTIONAL)}
+
+    def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if not leaf.ndim:
+            return NamedSharding(mesh, P())
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
+        for pattern, spec in rules:
+            if re.search(pattern, path):
+                unused.discard(pattern)
+                _check_divides(path, leaf.shape, spec, mesh)
+                return NamedSharding(mesh, spec)
+        raise ValueError(f"No sharding rule matches {path} of shape {leaf.shape}")
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, tree)
+    if unused:
+        raise ValueError(f"Sharding rules that match no parameter: {sorted(unused)}")
+    return shardings
+
+
+def _check_divides(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
+    for axis, name in enumerate(spec):
+        if name is not None and shape[axis] % mesh.shape[name]:
+            raise ValueError(
+                f"{path} of shape {shape}: axis {axis} does not divide over the {mesh.shape[name]} devices of {name!r}"
+            )
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Joins the rows that each host has read into global arrays, split over data and fsdp."""
+    where = NamedSharding(mesh, BATCH)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)

@@ -1,0 +1,106 @@
+"""Trains a model on a prepared data set: all of it, or LoRA factors on a frozen base.
+
+The configuration is a file of configs/, as --config=configs/mp20_open.py or, where the file has variants,
+--config=configs/mp20_open.py:lora; any of its values is changed by --config.section.key=value. A workdir that
+already holds this run's checkpoints is continued, as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from crystal_jax.config import Experiment, from_config_dict
+from crystal_jax.data.mp20 import open_split
+from crystal_jax.errors import UserError
+from crystal_jax.text.tokenizer import load_tokenizer
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Run configuration: FILE.py or FILE.py:variant.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Checkpoints and logs; a non-empty one is resumed.", flag_values=flag_values
+    )
+    flags.DEFINE_bool(
+        "distributed", False, "This process is one of several of a pod slice.", flag_values=flag_values
+    )
+    flags.mark_flags_as_required(["config", "workdir"], flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Entry of `crystal-jax train`."""
+    if flag_values.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    train(flag_values.config.to_dict(), workdir=Path(flag_values.workdir))
+
+
+def train(config: Mapping[str, Any], *, workdir: Path, stop_after: int | None = None) -> Experiment:
+    """Trains as a configuration tree says, and returns its typed form.
+
+    Args:
+        config: The tree that a file of `configs/` returns, as nested dicts.
+        workdir: Where checkpoints, `metrics.jsonl` and TensorBoard files go; continued if it holds this run.
+        stop_after: Stop early after this step, with a checkpoint.
+
+    Raises:
+        UserError: a bad configuration, data set or workdir; a loss that is not finite.
+    """
+    # Late, so that --help and bad flags answer at once.
+    from crystal_jax.checkpoint.workdir import claim
+    from crystal_jax.data.examples import ExampleMaker
+    from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
+    from crystal_jax.model.lora import count_parameters
+    from crystal_jax.sharding import make_mesh
+    from crystal_jax.train.loop import fit
+    from crystal_jax.train.step import setup
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["crystal-jax"])  # Grain's workers read absl flags of their own
+    tokenizer_config = dict(config.get("tokenizer", {}))
+    tokenizer = load_tokenizer(tokenizer_config.get("name", ""), tokenizer_config.get("path") or None)
+    experiment = from_config_dict(config, vocab_size=tokenizer.vocab_size)
+    if experiment.model.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}"
+        )
+    maker = ExampleMaker(tokenizer, experiment.text, experiment.task)
+    directory, seq_len = Path(experiment.data.directory), experiment.data.seq_len
+    records = {}
+    for split in ("train", "val"):
+        records[split], left_out = fitting(open_split(directory, split), maker, seq_len=seq_len)
+        _say(f"{split}: {len(records[split])} crystals from {directory}, {len(left_out)} left out")
+        for line in left_out[:3]:
+            _say(f"  left out: {line}")
+    claim(workdir, experiment)
+    mesh = make_mesh(experiment.mesh)
+    parts = setup(experiment, mesh)
+    _say(
+        f"{count_parameters(parts.state.params):,} parameters are trained, "
+        f"{count_parameters(parts.frozen):,} are frozen; {os.fspath(workdir)}"
+    )
+    limit = experiment.train.eval_batches
+    fit(
+        experiment,
+        parts,
+        train_batches(records["train"], maker, experiment.data),
+        validation_batches(records["val"], maker, experiment.data, limit=limit),
+        mesh=mesh,
+        workdir=workdir,
+        stop_after=stop_after,
+    )
+    return experiment
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

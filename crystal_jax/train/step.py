@@ -1,0 +1,107 @@
+"""One training step, and the loss that it and the validation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from crystal_jax.checkpoint.workdir import initial_parameters
+from crystal_jax.config import Experiment
+from crystal_jax.model.llama import Llama
+from crystal_jax.sharding import BATCH, tree_shardings
+from crystal_jax.train.optimizer import make_optimizer
+
+Batch = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that changes during training; frozen weights are not in it."""
+
+    step: Int[Array, ""]
+    params: nnx.State
+    opt_state: optax.OptState
+
+
+class Setup(NamedTuple):
+    """A model laid out on a mesh: what is trained, what is frozen, and how to step."""
+
+    state: TrainState
+    frozen: nnx.State
+    train_step: Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]
+    eval_step: Callable[[nnx.State, nnx.State, Batch], tuple[Array, Array]]
+
+
+def setup(experiment: Experiment, mesh: Mesh) -> Setup:
+    """Builds every array where it will live; no host or device ever holds a full copy."""
+    optimizer = make_optimizer(experiment.optimizer, num_steps=experiment.train.num_steps)
+    graph, params, frozen = initial_parameters(experiment, mesh)
+
+    def begin(params: nnx.State) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    where = tree_shardings(jax.eval_shape(begin, params), mesh)
+    state = jax.jit(begin, out_shardings=where, donate_argnums=0)(params)
+    accumulate = experiment.optimizer.accumulate
+    train_step = make_train_step(graph, optimizer, where, mesh, accumulate=accumulate)
+    return Setup(state, frozen, train_step, make_eval_step(graph))
+
+
+def loss_sum(model: Llama, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy in nats over the targets that count, summed, and how many they are."""
+    logits = model(batch["tokens"], batch["positions"], batch["segments"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return (losses * batch["weights"]).sum(), batch["weights"].sum()
+
+
+def make_train_step(
+    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, where: TrainState, mesh: Mesh, *, accumulate: int
+) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Returns jitted `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
+
+    The gradient is that of the mean over all counted targets of the global batch, in however many micro-batches
+    it is computed. The new state is pinned to the shardings of the old: left to the compiler they may drift, and
+    then the second step compiles again.
+    """
+
+    def gradients(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, Array, nnx.State]:
+        def objective(params: nnx.State) -> tuple[Array, Array]:
+            return loss_sum(nnx.merge(graph, params, frozen), batch)
+
+        (total, count), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return total, count, grads
+
+    def accumulated(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, Array, nnx.State]:
+        if accumulate == 1:
+            return gradients(params, frozen, batch)
+
+        def split_rows(x: Array) -> Array:
+            # Every micro-batch takes rows from all devices, so none idles.
+            rows = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+            return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, jax.P(None, *BATCH)))
+
+        def add(sums: tuple, micro: Batch) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, sums, gradients(params, frozen, micro)), None
+
+        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, zeros, jax.tree.map(split_rows, batch))[0]
+
+    def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        total, count, grads = accumulated(state.params, frozen, batch)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {"loss": total / count, "grad_norm": optax.tree.norm(grads), "tokens": count}
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+
+
+def make_eval_step(graph: nnx.GraphDef) -> Callable[[nnx.State, nnx.State, Batch], tuple[Array, Array]]:
+    """Returns jitted `evaluate(params, frozen, batch) -> (loss sum, count)`."""
+    return jax.jit(lambda params, frozen, batch: loss_sum(nnx.merge(graph, params, frozen), batch))
