@@ -25,7 +25,7 @@ from crystal_jax.errors import UserError
 Example = dict[str, Any]
 
 _SYMPREC = 0.1  # Å; what the Materials Project uses for its space groups
-_CHUNK = 8  # entries sent to a worker at a time; those sent are waited for even if no more are wanted
+_CHUNK = 8  # entries sent to a worker at a time
 _WORTH_A_WORKER = 400  # entries; below it, starting a process (2 s) costs more than it saves
 
 
@@ -148,10 +148,16 @@ def parse_all(
         # Not forked: the parent may run JAX's threads.
         context = multiprocessing.get_context("spawn")
         deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        others = set(multiprocessing.active_children())
         with concurrent.futures.ProcessPoolExecutor(workers, context, signal.signal, deaf) as pool:
-            for result in pool.map(attempt, entries, chunksize=_CHUNK):
-                progress.update()
-                yield result
+            try:
+                for result in pool.map(attempt, entries, chunksize=_CHUNK):
+                    progress.update()
+                    yield result
+            except BaseException:  # Ctrl-C, or the caller has enough: no half-done work is worth waiting for
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()
+                raise
 
 
 def _attempt(convert: Callable[[Entry], Example], entry: Entry) -> Example | UserError:
