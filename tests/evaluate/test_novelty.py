@@ -26,6 +26,11 @@ def test_known_crystals_are_not_new(cells, salt):
     assert absent_from([Entry("known", salt.to(fmt="cif"))], cells) == [False, False, True, True]
 
 
+def test_known_crystals_are_found_without_a_formula_in_the_header(cells, salt):
+    lines = [line for line in salt.to(fmt="cif").splitlines() if "_chemical_formula" not in line]
+    assert absent_from([Entry("known", "\n".join(lines))], cells) == [False, False, True, True]
+
+
 def test_everything_is_new_to_an_empty_or_unreadable_training_set(cells):
     assert absent_from([], cells) == [True] * 4
     assert absent_from([Entry("bad", "no CIF at all")], cells) == [True] * 4

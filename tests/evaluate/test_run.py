@@ -175,7 +175,7 @@ def test_bad_options(samples, tmp_path, arguments, message):
 
 
 def test_command_line(samples, tmp_path, capsys):
-    out = tmp_path / "out"
+    out = tmp_path / "new" / "folder"
     assert cli.main(["evaluate", f"--samples={samples}", f"--output={out}", "--noprogress"]) == 0
     assert "validity                   50.00 %   3 of 6" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "structures.csv"]
