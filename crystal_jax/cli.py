@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra:
             raise flags.Error(f"unexpected argument {extra[0]!r}; options are written --name=value")
         module.main(flag_values)
+        if name == "evaluate":  # figures are made to be looked at
+            return main(["report", f"--evaluation={flag_values.output}"])
     except flags.Error as error:
         print(f"crystal-jax {name}: {error} (see 'crystal-jax {name} --help')", file=sys.stderr)
         return 2

@@ -3,7 +3,15 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# Before JAX is imported: the tests shard over four devices.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Machines that run tests are busy; examples are drawn from a fixed seed so that a failure can be repeated.
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from crystal_jax.config import TaskConfig
 from crystal_jax.data.mp20 import Record
 from crystal_jax.text.crystal_text import Crystal, TextFormat
 from crystal_jax.text.prompts import draw_conditions, generation_prompt, infill_prompt, mask_element
-from crystal_jax.text.tokenizer import Tokenizer
+from crystal_jax.text.tokenizer import Tokenizer, encode_example
 
 _SYMBOLS = {element.Z: element.symbol for element in Element}
 
@@ -74,17 +74,3 @@ class ExampleMaker:
             return infill_prompt(masked), symbol
         conditions = draw_conditions(properties_of(record), rng) if self.task.conditions else {}
         return generation_prompt(conditions), text
-
-
-def encode_example(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Ids of a prompt and of its completion, tokenised together as a model meets them.
-
-    Raises:
-        ValueError: the tokenizer joins the prompt's end and the completion's beginning into one token.
-    """
-    head = tokenizer.encode(prompt)
-    whole = tokenizer.encode(prompt + completion)
-    if whole[: len(head)] != head:
-        raise ValueError(f"The {tokenizer.name} tokenizer does not split between prompt and completion")
-    return head, whole[len(head) :]
-

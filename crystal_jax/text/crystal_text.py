@@ -121,15 +121,20 @@ class TextFormat:
             " ".join(f"{x:.1f}" for x in crystal.lengths),
             " ".join(str(int(x) if self.version == "paper" else round(x)) for x in crystal.angles),
         ]
-        for symbol, xyz in zip(crystal.symbols, self._printed_coordinates(crystal).tolist(), strict=True):
-            lines += [symbol, f"{xyz[0]:.2f} {xyz[1]:.2f} {xyz[2]:.2f}"]
+        for symbol, position in zip(crystal.symbols, self._positions(crystal).tolist(), strict=True):
+            lines += [symbol, " ".join(self._printed(x) for x in position)]
         return "\n".join(lines)
 
-    def _printed_coordinates(self, crystal: Crystal) -> Float[np.ndarray, "n 3"]:
+    def _positions(self, crystal: Crystal) -> Float[np.ndarray, "n 3"]:
         if self.coordinates == "cartesian":
-            return crystal.frac_coords @ crystal.matrix + 0.0  # + 0.0: no "-0.00"
-        wrapped = np.mod(crystal.frac_coords, 1)
-        return wrapped if self.version == "paper" else np.mod(np.round(wrapped, 2), 1)
+            return crystal.frac_coords @ crystal.matrix
+        return np.mod(crystal.frac_coords, 1)
+
+    def _printed(self, x: float) -> str:
+        text = f"{x:.2f}"
+        if self.coordinates == "fractional" and self.version == "v2" and text == "1.00":
+            return "0.00"
+        return "0.00" if text == "-0.00" else text
 
     def decode(self, text: str) -> Crystal:
         """Reads a text back; empty lines are passed over, as the reference does.

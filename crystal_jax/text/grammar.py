@@ -12,6 +12,7 @@ the result is the smallest deterministic automaton of the language (Daciuk et al
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -57,15 +58,18 @@ class TokenAutomaton:
 
     def accepts(self, ids: Iterable[int]) -> bool:
         """Whether a sequence of token ids, its EOS included, belongs to the language."""
-        columns = {int(token): column for column, token in enumerate(self.token_ids)}
         state = self.start
         for token in ids:
-            if state == self.end or token not in columns:
+            if state == self.end or token not in self._columns:
                 return False
-            state = int(self.next_state[state, columns[token]])
+            state = int(self.next_state[state, self._columns[token]])
             if state == FORBIDDEN:
                 return False
         return state == self.end
+
+    @functools.cached_property
+    def _columns(self) -> dict[int, int]:
+        return {int(token): column for column, token in enumerate(self.token_ids)}
 
 
 Word = tuple[int, ...]
@@ -117,18 +121,24 @@ class _Builder:
         return self.state(merged)
 
     def table(self, start: int) -> TokenAutomaton:
-        used = sorted({token for transitions in self.transitions for token in transitions})
+        """The automaton of what `start` reads, without the states that only helped to make others."""
+        reached, waiting = {start}, [start]
+        while waiting:
+            new = set(self.transitions[waiting.pop()].values()) - reached
+            reached |= new
+            waiting += new
+        # Made from the last to the first, so in this order every state leads to later ones; the end is the last.
+        row = {state: i for i, state in enumerate(sorted(reached, reverse=True))}
+        used = sorted({token for state in reached for token in self.transitions[state]})
         column = {token: i for i, token in enumerate(used)}
-        # States were made from the last to the first: reversed, each leads forward, and the end is last.
-        last = len(self.transitions) - 1
-        longest = [0] * (last + 1)
-        next_state = np.full((last + 1, len(used)), FORBIDDEN, np.int32)
-        for state, transitions in enumerate(self.transitions):
-            for token, following in transitions.items():
-                next_state[last - state, column[token]] = last - following
+        next_state = np.full((len(row), len(used)), FORBIDDEN, np.int32)
+        longest = {self.end: 0}
+        for state in sorted(reached):
+            for token, following in self.transitions[state].items():
+                next_state[row[state], column[token]] = row[following]
             if state != self.end:
-                longest[state] = 1 + max(longest[following] for following in transitions.values())
-        return TokenAutomaton(np.array(used, np.int32), next_state, last - start, longest[start])
+                longest[state] = 1 + max(longest[following] for following in self.transitions[state].values())
+        return TokenAutomaton(np.array(used, np.int32), next_state, row[start], longest[start])
 
 
 def crystal_automaton(

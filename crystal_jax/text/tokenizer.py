@@ -161,6 +161,19 @@ def load_tokenizer(name: str, path: Path | None = None) -> Tokenizer:
     return compact[name]()
 
 
+def encode_example(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    """Ids of a prompt and of its completion, tokenised together as a model meets them.
+
+    Raises:
+        ValueError: the tokenizer joins the prompt's end and the completion's beginning into one token.
+    """
+    head = tokenizer.encode(prompt)
+    whole = tokenizer.encode(prompt + completion)
+    if whole[: len(head)] != head:
+        raise ValueError(f"The {tokenizer.name} tokenizer does not split between prompt and completion")
+    return head, whole[len(head) :]
+
+
 _PRINTABLE = "\n" + "".join(chr(i) for i in range(32, 127))
 _SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
 _LENGTHS, _ANGLES, _COORDINATES = (" ".join([number] * 3) for number in (r"\d+\.\d", r"\d+", r"\d\.\d\d"))

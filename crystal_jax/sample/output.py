@@ -1,0 +1,95 @@
+"""The samples on disk.
+
+    run.json        the request, and what answered it
+    samples.jsonl   one sample a line, written batch by batch; a stopped job goes on from here
+    samples.csv     the reference's columns: gen_str (prompt and text), cif, model_name
+    cif/            one file a sample whose lattice forms a cell
+
+A sample whose angles form no cell has no CIF. It keeps its row, so that no rate loses it from the denominator.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pymatgen.io.cif import CifWriter
+from tqdm import tqdm
+
+from crystal_jax.errors import UserError
+from crystal_jax.text.crystal_text import Crystal, TextFormat
+
+
+class SamplesFile:
+    """An output directory and how far it has come."""
+
+    def __init__(self, directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any]):
+        """Begins the directory, or continues it if it holds samples of the same request.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        self.directory = directory
+        self._rows_path = directory / "samples.jsonl"
+        run = directory / "run.json"
+        if run.exists():
+            found = json.loads(run.read_text())["request"]
+            if changed := [k for k in {**found, **request} if found.get(k) != request.get(k)]:
+                raise UserError(
+                    f"{directory} holds samples of another request (other {', '.join(changed)}); "
+                    "choose another --output"
+                )
+        elif directory.exists() and any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty and holds no samples; choose another --output")
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(run, json.dumps({"request": dict(request), "provenance": dict(made_by)}, indent=2) + "\n")
+        self._drop_unfinished_line()
+
+    def _drop_unfinished_line(self) -> None:
+        if self._rows_path.exists():
+            text = self._rows_path.read_text()
+            _replace(self._rows_path, text[: text.rfind("\n") + 1])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The samples written so far, in order."""
+        if not self._rows_path.exists():
+            return []
+        return [json.loads(line) for line in self._rows_path.read_text().splitlines()]
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds samples; they are on disk when this returns."""
+        with self._rows_path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def finish(self, text_format: TextFormat, *, limit: int, model_name: str) -> Path:
+        """Writes the CSV and the CIF files of the first `limit` samples; returns the CSV's path."""
+        folder = self.directory / "cif"
+        folder.mkdir(exist_ok=True)
+        path = self.directory / "samples.csv"
+        partial = path.with_suffix(".tmp")
+        with partial.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["gen_str", "cif", "model_name"])
+            for row in tqdm(self.rows()[:limit], desc="write CIF", unit="crystal"):
+                crystal = text_format.decode(row["text"])
+                cif = to_cif(crystal)
+                if cif:
+                    formula = crystal.to_structure().composition.reduced_formula
+                    (folder / f"{row['index']:06d}_{formula}.cif").write_text(cif)
+                table.writerow([row["prompt"] + row["text"], cif, model_name])
+        partial.replace(path)
+        return path
+
+
+def to_cif(crystal: Crystal) -> str:
+    """The crystal's CIF, in P1; empty where its angles form no cell."""
+    return str(CifWriter(crystal.to_structure())) if crystal.forms_cell else ""
+
+
+def _replace(path: Path, content: str) -> None:
+    partial = path.with_suffix(path.suffix + ".tmp")
+    partial.write_text(content)
+    partial.replace(path)

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pymatgen.core import Lattice, Structure
+
+from crystal_jax.text.crystal_text import ELEMENTS, Crystal, CrystalTextError, TextFormat
+
+HALITE = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
+
+
+def crystals(max_atoms: int = 8) -> st.SearchStrategy[Crystal]:
+    """Any numbers that a lattice may have, and any positions, also outside of the cell."""
+
+    def build(lengths, angles, atoms):
+        symbols, coordinates = zip(*atoms, strict=True)
+        return Crystal(np.array(lengths), np.array(angles), np.array(coordinates), tuple(symbols))
+
+    numbers = st.tuples(*[st.floats(-2, 2)] * 3)
+    return st.builds(
+        build,
+        st.tuples(*[st.floats(1, 59)] * 3),
+        st.tuples(*[st.floats(1, 179)] * 3),
+        st.lists(st.tuples(st.sampled_from(ELEMENTS), numbers), min_size=1, max_size=max_atoms),
+    )
+
+
+def test_text_of_a_known_crystal():
+    halite = Crystal.from_structure(
+        Structure(Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    )
+    assert TextFormat().encode(halite) == HALITE
+
+
+def test_paper_truncates_angles_and_prints_one_where_v2_wraps():
+    crystal = Crystal(
+        np.array([3.0, 3.04, 3.06]), np.array([89.9999, 59.6, 120.0]), np.array([[0.995, 0.994, 1.25]]), ("Te",)
+    )
+    assert TextFormat(version="paper").encode(crystal) == "3.0 3.0 3.1\n89 59 120\nTe\n0.99 0.99 0.25"
+    assert TextFormat().encode(crystal) == "3.0 3.0 3.1\n90 60 120\nTe\n0.99 0.99 0.25"
+    nearly_one = Crystal(crystal.lengths, crystal.angles, np.array([[0.9951, 0.999999, -1e-9]]), ("Te",))
+    assert TextFormat(version="paper").encode(nearly_one).endswith("1.00 1.00 1.00")
+    assert TextFormat().encode(nearly_one).endswith("0.00 0.00 0.00")
+
+
+@given(crystals())
+def test_v2_text_is_a_fixed_point(crystal):
+    text = TextFormat().encode(crystal)
+    assert "1.00" not in text.split("\n", 2)[2]
+    assert TextFormat().encode(TextFormat().decode(text)) == text
+
+
+@pytest.mark.parametrize("version", ["v2", "paper"])
+@given(crystal=crystals())
+def test_decode_is_within_rounding_of_the_crystal(version, crystal):
+    back = TextFormat(version=version).decode(TextFormat(version=version).encode(crystal))
+    assert back.symbols == crystal.symbols
+    np.testing.assert_allclose(back.lengths, crystal.lengths, atol=0.05 + 1e-9)
+    angle_error = crystal.angles - back.angles
+    if version == "paper":
+        assert ((angle_error >= 0) & (angle_error < 1)).all()
+    else:
+        assert (abs(angle_error) <= 0.5).all()
+    difference = np.abs(np.mod(back.frac_coords - crystal.frac_coords + 0.5, 1) - 0.5)
+    assert difference.max() <= 0.005 + 1e-9
+
+
+def test_cartesian_coordinates_come_back_as_fractional_ones():
+    crystal = Crystal(np.array([4.0, 5.0, 6.0]), np.array([90.0, 100, 110]), np.array([[0.1, 0.7, 0.4]]), ("O",))
+    text_format = TextFormat(coordinates="cartesian")
+    back = text_format.decode(text_format.encode(crystal))
+    np.testing.assert_allclose(back.frac_coords, crystal.frac_coords, atol=0.005)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("", 1, "ends before the lattice"),
+        ("5.6 5.6\n90 90 90", 1, "expected three numbers, found 2"),
+        ("5.6 5.6 x\n90 90 90\nNa\n0 0 0", 1, "'x' is not a number"),
+        ("5.6 5.6 nan\n90 90 90\nNa\n0 0 0", 1, "'nan' is not a number"),
+        ("5.6 0.0 5.6\n90 90 90\nNa\n0 0 0", 1, "must be positive"),
+        ("5.6 5.6 5.6\n90 90 180\nNa\n0 0 0", 2, "between 0 and 180"),
+        ("5.6 5.6 5.6\n90 90 90", 3, "before the first atom"),
+        ("5.6 5.6 5.6\n90 90 90\nLn\n0.00 0.00 0.00", 3, "not an element symbol"),
+        (HALITE + "\nNa", 8, "no coordinates follow the last Na"),
+        (HALITE.replace("0.50 0.50 0.50", "0.50 0.50"), 6, "expected three numbers, found 2"),
+    ],
+)
+def test_errors_name_the_line_and_its_text(text, line, problem):
+    with pytest.raises(CrystalTextError, match=problem) as caught:
+        TextFormat().decode(text)
+    assert caught.value.line == line
+    assert str(caught.value).startswith(f"line {line}: ")
+
+
+def test_cells_that_do_not_close():
+    def crystal(*angles):
+        return Crystal(np.full(3, 5.0), np.array(angles, float), np.zeros((1, 3)), ("H",))
+
+    assert crystal(60, 60, 60).forms_cell
+    assert not crystal(120, 120, 120).forms_cell  # flat: 360° in all
+    assert not crystal(30, 30, 90).forms_cell  # one larger than the other two together
+    with pytest.raises(ValueError, match="form no cell"):
+        crystal(30, 30, 90).to_structure()
+
+
+def test_disordered_structures_are_refused():
+    alloy = Structure(Lattice.cubic(3), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
+    with pytest.raises(ValueError, match="disordered"):
+        Crystal.from_structure(alloy)
+
+
+def test_translation_wraps_and_permutation_keeps_atoms_together():
+    crystal = Crystal(np.full(3, 5.0), np.full(3, 90.0), np.array([[0.1, 0, 0], [0.9, 0.5, 0]]), ("Li", "F"))
+    moved = crystal.translated(np.array([0.2, 0.0, 0.0]))
+    np.testing.assert_allclose(moved.frac_coords, [[0.3, 0, 0], [0.1, 0.5, 0]])
+    turned = crystal.permuted([1, 0])
+    assert turned.symbols == ("F", "Li")
+    np.testing.assert_allclose(turned.frac_coords[0], [0.9, 0.5, 0])
