@@ -1,14 +1,22 @@
-"""A small LLaMA-2 with the atom+coordinate tokenizer, trained from scratch on `mp20_open`.
+"""A LLaMA-2 of 1.07 million parameters with the atom+coordinate tokenizer, trained on `mp20_open`.
 
-Result:   to be measured
-Cost:     60 minutes on 2 CPU cores
-Command:  crystal-jax train --config=configs/mp20_open.py --workdir=runs/mp20_open
+Variants: `scratch` generates unconditionally. `paper` has the paper's task mix, so that the model can be asked for
+a formula, a space group or an energy above the hull, and can infill. `lora` adapts a trained model, which
+--config.base=WORKDIR names, to other data.
+
+Result:   see docs/RESULTS.md
+Cost:     `scratch`: about 40 minutes on 2 idle CPU cores
+Command:  crystal-jax train --config=configs/mp20_open.py:scratch --workdir=runs/mp20_open
 """
 
 import ml_collections
 
+VARIANTS = ("scratch", "paper", "lora")
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"Unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     config = ml_collections.ConfigDict()
     config.model = dict(
         embed_dim=128,
@@ -22,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
         tie_embeddings=False,
         dtype="float32",
     )
-    config.lora = dict(rank=0, alpha=32.0, targets=("q", "k", "v", "o"))
+    config.lora = dict(rank=8 if variant == "lora" else 0, alpha=32.0, targets=("q", "k", "v", "o"))
     config.execution = dict(scan_layers=False, remat=False)
     config.text = dict(version="v2", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
@@ -38,9 +46,14 @@ def get_config() -> ml_collections.ConfigDict:
         clip_norm=1.0,
         accumulate=1,
     )
-    config.train = dict(
-        num_steps=5_000, log_every=20, eval_every=500, save_every=500, eval_batches=16, keep=2, seed=0
-    )
+    config.train = dict(num_steps=5_000, log_every=20, eval_every=500, save_every=500, eval_batches=16, keep=2, seed=0)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = ""
+    if variant == "paper":
+        config.task = dict(infill=0.34, conditions=True, translate=True, permute=False, loss="completion")
+        # Prompts are spelled out, and an infilling prompt holds a whole crystal.
+        config.data.seq_len = 256
+        config.data.batch_size = 12
+    if variant == "lora":
+        config.train.num_steps = 1_000
     return config

@@ -7,6 +7,7 @@ so that `evaluate` never pays for JAX.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import textwrap
@@ -49,11 +50,24 @@ def _flag_help(flag_values: flags.FlagValues) -> str:
     rows = []
     for flag in own:
         default = "" if flag.default in (None, [], "", False) else f" [default: {flag.default}]"
-        text = textwrap.fill(
-            f"{flag.help}{default}", 108, initial_indent=" " * width, subsequent_indent=" " * width
-        )
+        text = textwrap.fill(f"{flag.help}{default}", 108, initial_indent=" " * width, subsequent_indent=" " * width)
         rows.append(f"  --{flag.name}".ljust(width) + text.lstrip())
     return "\n".join(rows)
+
+
+def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> None:
+    """Raises flags.Error, in one line, for whatever is wrong with the arguments or a configuration file."""
+    try:
+        extra = flag_values([name, *arguments])[1:]
+    except Exception as error:  # flags are wrong, or a configuration file, which is code, failed
+        # ml_collections quotes a KeyError within another error: undo the escapes.
+        text = str(error).replace("\\n", "\n").replace("\\'", "'").strip("'\"")
+        lines = [line for line in text.splitlines() if line.strip()]
+        # absl appends the traceback of a configuration file; its last line says what happened.
+        shown = lines[-1:] if any(line.startswith("Traceback") for line in lines) else lines
+        raise flags.Error(" ".join(line.strip() for line in shown)) from error
+    if extra:
+        raise flags.Error(f"unexpected argument {extra[0]!r}; options are written --name=value")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,18 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        print(f"crystal-jax: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
+        print(f"crystal-jax: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(COMMANDS[name][0])
     flag_values = flags.FlagValues()
     module.define_flags(flag_values)
     if any(word in ("-h", "--help") for word in rest):
-        print(f"usage: crystal-jax {name} [--flag=value ...]\n\n{module.__doc__.strip()}\n\n{_flag_help(flag_values)}")
+        print(
+            f"usage: crystal-jax {name} [--flag=value ...]\n\n{(module.__doc__ or '').strip()}\n\n{_flag_help(flag_values)}"
+        )
         return 0
     try:
-        extra = flag_values([name, *rest])[1:]
-        if extra:
-            raise flags.Error(f"unexpected argument {extra[0]!r}; options are written --name=value")
+        _parse(flag_values, name, rest)
         module.main(flag_values)
         if name == "evaluate":  # figures are made to be looked at
             return main(["report", f"--evaluation={flag_values.output}"])

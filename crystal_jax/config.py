@@ -47,14 +47,25 @@ class LlamaConfig:
     dtype: Literal["float32", "bfloat16"]
 
     def __post_init__(self):
-        for name in ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+        for name in (
+            "vocab_size",
+            "embed_dim",
+            "mlp_dim",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+        ):
             _require(getattr(self, name) > 0, f"model.{name} must be positive, not {getattr(self, name)}")
         _require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads={self.num_heads} is not a multiple of model.num_kv_heads={self.num_kv_heads}",
         )
         _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} must be even: RoPE turns pairs")
-        _require(self.dtype in ("float32", "bfloat16"), f"model.dtype={self.dtype!r} is neither float32 nor bfloat16")
+        _require(
+            self.dtype in ("float32", "bfloat16"),
+            f"model.dtype={self.dtype!r} is neither float32 nor bfloat16",
+        )
 
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")

@@ -24,9 +24,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", "demo", "Directory for everything the demo makes.", flag_values=flag_values)
     flags.DEFINE_integer("num_samples", 256, "How many crystals to write.", flag_values=flag_values)
     flags.DEFINE_integer("num_steps", 500, "How long to train.", flag_values=flag_values)
-    flags.DEFINE_integer(
-        "max_entries", 1500, "Mineral structures to use, at most 4,634.", flag_values=flag_values
-    )
+    flags.DEFINE_integer("max_entries", 1500, "Mineral structures to use, at most 4,634.", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "Of the samples.", flag_values=flag_values)
 
 
@@ -52,9 +50,7 @@ def demo(output: Path, *, num_samples: int, num_steps: int, max_entries: int, se
     samples = sample(workdir, output=output / "samples", num_samples=num_samples, seed=seed)
     print("4/5 evaluate", flush=True)
     evaluation = output / "evaluation"
-    result = evaluate(
-        samples, output=evaluation, reference=f"{data}:test", train_reference=f"{data}:train"
-    )
+    result = evaluate(samples, output=evaluation, reference=f"{data}:test", train_reference=f"{data}:train")
     print("5/5 report", flush=True)
     report = write_report(evaluation, training_log=workdir / "metrics.jsonl")
     rate = result["validity"]
@@ -102,8 +98,6 @@ def demo_config(data: Path, *, num_steps: int) -> dict[str, Any]:
             clip_norm=1.0,
             accumulate=1,
         ),
-        train=dict(
-            num_steps=num_steps, log_every=10, eval_every=100, save_every=100, eval_batches=4, keep=2, seed=0
-        ),
+        train=dict(num_steps=num_steps, log_every=10, eval_every=100, save_every=100, eval_batches=4, keep=2, seed=0),
         mesh=dict(data=-1, fsdp=1, tensor=1),
     )

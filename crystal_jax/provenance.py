@@ -11,12 +11,16 @@ from typing import Any
 from crystal_jax import __version__
 
 
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of this project, of Python and of the given packages."""
+    own = {"crystal_jax": __version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in packages}
+
+
 def provenance(packages: Sequence[str], **facts: Any) -> dict[str, Any]:
-    """Versions of this project, of Python and of the given packages, the time (UTC), and any further facts."""
+    """The versions, the time (UTC), and any further facts."""
     return {
-        "crystal_jax": __version__,
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions(packages),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **facts,
     }

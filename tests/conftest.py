@@ -13,6 +13,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
+from tests.experiments import training_config  # noqa: E402
+from tests.rock_salts import write_rock_salts  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -22,3 +25,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder}; set CRYSTAL_JAX_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """A prepared data set of a few rock salts."""
+    from crystal_jax.data.prepare import prepare
+
+    root = tmp_path_factory.mktemp("dataset")
+    return prepare("csv", data_dir=root / "data", manual_dir=write_rock_salts(root / "cifs"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, dataset) -> Path:
+    """The workdir of one short training run: six steps on a mesh of 2 x 2 devices."""
+    from crystal_jax.train.run import train
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train(training_config(str(dataset)), workdir=workdir)
+    return workdir

@@ -1,9 +1,15 @@
 """Small configurations that several tests share."""
 
 import dataclasses
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
 from crystal_jax.config import ExecutionConfig, LlamaConfig, LoraConfig
+from crystal_jax.model.llama import Llama
 
 # Odd, pairwise different sizes: a swapped axis cannot pass by accident.
 TINY = LlamaConfig(
@@ -23,6 +29,52 @@ NO_LORA = LoraConfig(rank=0, alpha=1.0, targets=())
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("q", "k", "v", "o"))
 UNROLLED = ExecutionConfig(scan_layers=False, remat=False)
 SCANNED = ExecutionConfig(scan_layers=True, remat=True)
+
+
+@functools.cache
+def _parameters(cfg: LlamaConfig, lora: LoraConfig, execution: ExecutionConfig, seed: int):
+    """Compiled: operation by operation, building a model takes a minute."""
+
+    def build(key):
+        return nnx.split(Llama(cfg, lora, execution, rngs=nnx.Rngs(key)))
+
+    graph, _ = nnx.eval_shape(build, jax.random.key(seed))
+    return graph, jax.jit(lambda key: build(key)[1])(jax.random.key(seed))
+
+
+def build(
+    cfg: LlamaConfig = TINY,
+    lora: LoraConfig = NO_LORA,
+    execution: ExecutionConfig = UNROLLED,
+    *,
+    seed: int = 0,
+) -> Llama:
+    """A model with random weights, equal in each call."""
+    return nnx.merge(*_parameters(cfg, lora, execution, seed))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph, state, tokens, positions, segments):
+    return nnx.merge(graph, state)(tokens, positions, segments)
+
+
+def logits(model: Llama, tokens, segments=None, positions=None):
+    """The full forward, compiled; one segment and counted positions unless given."""
+    segments = jnp.ones_like(tokens) if segments is None else segments
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+    return _logits(*nnx.split(model), tokens, positions, segments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _extend(graph, state, tokens, valid, cache):
+    model = nnx.merge(graph, state)
+    hidden, cache = model.extend(tokens, valid, cache)
+    return model.unembed(hidden), cache
+
+
+def extend(model: Llama, tokens, valid, cache):
+    """Logits of further tokens and the longer cache, compiled."""
+    return _extend(*nnx.split(model), tokens, valid, cache)
 
 
 def training_config(directory: str, **changes: dict[str, Any]) -> dict[str, Any]:
@@ -48,6 +100,7 @@ def training_config(directory: str, **changes: dict[str, Any]) -> dict[str, Any]
         ),
         train=dict(num_steps=6, log_every=1, eval_every=3, save_every=3, eval_batches=1, keep=3, seed=0),
         mesh=dict(data=2, fsdp=2, tensor=1),
+        base="",
     )
     for section, values in changes.items():
         tree[section] = {**tree[section], **values} if isinstance(values, dict) else values

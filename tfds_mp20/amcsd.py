@@ -88,9 +88,7 @@ def database_path() -> Path:
     for folder in (package and package.submodule_search_locations) or ():
         if (path := Path(folder) / "amcsd_cif1.db").is_file():
             return path
-    raise UserError(
-        "the AMCSD structures come with the package larixite; run: pip install larixite==2026.1.0"
-    )
+    raise UserError("the AMCSD structures come with the package larixite; run: pip install larixite==2026.1.0")
 
 
 def read_database(path: Path) -> list[Entry]:
@@ -126,9 +124,7 @@ def to_example(entry: Entry) -> Example:
         elements = [Element.from_Z(site.specie.Z) for site in primitive]
         structure = Structure(primitive.lattice, elements, primitive.frac_coords).get_sorted_structure()
         if not _has_formula(structure, str(entry.extra["formula_sum"])):
-            raise UserError(
-                f"{entry.where}: {structure.formula} in the cell, {entry.extra['formula_sum']} stated"
-            )
+            raise UserError(f"{entry.where}: {structure.formula} in the cell, {entry.extra['formula_sum']} stated")
     return crystals.to_example(dataclasses.replace(entry, cif=structure.to(fmt="cif")))
 
 

@@ -75,9 +75,7 @@ def make_config(
         source, description = Amcsd(**subset), "Measured mineral structures of at most 20 atoms (AMCSD)."
     elif dataset == "csv":
         if path is None:
-            raise UserError(
-                "the data set csv needs --manual_dir: a CSV table, or a folder of tables or CIF files"
-            )
+            raise UserError("the data set csv needs --manual_dir: a CSV table, or a folder of tables or CIF files")
         source = UserFiles(path=path, on_error=on_error, **subset)
         name, description = f"csv_{source.digest()}", f"The crystals of {path.name}."
     else:
@@ -106,12 +104,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 {
                     "cif": tfds.features.Text(doc="As the source has it; amcsd: of the primitive cell."),
                     "lattice": tfds.features.Scalar(np.object_, doc="a, b, c in Å and α, β, γ in degrees."),
-                    "frac_coords": tfds.features.Scalar(
-                        np.object_, doc="Fractional coordinates, [n_sites, 3]."
-                    ),
-                    "atomic_numbers": tfds.features.Tensor(
-                        shape=(None,), dtype=np.int32, doc="Of each site."
-                    ),
+                    "frac_coords": tfds.features.Scalar(np.object_, doc="Fractional coordinates, [n_sites, 3]."),
+                    "atomic_numbers": tfds.features.Tensor(shape=(None,), dtype=np.int32, doc="Of each site."),
                     "material_id": tfds.features.Text(),
                     "formation_energy_per_atom": floats,
                     "band_gap": floats,

@@ -67,9 +67,7 @@ class Published:
 
     def _download(self, dl_manager: Any) -> dict[str, Path]:
         if self.url is None:
-            raise UserError(
-                f"{self.source} cannot be downloaded; pass --manual_dir=FOLDER with its three tables"
-            )
+            raise UserError(f"{self.source} cannot be downloaded; pass --manual_dir=FOLDER with its three tables")
         urls = {split: f"{self.url}/{split}.csv" for split in splits.NAMES}
         try:
             request = urllib.request.Request(urls[splits.TRAIN], method="HEAD")

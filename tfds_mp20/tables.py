@@ -77,9 +77,7 @@ def parse_table(content: bytes, *, name: str, source: str) -> list[Entry]:
     columns = reader.fieldnames or []
     cif = next((column for column in _CIF if column in columns), None)
     if cif is None:
-        raise UserError(
-            f"{name} has no column 'cif' or 'cif_str', only {', '.join(columns)}; rename the CIF column"
-        )
+        raise UserError(f"{name} has no column 'cif' or 'cif_str', only {', '.join(columns)}; rename the CIF column")
     return [
         _entry(row, cif=row[cif], where=f"{name}, row {number}", source=source, number=number)
         for number, row in enumerate(rows, start=1)
@@ -112,9 +110,7 @@ def _number(cell: str | None, *, column: str, where: str) -> float:
     try:
         return float(cell) if cell else math.nan
     except ValueError:
-        raise UserError(
-            f"{where}: {column} is {cell!r}, which is no number; correct it or leave it empty"
-        ) from None
+        raise UserError(f"{where}: {column} is {cell!r}, which is no number; correct it or leave it empty") from None
 
 
 def _extra(column: str, cell: str) -> float | None:

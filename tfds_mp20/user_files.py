@@ -50,9 +50,7 @@ class UserFiles:
         if self._has_splits():
             return [tables.find(self.path, split) for split in splits.NAMES]
         if not (cifs := sorted(self.path.glob("*.cif"))):
-            raise UserError(
-                f"{self.path} has neither train/val/test.csv nor any *.cif; pass another --manual_dir"
-            )
+            raise UserError(f"{self.path} has neither train/val/test.csv nor any *.cif; pass another --manual_dir")
         return cifs
 
     def digest(self) -> str:
@@ -80,9 +78,7 @@ class UserFiles:
 
     def _has_splits(self) -> bool:
         # One table is enough to mean it: an absent sister is then an error, not a folder of CIFs.
-        return any(
-            (self.path / f"{split}.csv{end}").is_file() for split in splits.NAMES for end in ("", ".gz")
-        )
+        return any((self.path / f"{split}.csv{end}").is_file() for split in splits.NAMES for end in ("", ".gz"))
 
     def _examples(self, paths: list[Path]) -> list[Example]:
         entries = [entry for path in paths for entry in _read(path)]

@@ -1,10 +1,10 @@
 """A training run on disk: its configuration, its checkpoints, its metrics.
 
-    workdir/config.json                     the whole experiment, and what made it
-    workdir/checkpoints/STEP/params         what is trained (the frozen base is never written)
-    workdir/checkpoints/STEP/optimizer      moments and step
-    workdir/checkpoints/STEP/data           position of the data iterator
-    workdir/metrics.jsonl, tensorboard/     curves
+workdir/config.json                     the whole experiment, and what made it
+workdir/checkpoints/STEP/params         what is trained (the frozen base is never written)
+workdir/checkpoints/STEP/optimizer      moments and step
+workdir/checkpoints/STEP/data           position of the data iterator
+workdir/metrics.jsonl, tensorboard/     curves
 """
 
 from __future__ import annotations
@@ -148,5 +148,4 @@ def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx
         raise UserError(f"base {experiment.base} is another model: {_difference(theirs, ours)}")
     if (base.experiment.text, base.experiment.tokenizer.name) != (experiment.text, experiment.tokenizer.name):
         raise UserError(f"base {experiment.base} was trained on another text format or tokenizer")
-    return jax.tree.map(lambda b, l: jax.device_put(b.astype(l.dtype), l.sharding), base.params, like)
-
+    return jax.tree.map(lambda ours, to: jax.device_put(ours.astype(to.dtype), to.sharding), base.params, like)

@@ -1,0 +1,1 @@
+"""Prepared crystals, examples, batches."""

@@ -156,9 +156,7 @@ def _builder(directory: Path) -> tfds.core.DatasetBuilder:
     directory = Path(directory)
     versions = [path.parent for path in (directory / _INFO, *directory.glob(f"*/{_INFO}")) if path.is_file()]
     if len(versions) != 1:
-        raise UserError(
-            f"{directory} is no prepared data set; pass the path that 'crystal-jax prepare' prints"
-        )
+        raise UserError(f"{directory} is no prepared data set; pass the path that 'crystal-jax prepare' prints")
     return tfds.builder_from_directory(versions[0])
 
 

@@ -71,9 +71,7 @@ def train_batches(records: Sequence[Record], maker: ExampleMaker, cfg: DataConfi
     return iter(_packed_batches(examples, cfg, cfg.batch_size // hosts))
 
 
-def validation_batches(
-    records: Sequence[Record], maker: ExampleMaker, cfg: DataConfig, *, limit: int
-) -> list[Batch]:
+def validation_batches(records: Sequence[Record], maker: ExampleMaker, cfg: DataConfig, *, limit: int) -> list[Batch]:
     """The first `limit` batches of one fixed pass, the same at each validation: curves are comparable.
 
     Raises:

@@ -49,9 +49,7 @@ def prepare(
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS chats there
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
     except OSError as error:
-        raise UserError(
-            f"no data set can be written below {data_dir} ({error}); pass another --data_dir"
-        ) from error
+        raise UserError(f"no data set can be written below {data_dir} ({error}); pass another --data_dir") from error
     return Path(builder.data_dir)
 
 

@@ -29,9 +29,7 @@ def judged_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
     return rows.sample(PAPER_NUM_SAMPLES, replace=True, random_state=PAPER_DRAW_SEED)
 
 
-def rates(
-    rows: pd.DataFrame, judged: pd.DataFrame, *, with_novelty: bool
-) -> dict[str, dict[str, Any] | None]:
+def rates(rows: pd.DataFrame, judged: pd.DataFrame, *, with_novelty: bool) -> dict[str, dict[str, Any] | None]:
     """Validity of the judged rows; uniqueness and novelty of all valid ones; None is not measured."""
     valid = rows[rows["valid"]]
     found = {
@@ -55,9 +53,7 @@ def distances(judged: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     return {
         "wasserstein_density": wasserstein(valid["density"], reference["density"], "g/cm^3"),
         "wasserstein_num_elements": wasserstein(valid["num_elements"], reference["num_elements"], "elements"),
-        "histograms": {
-            kind.column: histogram(valid[kind.column], reference[kind.column], kind) for kind in PROPERTIES
-        },
+        "histograms": {kind.column: histogram(valid[kind.column], reference[kind.column], kind) for kind in PROPERTIES},
     }
 
 

@@ -53,9 +53,7 @@ def first_of_their_kind(cells: Sequence[Structure | None], *, progress: bool = F
     return verdicts
 
 
-def absent_from(
-    entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False
-) -> list[bool]:
+def absent_from(entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False) -> list[bool]:
     """Says of each reduced cell whether it is no crystal of `entries`, a training set.
 
     Of the entries only those are parsed whose CIF header states the formula of a cell (or states none).

@@ -68,9 +68,7 @@ def load_oxidation_table(name: str = "smact14", *, zr_as_in_paper: bool = False)
         UserError: there is no such table.
     """
     if name not in OXIDATION_STATES:
-        raise UserError(
-            f"no oxidation states {name!r}; --oxidation_states is one of {', '.join(OXIDATION_STATES)}"
-        )
+        raise UserError(f"no oxidation states {name!r}; --oxidation_states is one of {', '.join(OXIDATION_STATES)}")
     states = {symbol: tuple(int(word) for word in words) for symbol, *words in _rows(name)}
     electronegativity = {symbol: float(word) for symbol, word in _rows("electronegativity")}
     if zr_as_in_paper:
@@ -79,9 +77,7 @@ def load_oxidation_table(name: str = "smact14", *, zr_as_in_paper: bool = False)
 
 
 def _rows(name: str) -> Iterator[list[str]]:
-    text = (
-        resources.files("crystal_jax.evaluate").joinpath("tables", f"{name}.txt").read_text(encoding="utf-8")
-    )
+    text = resources.files("crystal_jax.evaluate").joinpath("tables", f"{name}.txt").read_text(encoding="utf-8")
     return (line.split() for line in text.splitlines() if not line.startswith("#"))
 
 

@@ -19,20 +19,18 @@ from __future__ import annotations
 
 import datetime
 import json
-import platform
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-import crystal_jax
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import metrics, novelty, structures, validity
 from crystal_jax.evaluate.output import write_text
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, load_oxidation_table
 from crystal_jax.evaluate.samples import read_entries, read_reference
+from crystal_jax.provenance import versions
 
 MODES = ("default", "paper")
 PACKAGES = ("pymatgen", "spglib", "scipy", "numpy", "pandas")
@@ -149,15 +147,10 @@ def evaluate(
             "matcher": novelty.MATCHER,
             "spacegroup_symprec_angstrom": structures.SYMMETRY_PRECISION,
         },
-        "versions": _versions(),
+        "versions": versions(PACKAGES),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
     }
     write_text(Path(output) / "structures.csv", rows.to_csv(index=False))
     write_text(Path(output) / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
-
-
-def _versions() -> dict[str, str]:
-    own = {"crystal_jax": crystal_jax.__version__, "python": platform.python_version()}
-    return own | {package: metadata.version(package) for package in PACKAGES}

@@ -76,9 +76,7 @@ def read_entries(path: Path) -> list[Entry]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder of samples")
     if not path.name.endswith((".csv", ".csv.gz")):
-        raise UserError(
-            f"{path}: crystals are read from a .csv or .csv.gz file, or from a folder of *.cif files"
-        )
+        raise UserError(f"{path}: crystals are read from a .csv or .csv.gz file, or from a folder of *.cif files")
     return _read_csv(path)
 
 
@@ -93,9 +91,7 @@ def read_reference(reference: str, *, default_split: str) -> list[Entry]:
         return read_entries(path)
     directory, _, split = (reference, "", "") if path.exists() else reference.rpartition(":")
     if not directory or not Path(directory).is_dir():
-        raise UserError(
-            f"{reference}: no such reference; give a CSV, a folder of *.cif, or a data set as DIR:split"
-        )
+        raise UserError(f"{reference}: no such reference; give a CSV, a folder of *.cif, or a data set as DIR:split")
 
     from crystal_jax.data import mp20  # here, because only this case needs TensorFlow Datasets
 

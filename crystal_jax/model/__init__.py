@@ -1,0 +1,1 @@
+"""LLaMA-2 and its adapters."""

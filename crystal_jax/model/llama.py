@@ -49,13 +49,17 @@ def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int) -> Cache:
 class Projection(nnx.Module):
     """`einsum(equation, x, kernel)`, plus `α/r · (x A) B` where the projection has an adapter."""
 
-    def __init__(
-        self, equation: str, cfg: LlamaConfig, lora: LoraConfig, *, adapted: bool, rngs: nnx.Rngs
-    ):
+    def __init__(self, equation: str, cfg: LlamaConfig, lora: LoraConfig, *, adapted: bool, rngs: nnx.Rngs):
         x, kernel, y = re.split(",|->", equation)
         ins = "".join(axis for axis in kernel if axis in x)  # contracted; they stand first in `kernel`
         outs = kernel.removeprefix(ins)
-        size = {"d": cfg.embed_dim, "n": cfg.num_heads, "k": cfg.num_kv_heads, "h": cfg.head_dim, "f": cfg.mlp_dim}
+        size = {
+            "d": cfg.embed_dim,
+            "n": cfg.num_heads,
+            "k": cfg.num_kv_heads,
+            "h": cfg.head_dim,
+            "f": cfg.mlp_dim,
+        }
         shape_in, shape_out = (tuple(size[axis] for axis in axes) for axes in (ins, outs))
         fan_in = math.prod(shape_in)
         self.equation = equation
@@ -136,21 +140,21 @@ class Block(nnx.Module):
         angles: tuple[Array, Array],
         mask: Bool[Array, "b 1 t s"],
         cached: tuple[Array, Array, Array] | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array] | None]:
-        """`cached` is this layer's keys and values and the position from which to write; they come back filled."""
+    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
+        """The new x, and the keys and values attended to: those of `cached`, with x's written from its position on."""
         y = self.attn_norm(x)
         q, k, v = rotate(self.q(y), *angles), rotate(self.k(y), *angles), self.v(y)
-        keys, values, filled = k.swapaxes(1, 2), v.swapaxes(1, 2), None
+        keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cached is not None:
             *stored, start = cached
-            keys, values = filled = tuple(
+            keys, values = (
                 jax.lax.dynamic_update_slice(old, new, (0, 0, start, 0))
                 for old, new in zip(stored, (keys, values), strict=True)
             )
         mixed = attend(q, keys, values, mask)
         x = x + self.o(mixed)
         y = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y)), filled
+        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y)), (keys, values)
 
 
 def attend(
@@ -222,7 +226,7 @@ class Llama(nnx.Module):
 
         A token's position is the number of valid tokens before it, so that left padding moves nothing.
         """
-        (b, t), capacity = tokens.shape, cache.valid.shape[1]
+        t, capacity = tokens.shape[1], cache.valid.shape[1]
         seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
         positions = cache.valid.sum(axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1
         places = cache.length + jnp.arange(t)
@@ -239,9 +243,7 @@ class Llama(nnx.Module):
             values.append(v)
         return x, Cache(tuple(keys), tuple(values), seen, cache.length + t)
 
-    def unembed(
-        self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None
-    ) -> Float[Array, "b t v"]:
+    def unembed(self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None) -> Float[Array, "b t v"]:
         """Logits in float32, of the whole vocabulary or of the given token ids only."""
         x = self.final_norm(x)
         if self.cfg.tie_embeddings:

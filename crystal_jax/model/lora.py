@@ -20,7 +20,8 @@ def trainable(lora: LoraConfig) -> type[nnx.Variable]:
 
 def split(model: Llama, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model's graph, its trainable parameters, and the frozen rest (empty in full training)."""
-    return nnx.split(model, trainable(lora), ...)
+    graph, params, frozen = nnx.split(model, trainable(lora), ...)
+    return graph, params, frozen
 
 
 def merge_adapters(state: nnx.State, lora: LoraConfig) -> nnx.State:
@@ -40,8 +41,7 @@ def merge_adapters(state: nnx.State, lora: LoraConfig) -> nnx.State:
         delta = jnp.matmul(a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)).reshape(kernel.shape)
         return {"kernel": (kernel.astype(jnp.float32) + lora.scale * delta).astype(kernel.dtype)}
 
-    merged = nnx.State(jax.tree.map(nnx.Param, visit(tree)))
-    return merged
+    return nnx.State(jax.tree.map(nnx.Param, visit(tree)))
 
 
 def count_parameters(state: nnx.State) -> int:

@@ -26,9 +26,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 class Frame:
     """Axes of one chart: maps data to user units and collects the SVG elements."""
 
-    def __init__(
-        self, x: tuple[float, float], y: tuple[float, float], width: int = WIDTH, height: int = HEIGHT
-    ):
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], width: int = WIDTH, height: int = HEIGHT):
         self.x_range, self.y_range, self.width, self.height = x, y, width, height
         self.parts: list[str] = []
 
@@ -55,9 +53,7 @@ class Frame:
 
     def text(self, x: float, y: float, text: str, anchor: str, kind: str = "tick") -> None:
         """Writes a text at a place in user units."""
-        self.parts.append(
-            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-        )
+        self.parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def line(self, points: Sequence[tuple[float, float]], kind: str) -> None:
         """Joins points given as data; `kind` is a class of the style sheet."""
@@ -89,9 +85,7 @@ def histogram(data: dict[str, Any]) -> Markup:
         span = f"{math.ceil(low)}" if whole and high - low == 1 else f"{low:.3g} to {high:.3g}"
         place = f'x="{left + gap:.1f}" y="{frame.y(share):.1f}" width="{width - 2 * gap:.1f}"'
         height = f'height="{frame.y(0) - frame.y(share):.1f}"'
-        frame.parts.append(
-            f'<rect class="samples" {place} {height}><title>{span}: {count} samples</title></rect>'
-        )
+        frame.parts.append(f'<rect class="samples" {place} {height}><title>{span}: {count} samples</title></rect>')
     if sum(data["reference"]):
         bins = zip(edges, edges[1:], shares["reference"], strict=False)
         steps = [(x, share) for low, high, share in bins for x in (low, high)]

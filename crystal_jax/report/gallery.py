@@ -97,9 +97,7 @@ def drawing(structure: Structure) -> dict[str, Any]:
 
 def _on_faces(frac: np.ndarray) -> list[np.ndarray]:
     """The site itself and its images on the cell's other faces, edges and corners."""
-    choices = [
-        [x, x + 1] if x < FACE_TOLERANCE else [x, x - 1] if x > 1 - FACE_TOLERANCE else [x] for x in frac
-    ]
+    choices = [[x, x + 1] if x < FACE_TOLERANCE else [x, x - 1] if x > 1 - FACE_TOLERANCE else [x] for x in frac]
     return [np.array(image) for image in itertools.product(*choices)]
 
 

@@ -59,13 +59,9 @@ class Evaluation:
             )  # a KeyError if these are other files of the same names
         except FileNotFoundError as error:
             missing = Path(error.filename).name
-            raise UserError(
-                f"{directory}: no {missing}; is this the --output of 'crystal-jax evaluate'?"
-            ) from None
+            raise UserError(f"{directory}: no {missing}; is this the --output of 'crystal-jax evaluate'?") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{directory}: not an evaluation that can be read ({error!r}); run it again"
-            ) from error
+            raise UserError(f"{directory}: not an evaluation that can be read ({error!r}); run it again") from error
         return cls(metrics, rows)
 
 

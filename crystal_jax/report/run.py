@@ -15,9 +15,7 @@ from crystal_jax.report.html import write_report
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines the flags of `crystal-jax report`."""
-    flags.DEFINE_string(
-        "evaluation", None, "Folder written by 'evaluate'.", required=True, flag_values=flag_values
-    )
+    flags.DEFINE_string("evaluation", None, "Folder written by 'evaluate'.", required=True, flag_values=flag_values)
     flags.DEFINE_string(
         "output", None, "The HTML file; by default report.html in that folder.", flag_values=flag_values
     )

@@ -1,0 +1,1 @@
+"""New crystals from a trained model."""

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from crystal_jax.model.llama import Cache, Llama, empty_cache
-from crystal_jax.sample.constraints import DeviceAutomaton, advance, mask_logits, to_device
+from crystal_jax.sample.constraints import advance, mask_logits, to_device
 from crystal_jax.text.grammar import TokenAutomaton
 
 
@@ -92,15 +92,16 @@ def make_generate(graph: nnx.GraphDef, automaton: TokenAutomaton, sampler: Sampl
         cache = empty_cache(model.cfg, batch=1, capacity=prompt.shape[0] + limit)
         hidden, cache = model.extend(prompt[None], jnp.ones((1, prompt.shape[0]), bool), cache)
         logits = model.unembed(hidden[:, -1:], tables.token_ids)[:, 0]
-        spread = jax.tree.map(
+        cache, logits = jax.tree.map(
             lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])) if x.ndim else x, (cache, logits)
         )
         first = _Progress(
-            jnp.zeros((), jnp.int32),
-            *spread,
-            jnp.full(rows, start, jnp.int32),
-            jnp.zeros((rows, limit), jnp.int32),
-            jnp.zeros(rows),
+            step=jnp.zeros((), jnp.int32),
+            cache=cache,
+            logits=logits,
+            state=jnp.full(rows, start, jnp.int32),
+            columns=jnp.zeros((rows, limit), jnp.int32),
+            log_prob=jnp.zeros(rows),
         )
 
         def unfinished(progress: _Progress) -> Array:
@@ -110,9 +111,7 @@ def make_generate(graph: nnx.GraphDef, automaton: TokenAutomaton, sampler: Sampl
             logits = mask_logits(tables, progress.state, progress.logits)
             column = sampler.draw(jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step), logits)
             chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), column[:, None], axis=-1)[:, 0]
-            hidden, cache = model.extend(
-                tables.token_ids[column][:, None], jnp.ones((rows, 1), bool), progress.cache
-            )
+            hidden, cache = model.extend(tables.token_ids[column][:, None], jnp.ones((rows, 1), bool), progress.cache)
             return _Progress(
                 progress.step + 1,
                 cache,

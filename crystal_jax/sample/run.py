@@ -32,9 +32,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "e_above_hull", None, "Ask for an energy above the convex hull in eV/atom.", flag_values=flag_values
     )
-    flags.DEFINE_list(
-        "elements", None, "Allow these elements only, such as Li,Fe,P,O.", flag_values=flag_values
-    )
+    flags.DEFINE_list("elements", None, "Allow these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
     flags.DEFINE_integer("max_atoms", 20, "Most atoms in a cell.", flag_values=flag_values)
     flags.DEFINE_integer("batch_size", 128, "Rows decoded side by side.", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "The same seed gives the same samples.", flag_values=flag_values)
@@ -85,7 +83,8 @@ def sample(
         checkpoint: The workdir of a training run.
         output: Directory for the samples; continued if it holds some of the same request.
         num_samples: How many there are in the end.
-        temperature, top_p: See `Sampler`.
+        temperature: See `Sampler`.
+        top_p: See `Sampler`.
         conditions: Properties to ask for, by the names of `CONDITIONS`.
         elements: Elements that may occur.
         max_atoms: Most atoms in the cell.
@@ -117,7 +116,9 @@ def sample(
     trained = load_trained(checkpoint, mesh, step=step)
     experiment = trained.experiment
     if conditions and not experiment.task.conditions:
-        raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(conditions)}")
+        raise UserError(
+            f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(conditions)}"
+        )
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     try:
         sampler = Sampler(temperature=temperature, top_p=top_p)
@@ -151,16 +152,20 @@ def sample(
     done = len(samples.rows())
     with tqdm(total=num_samples, initial=min(done, num_samples), desc="sample", unit="crystal") as bar:
         for begin in range(done, num_samples, batch_size):
-            drawn = jax.device_get(
-                generate(trained.params, prompt_ids, keys_of(jnp.arange(begin, begin + batch_size)))
-            )
+            drawn = jax.device_get(generate(trained.params, prompt_ids, keys_of(jnp.arange(begin, begin + batch_size))))
             rows = []
             for index, ids, log_prob in zip(range(begin, num_samples), drawn.tokens, drawn.log_prob, strict=False):
                 ids = list(itertools.takewhile(lambda i: i != tokenizer.eos_id, ids.tolist()))
                 text = tokenizer.decode([*head, *ids]).removeprefix(prompt)
                 experiment.text.decode(text)  # cannot fail: the grammar admits readable texts only
                 rows.append(
-                    {"index": index, "prompt": prompt, "text": text, "tokens": len(ids) + 1, "log_prob": float(log_prob)}
+                    {
+                        "index": index,
+                        "prompt": prompt,
+                        "text": text,
+                        "tokens": len(ids) + 1,
+                        "log_prob": float(log_prob),
+                    }
                 )
             samples.append(rows)
             bar.update(len(rows))

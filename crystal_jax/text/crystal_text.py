@@ -51,8 +51,8 @@ class Crystal:
         symbols: Element symbols, n_atoms of them, in the order of the sites.
     """
 
-    lengths: Float[np.ndarray, "3"]
-    angles: Float[np.ndarray, "3"]
+    lengths: Float[np.ndarray, 3]
+    angles: Float[np.ndarray, 3]
     frac_coords: Float[np.ndarray, "n 3"]
     symbols: tuple[str, ...]
 
@@ -87,7 +87,7 @@ class Crystal:
         """Lattice vectors as rows, in Å, in pymatgen's standard orientation (c along z)."""
         return Lattice.from_parameters(*self.lengths, *self.angles).matrix
 
-    def translated(self, shift: Float[np.ndarray, "3"]) -> Crystal:
+    def translated(self, shift: Float[np.ndarray, 3]) -> Crystal:
         """All sites moved by a fractional vector and wrapped into the cell."""
         return dataclasses.replace(self, frac_coords=np.mod(self.frac_coords + shift, 1))
 
@@ -169,7 +169,7 @@ class TextFormat:
         return dataclasses.replace(crystal, frac_coords=crystal.frac_coords @ np.linalg.inv(crystal.matrix))
 
 
-def _numbers(number: int, line: str) -> Float[np.ndarray, "3"]:
+def _numbers(number: int, line: str) -> Float[np.ndarray, 3]:
     words = line.split(" ")
     if len(words) != 3:
         raise CrystalTextError(number, line, f"expected three numbers, found {len(words)}")

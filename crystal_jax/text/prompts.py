@@ -16,8 +16,7 @@ _TASK = (
 )
 _OPENING = "Below is a description of a bulk material. "
 _INFILL_OPENING = (
-    "Below is a partial description of a bulk material where one element has been replaced with the string "
-    '"[MASK]":\n'
+    'Below is a partial description of a bulk material where one element has been replaced with the string "[MASK]":\n'
 )
 _INFILL_TASK = "\nGenerate an element that could replace [MASK] in the bulk material:\n"
 

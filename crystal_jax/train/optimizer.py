@@ -14,7 +14,11 @@ def learning_rate(cfg: OptimizerConfig, *, num_steps: int) -> optax.Schedule:
     """Linear from 0 to `peak_lr` in the warm-up, then half a cosine to `end_lr` at the last step."""
     warmup = min(cfg.warmup_steps, max(num_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0, peak_value=cfg.peak_lr, warmup_steps=warmup, decay_steps=num_steps, end_value=cfg.end_lr
+        init_value=0.0,
+        peak_value=cfg.peak_lr,
+        warmup_steps=warmup,
+        decay_steps=num_steps,
+        end_value=cfg.end_lr,
     )
 
 

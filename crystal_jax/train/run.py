@@ -27,12 +27,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     config_flags.DEFINE_config_file(
         "config", None, "Run configuration: FILE.py or FILE.py:variant.", flag_values=flag_values
     )
-    flags.DEFINE_string(
-        "workdir", None, "Checkpoints and logs; a non-empty one is resumed.", flag_values=flag_values
-    )
-    flags.DEFINE_bool(
-        "distributed", False, "This process is one of several of a pod slice.", flag_values=flag_values
-    )
+    flags.DEFINE_string("workdir", None, "Checkpoints and logs; a non-empty one is resumed.", flag_values=flag_values)
+    flags.DEFINE_bool("distributed", False, "This process is one of several of a pod slice.", flag_values=flag_values)
     flags.mark_flags_as_required(["config", "workdir"], flag_values)
 
 
@@ -42,7 +38,11 @@ def main(flag_values: flags.FlagValues) -> None:
         import jax
 
         jax.distributed.initialize()
-    train(flag_values.config.to_dict(), workdir=Path(flag_values.workdir))
+    try:
+        config = flag_values.config.to_dict()
+    except OSError as error:  # ml_collections reports a file that does not load at the first use
+        raise UserError(f"--config does not load: {' '.join(str(error.__cause__ or error).split())}") from error
+    train(config, workdir=Path(flag_values.workdir))
 
 
 def train(config: Mapping[str, Any], *, workdir: Path, stop_after: int | None = None) -> Experiment:

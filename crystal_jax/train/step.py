@@ -61,7 +61,12 @@ def loss_sum(model: Llama, batch: Batch) -> tuple[Float[Array, ""], Float[Array,
 
 
 def make_train_step(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, where: TrainState, mesh: Mesh, *, accumulate: int
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    where: TrainState,
+    mesh: Mesh,
+    *,
+    accumulate: int,
 ) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns jitted `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
 

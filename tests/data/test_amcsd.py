@@ -54,9 +54,7 @@ def test_large_cells_are_refused(entries):
 
 def test_a_subset_is_exact_seeded_and_split_by_formula():
     def material_ids(seed):
-        parts = {
-            name: list(part) for name, part in amcsd.Amcsd(max_entries=24, seed=seed).splits(None).items()
-        }
+        parts = {name: list(part) for name, part in amcsd.Amcsd(max_entries=24, seed=seed).splits(None).items()}
         groups = [{example["formula"] for example in parts[name]} for name in splits.NAMES]
         assert len(groups[0] | groups[1] | groups[2]) == sum(map(len, groups))
         return [example["material_id"] for part in parts.values() for example in part]

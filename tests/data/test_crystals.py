@@ -28,9 +28,7 @@ def test_isotopes_and_ions_become_elements(cif):
 
 
 def test_extra_is_json(cif):
-    assert json.loads(crystals.to_example(entry(cif("Po"), extra={"heat_ref": 0.1}))["extra"]) == {
-        "heat_ref": 0.1
-    }
+    assert json.loads(crystals.to_example(entry(cif("Po"), extra={"heat_ref": 0.1}))["extra"]) == {"heat_ref": 0.1}
 
 
 @pytest.mark.parametrize(

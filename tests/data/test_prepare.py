@@ -62,10 +62,7 @@ def test_bad_places_are_refused(table, tmp_path):
 
 
 def test_the_command_says_where_and_how_many(table, tmp_path, capsys):
-    assert (
-        cli.main(["prepare", "--dataset=csv", f"--manual_dir={table}", f"--data_dir={tmp_path / 'data'}"])
-        == 0
-    )
+    assert cli.main(["prepare", "--dataset=csv", f"--manual_dir={table}", f"--data_dir={tmp_path / 'data'}"]) == 0
     directory, *rows = capsys.readouterr().out.splitlines()
     assert directory.startswith(str(tmp_path / "data" / "mp20" / "csv_"))
     assert [row.split() for row in rows] == [["train", "2"], ["val", "1"], ["test", "1"]]

@@ -39,9 +39,7 @@ def dummy():
 
 
 def test_another_file_is_told_by_its_blob_id():
-    with pytest.raises(
-        UserError, match=r"train\.csv .*git blob id is \w{40}, expected b1c9d498565ac2fd8d075a51ff"
-    ):
+    with pytest.raises(UserError, match=r"train\.csv .*git blob id is \w{40}, expected b1c9d498565ac2fd8d075a51ff"):
         published.MP20.splits(by_hand(DUMMY))
 
 

@@ -28,9 +28,7 @@ def test_a_folder_of_cif_files_is_the_same_crystals(cif, tmp_path):
         (tmp_path / f"{element}.cif").write_text(cif(element))
     files = UserFiles(path=tmp_path)
     assert formulas(files) == set(ELEMENTS)
-    assert {example["material_id"] for part in files.splits(None).values() for example in part} == set(
-        ELEMENTS
-    )
+    assert {example["material_id"] for part in files.splits(None).values() for example in part} == set(ELEMENTS)
 
 
 def test_a_folder_of_tables_keeps_its_splits(cif, tmp_path):
@@ -76,9 +74,7 @@ def test_the_digest_follows_content_and_name(cif, tmp_path):
 
 def test_a_subset_is_seeded(cif, tmp_path):
     write_table(tmp_path / "my.csv", [cif(element) for element in ELEMENTS])
-    subsets = [
-        formulas(UserFiles(path=tmp_path / "my.csv", max_entries=4, seed=seed)) for seed in (0, 0, 1, 2, 3)
-    ]
+    subsets = [formulas(UserFiles(path=tmp_path / "my.csv", max_entries=4, seed=seed)) for seed in (0, 0, 1, 2, 3)]
     assert all(len(subset) == 4 for subset in subsets)
     assert subsets[0] == subsets[1]
     assert len({frozenset(subset) for subset in subsets}) > 1

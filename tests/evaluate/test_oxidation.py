@@ -125,8 +125,6 @@ def test_tables_equal_those_of_smact():
 
 def test_share_of_plausible_training_compositions(shared):
     """90.71 %; the count moves with any change of the rule or of the table."""
-    formulas = pd.read_csv(shared / "data/mp20_open/train.csv.gz", usecols=["pretty_formula"])[
-        "pretty_formula"
-    ]
+    formulas = pd.read_csv(shared / "data/mp20_open/train.csv.gz", usecols=["pretty_formula"])["pretty_formula"]
     faults = [compositional_fault(Composition(formula), SMACT14) for formula in formulas]
     assert (faults.count(None), len(faults)) == (11703, 12901)

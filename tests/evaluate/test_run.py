@@ -143,9 +143,7 @@ def test_prepared_data_as_reference(samples, tmp_path, monkeypatch, salt):
     class Record:
         cif, formula, material_id = cif(salt), "NaCl", "mp-22862"
 
-    monkeypatch.setattr(
-        mp20, "open_split", lambda directory, split: asked.append((directory, split)) or [Record]
-    )
+    monkeypatch.setattr(mp20, "open_split", lambda directory, split: asked.append((directory, split)) or [Record])
     (tmp_path / "set").mkdir()
     metrics = evaluate(
         samples,

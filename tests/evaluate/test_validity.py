@@ -30,10 +30,7 @@ def test_an_atom_is_not_compared_with_its_own_images():
 
 
 def test_two_atoms_in_one_place():
-    assert (
-        structural_fault(Structure(Lattice.cubic(4), ["H", "H"], [[0, 0, 0]] * 2))
-        == "two atoms closer than 0.5 Å"
-    )
+    assert structural_fault(Structure(Lattice.cubic(4), ["H", "H"], [[0, 0, 0]] * 2)) == "two atoms closer than 0.5 Å"
 
 
 def test_least_volume():
@@ -41,7 +38,5 @@ def test_least_volume():
 
 
 def test_flat_cell_is_a_fault_and_not_a_crash():
-    flat = Structure(
-        Lattice.from_parameters(4, 4, 4, 120, 120, 120), ["H", "He"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-    )
+    flat = Structure(Lattice.from_parameters(4, 4, 4, 120, 120, 120), ["H", "He"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     assert structural_fault(flat) is not None

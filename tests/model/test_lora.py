@@ -9,8 +9,7 @@ from flax import nnx
 from crystal_jax.config import PROJECTIONS, LlamaConfig, LoraConfig
 from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import count_parameters, merge_adapters, split
-from tests.experiments import LORA, NO_LORA, SCANNED, TINY, UNROLLED
-from tests.model.test_llama import logits
+from tests.experiments import LORA, NO_LORA, SCANNED, TINY, build, logits
 
 TOKENS = jnp.arange(14).reshape(2, 7)
 
@@ -24,8 +23,8 @@ def randomised(model):
 
 
 def test_a_fresh_adapter_changes_nothing():
-    adapted = Llama(TINY, LORA, UNROLLED, rngs=nnx.Rngs(0))
-    plain = Llama(TINY, NO_LORA, UNROLLED, rngs=nnx.Rngs(1))
+    adapted = build(lora=LORA)
+    plain = build(seed=1)
     nnx.update(plain, nnx.state(adapted, nnx.Not(nnx.LoRAParam)))
     np.testing.assert_array_equal(logits(adapted, TOKENS), logits(plain, TOKENS))
 
@@ -33,8 +32,8 @@ def test_a_fresh_adapter_changes_nothing():
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o"), PROJECTIONS])
 def test_merged_equals_unmerged(targets):
     lora = dataclasses.replace(LORA, targets=targets)
-    adapted = randomised(Llama(TINY, lora, SCANNED, rngs=nnx.Rngs(0)))
-    plain = Llama(TINY, NO_LORA, SCANNED, rngs=nnx.Rngs(1))
+    adapted = randomised(build(TINY, lora, SCANNED))
+    plain = build(TINY, NO_LORA, SCANNED, seed=1)
     merged = nnx.merge(nnx.split(plain)[0], merge_adapters(nnx.state(adapted), lora))
     expected = logits(adapted, TOKENS)
     assert abs(expected - logits(plain, TOKENS)).max() > 0.1
@@ -42,13 +41,11 @@ def test_merged_equals_unmerged(targets):
 
 
 def test_only_adapters_are_trainable():
-    _, trained, frozen = split(Llama(TINY, LORA, UNROLLED, rngs=nnx.Rngs(0)), LORA)
+    _, trained, frozen = split(build(lora=LORA), LORA)
     paths = {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(trained)}
     assert {path.split("/")[1] for path in paths} == {"q", "k", "v", "o"}
     assert all("lora_a" in path or "lora_b" in path for path in paths)
-    assert count_parameters(frozen) == count_parameters(
-        nnx.state(Llama(TINY, NO_LORA, UNROLLED, rngs=nnx.Rngs(0)))
-    )
+    assert count_parameters(frozen) == count_parameters(nnx.state(build()))
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,16 @@ def crystals(max_atoms: int = 8) -> st.SearchStrategy[Crystal]:
 
 
 def test_text_of_a_known_crystal():
-    halite = Crystal.from_structure(
-        Structure(Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    )
+    halite = Crystal.from_structure(Structure(Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]))
     assert TextFormat().encode(halite) == HALITE
 
 
 def test_paper_truncates_angles_and_prints_one_where_v2_wraps():
     crystal = Crystal(
-        np.array([3.0, 3.04, 3.06]), np.array([89.9999, 59.6, 120.0]), np.array([[0.995, 0.994, 1.25]]), ("Te",)
+        np.array([3.0, 3.04, 3.06]),
+        np.array([89.9999, 59.6, 120.0]),
+        np.array([[0.995, 0.994, 1.25]]),
+        ("Te",),
     )
     assert TextFormat(version="paper").encode(crystal) == "3.0 3.0 3.1\n89 59 120\nTe\n0.99 0.99 0.25"
     assert TextFormat().encode(crystal) == "3.0 3.0 3.1\n90 60 120\nTe\n0.99 0.99 0.25"

@@ -65,8 +65,40 @@ def test_llama2_spells_a_crystal_as_published(shared):
     """Ids read off LLaMA-2's own tokenizer for this text (a space, a digit, a point and a newline are tokens)."""
     tokenizer = load_tokenizer("llama2", shared / "tokenizer/tokenizer.model")
     text = "5.6 4.0 5.7\n90 90 90\nTe\n0.25 0.50 0.73"
-    expected = [29871, 29945, 29889, 29953, 29871, 29946, 29889, 29900, 29871, 29945, 29889, 29955, 13, 29929, 29900]
-    expected += [29871, 29929, 29900, 29871, 29929, 29900, 13, 7141, 13, 29900, 29889, 29906, 29945, 29871, 29900]
+    expected = [
+        29871,
+        29945,
+        29889,
+        29953,
+        29871,
+        29946,
+        29889,
+        29900,
+        29871,
+        29945,
+        29889,
+        29955,
+        13,
+        29929,
+        29900,
+    ]
+    expected += [
+        29871,
+        29929,
+        29900,
+        29871,
+        29929,
+        29900,
+        13,
+        7141,
+        13,
+        29900,
+        29889,
+        29906,
+        29945,
+        29871,
+        29900,
+    ]
     expected += [29889, 29945, 29900, 29871, 29900, 29889, 29955, 29941]
     assert tokenizer.encode(text) == expected
     assert tokenizer.decode([1, *expected, 2]) == text

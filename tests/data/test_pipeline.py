@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from crystal_jax.config import DataConfig, TaskConfig
+from crystal_jax.data.examples import ExampleMaker
+from crystal_jax.data.mp20 import open_split
+from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
+from crystal_jax.errors import UserError
+from crystal_jax.text.crystal_text import TextFormat
+from crystal_jax.text.prompts import MASK
+from crystal_jax.text.tokenizer import load_tokenizer
+
+TASK = TaskConfig(infill=0.4, conditions=True, translate=True, permute=True, loss="completion")
+DATA = DataConfig(directory="", seq_len=256, batch_size=3, packing_bins=4, seed=0)
+
+
+@pytest.fixture(scope="module")
+def records(dataset):
+    return open_split(dataset, "train")
+
+
+def maker(**changes):
+    task = TaskConfig(**{**vars(TASK), **changes})
+    return ExampleMaker(load_tokenizer("atom_coordinate"), TextFormat(), task)
+
+
+def segments_of(batch):
+    """Every packed example as (tokens, targets, weights, positions)."""
+    for row in range(len(batch["tokens"])):
+        for segment in range(1, batch["segments"][row].max() + 1):
+            where = batch["segments"][row] == segment
+            yield tuple(batch[name][row][where] for name in ("tokens", "targets", "weights", "positions"))
+
+
+def test_packed_rows_hold_whole_examples(records):
+    make = maker()
+    tokenizer, text_format = make.tokenizer, make.text_format
+    batches = train_batches(records, make, DATA)
+    infilled = generated = 0
+    for _ in range(4):
+        batch = next(batches)
+        assert batch["tokens"].shape == (3, 256)
+        assert batch["weights"][batch["segments"] == 0].sum() == 0
+        for tokens, targets, weights, positions in segments_of(batch):
+            assert tokens[0] == tokenizer.bos_id
+            assert targets[-1] == tokenizer.eos_id
+            np.testing.assert_array_equal(tokens[1:], targets[:-1])
+            np.testing.assert_array_equal(positions, np.arange(len(tokens)))
+            completion = tokenizer.decode(targets[weights == 1].tolist())
+            if MASK in tokenizer.decode(tokens.tolist()):
+                infilled += 1
+                assert completion in ("Na", "Cl", "Mg", "O", "K", "Br", "Li", "F", "Ca")
+            else:
+                generated += 1
+                assert len(text_format.decode(completion).symbols) == 2
+    assert infilled > 0
+    assert generated > infilled
+
+
+def test_paper_loss_counts_the_prompt_too(records):
+    rng = np.random.default_rng
+    counted = maker(loss="all")(records[0], rng(0))["weights"]
+    completion = maker()(records[0], rng(0))["weights"]
+    assert counted.all()
+    assert 0 < completion.sum() < counted.sum()
+
+
+def test_position_determines_the_batch(records):
+    first, second = (train_batches(records, maker(), DATA) for _ in range(2))
+    for _ in range(3):
+        expected = next(first)
+    state = first.get_state()
+    following = next(first)
+    second.set_state(state)
+    resumed = next(second)
+    assert all((resumed[name] == following[name]).all() for name in following)
+    assert any((following[name] != expected[name]).any() for name in following)
+
+
+def test_epochs_differ_and_each_covers_all(records):
+    make = maker(infill=0.0, conditions=False, translate=False, permute=False)
+    cfg = DataConfig(directory="", seq_len=15, batch_size=1, packing_bins=1, seed=0)
+    batches = train_batches(records, make, cfg)
+    n = len(records)
+    epochs = [[next(batches)["targets"].tobytes() for _ in range(n)] for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1])
+
+
+def test_validation_is_the_same_each_time(records):
+    once, again = (validation_batches(records, maker(), DATA, limit=2) for _ in range(2))
+    assert all((a[name] == b[name]).all() for a, b in zip(once, again, strict=True) for name in a)
+
+
+def test_what_does_not_fit_is_named(records):
+    with pytest.raises(UserError, match=r"none of 2 crystals can be trained on; the first: .*seq_len is 9"):
+        fitting(records[:2], maker(), seq_len=9)
+    kept, left_out = fitting(records, maker(), seq_len=256)
+    assert len(kept) == len(records)
+    assert left_out == []

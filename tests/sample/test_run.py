@@ -1,0 +1,92 @@
+import csv
+import json
+
+import pytest
+from pymatgen.core import Structure
+
+from crystal_jax.errors import UserError
+from crystal_jax.sample.run import sample
+
+
+@pytest.fixture(scope="module")
+def samples(trained, tmp_path_factory):
+    output = tmp_path_factory.mktemp("samples") / "out"
+    sample(trained, output=output, num_samples=20, batch_size=8, seed=3)
+    return output
+
+
+def rows_of(output):
+    return [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+
+
+def test_files_agree(samples):
+    rows = rows_of(samples)
+    assert [row["index"] for row in rows] == list(range(20))
+    with (samples / "samples.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["gen_str", "cif", "model_name"]
+    assert [line["gen_str"] for line in table] == [row["prompt"] + row["text"] for row in rows]
+    with_cell = [line["cif"] for line in table if line["cif"]]
+    assert len(list((samples / "cif").glob("*.cif"))) == len(with_cell)
+    assert 0 < len(with_cell) <= 20
+    for cif in with_cell[:3]:
+        assert len(Structure.from_str(cif, fmt="cif")) >= 1
+    run = json.loads((samples / "run.json").read_text())
+    assert run["request"]["seed"] == 3
+    assert run["provenance"]["versions"]["jax"]
+
+
+def test_a_stopped_job_goes_on_and_gives_the_same_samples(trained, samples, tmp_path):
+    output = tmp_path / "out"
+    sample(trained, output=output, num_samples=8, batch_size=8, seed=3)
+    with (output / "samples.jsonl").open("a") as file:
+        file.write('{"index": 8, "te')  # the machine went down while a line was written
+    sample(trained, output=output, num_samples=20, batch_size=4, seed=3)
+    assert [row["text"] for row in rows_of(output)] == [row["text"] for row in rows_of(samples)]
+
+
+def test_another_request_may_not_overwrite(trained, samples):
+    before = (samples / "samples.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds samples of another request \\(other temperature\\)"):
+        sample(trained, output=samples, num_samples=20, temperature=0.7, seed=3)
+    assert (samples / "samples.jsonl").read_bytes() == before
+
+
+def test_a_requested_formula_stands_in_the_prompt_and_elements_are_kept(trained, tmp_path):
+    sample(
+        trained,
+        output=tmp_path / "out",
+        num_samples=4,
+        batch_size=4,
+        conditions={"pretty_formula": "LiFePO4", "spacegroup.number": 62},
+        elements=["Li", "Fe", "P", "O"],
+        max_atoms=6,
+    )
+    for row in rows_of(tmp_path / "out"):
+        assert "The chemical formula is LiFePO4. The spacegroup number is 62. " in row["prompt"]
+        symbols = row["text"].split("\n")[2::2]
+        assert set(symbols) <= {"Li", "Fe", "P", "O"}
+        assert len(symbols) <= 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be 0 or more, not -1.0"),
+        ({"top_p": 0.0}, "top_p must be above 0"),
+        ({"num_samples": 0}, "num_samples=0 .* must be positive"),
+        ({"elements": ["Xx"]}, "Not elements: Xx"),
+        ({"max_atoms": 0}, "max_atoms must be at least 1"),
+        ({"conditions": {"colour": 1}}, "Unknown condition 'colour'"),
+        ({"step": 5}, "no checkpoint of step 5; there are: "),
+    ],
+)
+def test_bad_requests_are_one_clear_line_and_write_nothing(trained, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        sample(trained, output=tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_workdir(tmp_path):
+    with pytest.raises(UserError, match="is no training workdir"):
+        sample(tmp_path, output=tmp_path / "out")

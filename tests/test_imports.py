@@ -1,0 +1,78 @@
+"""Imports point only backwards along the way of the data (docs/DESIGN.md)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What a package may import, besides itself and the shared leaves.
+ALLOWED = {
+    "errors": set(),
+    "provenance": set(),
+    "text": set(),
+    "config": {"text"},
+    "data": {"text", "config", "tfds_mp20"},
+    "model": {"config"},
+    "sharding": {"config"},
+    "checkpoint": {"config", "model", "sharding", "text"},
+    "train": {"text", "config", "data", "model", "sharding", "checkpoint"},
+    "sample": {"text", "config", "model", "sharding", "checkpoint"},
+    "evaluate": {"data"},
+    "report": {"evaluate"},
+    "demo": {"data", "train", "sample", "evaluate", "report"},
+    "cli": set(),
+    "tfds_mp20": set(),
+}
+LEAVES = {"errors", "provenance", "__version__"}
+# Commands are edges: only the command line and the demo, which is a chain of them, may know a `run` module.
+MAY_IMPORT_RUN = {"demo", "cli"}
+
+
+def modules():
+    for path in sorted([*ROOT.glob("crystal_jax/**/*.py"), *ROOT.glob("tfds_mp20/*.py")]):
+        if path.name.endswith("_test.py") or path == ROOT / "crystal_jax/__init__.py":
+            continue
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield path, parts[1] if parts[0] == "crystal_jax" else parts[0]
+
+
+def imported(path):
+    """Dotted names of this project that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in ("crystal_jax", "tfds_mp20"):
+                yield name
+
+
+def test_the_table_knows_every_package():
+    assert {package for _, package in modules()} == set(ALLOWED)
+
+
+@pytest.mark.parametrize(("path", "package"), [pytest.param(p, k, id=str(p.relative_to(ROOT))) for p, k in modules()])
+def test_imports_point_backwards(path, package):
+    for name in imported(path):
+        parts = name.split(".")
+        target = "tfds_mp20" if parts[0] == "tfds_mp20" else parts[1]
+        assert target == package or target in ALLOWED[package] | LEAVES, f"{path} imports {name}"
+        if "run" in parts[2:]:
+            assert package in MAY_IMPORT_RUN, f"{path} imports the edge {name}"
+
+
+@pytest.mark.parametrize("module", ["crystal_jax.evaluate.run", "crystal_jax.report.run", "crystal_jax.text.grammar"])
+def test_host_side_code_never_loads_jax(module):
+    code = f"import sys, {module}; sys.exit('jax' in sys.modules or 'tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_no_module_is_named_after_nothing():
+    assert not [p for p, _ in modules() if p.stem in ("utils", "helpers", "misc", "common")]
