@@ -89,9 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag_values = flags.FlagValues()
     module.define_flags(flag_values)
     if any(word in ("-h", "--help") for word in rest):
-        print(
-            f"usage: crystal-jax {name} [--flag=value ...]\n\n{(module.__doc__ or '').strip()}\n\n{_flag_help(flag_values)}"
-        )
+        description = (module.__doc__ or "").strip()
+        print(f"usage: crystal-jax {name} [--flag=value ...]\n\n{description}\n\n{_flag_help(flag_values)}")
         return 0
     try:
         _parse(flag_values, name, rest)

@@ -58,7 +58,8 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES
     Optimizer moments end in their parameter's path, so one table covers a whole train state.
 
     Raises:
-        ValueError: a path matches no rule, a rule matches no path, or an axis does not divide over the mesh.
+        ValueError: a path matches no rule, or a rule matches no path.
+        UserError: an axis does not divide over the mesh.
     """
     unused = {pattern for pattern, _ in rules if not any(part in pattern for part in _OPTIONAL)}
 
@@ -82,8 +83,9 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES
 def _check_divides(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
     for axis, name in enumerate(spec):
         if name is not None and shape[axis] % mesh.shape[name]:
-            raise ValueError(
-                f"{path} of shape {shape}: axis {axis} does not divide over the {mesh.shape[name]} devices of {name!r}"
+            raise UserError(
+                f"{path} of shape {shape}: axis {axis} does not divide over the {mesh.shape[name]} devices of {name!r}; "
+                "choose another config.mesh, or a larger config.model.vocab_size if it is the vocabulary"
             )
 
 

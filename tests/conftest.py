@@ -8,7 +8,10 @@ import pytest
 
 # Before JAX is imported: the tests shard over four devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    # Compiling is most of the time of these tests, and none of them is about the speed of the result.
+    " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
 # Machines that run tests are busy; examples are drawn from a fixed seed so that a failure can be repeated.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("tests")

@@ -20,7 +20,7 @@ _cell_angle_alpha 60
 _cell_angle_beta 60
 _cell_angle_gamma 60
 loop_
-_atom_site_type_symbol
+_atom_site_label
 _atom_site_fract_x
 _atom_site_fract_y
 _atom_site_fract_z

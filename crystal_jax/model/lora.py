@@ -20,7 +20,8 @@ def trainable(lora: LoraConfig) -> type[nnx.Variable]:
 
 def split(model: Llama, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model's graph, its trainable parameters, and the frozen rest (empty in full training)."""
-    graph, params, frozen = nnx.split(model, trainable(lora), ...)
+    graph, state = nnx.split(model)
+    params, frozen = nnx.split_state(state, trainable(lora), ...)
     return graph, params, frozen
 
 

@@ -46,7 +46,8 @@ def setup(experiment: Experiment, mesh: Mesh) -> Setup:
     def begin(params: nnx.State) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    where = tree_shardings(jax.eval_shape(begin, params), mesh)
+    # Looked up together with the frozen weights: alone, adapters would leave most rules of the table unused.
+    where, _ = tree_shardings((jax.eval_shape(begin, params), frozen), mesh)
     state = jax.jit(begin, out_shardings=where, donate_argnums=0)(params)
     accumulate = experiment.optimizer.accumulate
     train_step = make_train_step(graph, optimizer, where, mesh, accumulate=accumulate)

@@ -79,7 +79,7 @@ def test_position_determines_the_batch(records):
 
 def test_epochs_differ_and_each_covers_all(records):
     make = maker(infill=0.0, conditions=False, translate=False, permute=False)
-    cfg = DataConfig(directory="", seq_len=15, batch_size=1, packing_bins=1, seed=0)
+    cfg = DataConfig(directory="", seq_len=17, batch_size=1, packing_bins=1, seed=0)
     batches = train_batches(records, make, cfg)
     n = len(records)
     epochs = [[next(batches)["targets"].tobytes() for _ in range(n)] for _ in range(2)]

@@ -8,7 +8,7 @@ from crystal_jax.sharding import make_mesh, put_batch
 from crystal_jax.train.step import setup
 from tests.experiments import training_config
 
-VOCABULARY = 97
+VOCABULARY = 98
 
 
 def batch(rows=4, length=12):
