@@ -57,6 +57,8 @@ def _flag_help(flag_values: flags.FlagValues) -> str:
 
 def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> None:
     """Raises flags.Error, in one line, for whatever is wrong with the arguments or a configuration file."""
+    # ml_collections looks for the overrides of a configuration in sys.argv, whatever is being parsed.
+    sys.argv, saved = [name, *arguments], sys.argv
     try:
         extra = flag_values([name, *arguments])[1:]
     except Exception as error:  # flags are wrong, or a configuration file, which is code, failed
@@ -66,6 +68,8 @@ def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> No
         # absl appends the traceback of a configuration file; its last line says what happened.
         shown = lines[-1:] if any(line.startswith("Traceback") for line in lines) else lines
         raise flags.Error(" ".join(line.strip() for line in shown)) from error
+    finally:
+        sys.argv = saved
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; options are written --name=value")
 

@@ -84,8 +84,8 @@ def _check_divides(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> No
     for axis, name in enumerate(spec):
         if name is not None and shape[axis] % mesh.shape[name]:
             raise UserError(
-                f"{path} of shape {shape}: axis {axis} does not divide over the {mesh.shape[name]} devices of {name!r}; "
-                "choose another config.mesh, or a larger config.model.vocab_size if it is the vocabulary"
+                f"{path} of shape {shape}: axis {axis} does not divide over the {mesh.shape[name]} devices of "
+                f"{name!r}; choose another config.mesh, or, for the vocabulary, a larger config.model.vocab_size"
             )
 
 

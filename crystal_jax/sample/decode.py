@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from crystal_jax.model.llama import Cache, Llama, empty_cache
 from crystal_jax.sample.constraints import advance, mask_logits, to_device
@@ -35,21 +35,28 @@ class Sampler:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
     def draw(self, keys: Key[Array, " b"], logits: Float[Array, "b k"]) -> Int[Array, " b"]:
-        """One column for each row; a logit of -inf is never drawn."""
+        """One column for each row; a logit of -inf is never drawn.
+
+        One uniform number a row looks up the cumulative distribution: Gumbel noise would take one a column.
+        """
         if self.temperature == 0:
             return logits.argmax(axis=-1)
-        logits = logits / self.temperature
+        probabilities = jax.nn.softmax(logits / self.temperature, axis=-1)
         if self.top_p < 1:
-            logits = jnp.where(_outside_nucleus(logits, self.top_p), -jnp.inf, logits)
-        return jax.vmap(jax.random.categorical)(keys, logits)
+            probabilities = jnp.where(_outside_nucleus(probabilities, self.top_p), 0.0, probabilities)
+        cumulative = jnp.cumsum(probabilities, axis=-1)
+        threshold = jax.vmap(jax.random.uniform)(keys)[:, None] * cumulative[:, -1:]
+        # Sums are rounded, so they alone could point at a forbidden column, or past the last.
+        reached = (cumulative > threshold) & (probabilities > 0)
+        return jnp.where(reached.any(axis=-1), reached.argmax(axis=-1), probabilities.argmax(axis=-1))
 
 
-def _outside_nucleus(logits: Float[Array, "b k"], top_p: float) -> Array:
+def _outside_nucleus(probabilities: Float[Array, "b k"], top_p: float) -> Bool[Array, "b k"]:
     """Columns before which, from the most likely one on, the share is reached already."""
-    ordered = jnp.sort(jax.nn.softmax(logits, axis=-1), axis=-1, descending=True)
+    ordered = jnp.sort(probabilities, axis=-1, descending=True)
     before = jnp.cumsum(ordered, axis=-1) - ordered
     smallest = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
-    return jax.nn.softmax(logits, axis=-1) < smallest
+    return probabilities < smallest
 
 
 class Samples(NamedTuple):

@@ -6,6 +6,8 @@ from pymatgen.core import Structure
 
 from crystal_jax.errors import UserError
 from crystal_jax.sample.run import sample
+from crystal_jax.train.run import train
+from tests.experiments import training_config
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,10 @@ def test_bad_requests_are_one_clear_line_and_write_nothing(trained, tmp_path, ch
 def test_no_workdir(tmp_path):
     with pytest.raises(UserError, match="is no training workdir"):
         sample(tmp_path, output=tmp_path / "out")
+
+
+def test_a_model_with_adapters_samples_with_its_base(trained, dataset, tmp_path):
+    config = training_config(str(dataset), lora={"rank": 2}, base=str(trained), train={"num_steps": 1})
+    train(config, workdir=tmp_path / "lora")
+    sample(tmp_path / "lora", output=tmp_path / "out", num_samples=4, batch_size=4, max_atoms=2)
+    assert len(rows_of(tmp_path / "out")) == 4
