@@ -50,7 +50,8 @@ def build(
     seed: int = 0,
 ) -> Llama:
     """A model with random weights, equal in each call."""
-    return nnx.merge(*_parameters(cfg, lora, execution, seed))
+    graph, state = _parameters(cfg, lora, execution, seed)
+    return nnx.merge(graph, jax.tree.map(jnp.copy, state))  # a copy: some tests change weights
 
 
 @functools.partial(jax.jit, static_argnums=0)

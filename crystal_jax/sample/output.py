@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,10 @@ class SamplesFile:
         folder.mkdir(exist_ok=True)
         path = self.directory / "samples.csv"
         partial = path.with_suffix(".tmp")
-        with partial.open("w", newline="") as file:
+        with partial.open("w", newline="") as file, warnings.catch_warnings():
             table = csv.writer(file)
             table.writerow(["gen_str", "cif", "model_name"])
+            warnings.simplefilter("ignore")  # pymatgen remarks on every noble gas
             for row in tqdm(self.rows()[:limit], desc="write CIF", unit="crystal"):
                 crystal = text_format.decode(row["text"])
                 cif = to_cif(crystal)

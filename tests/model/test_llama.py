@@ -116,9 +116,8 @@ def test_no_token_sees_a_later_one_or_another_segment():
         """Gradient of one place's logits with regard to the embedding of each token (no token occurs twice)."""
 
         def output(embedding):
-            model = nnx.merge(graph, params)
-            model.embedding[...] = embedding
-            return model(tokens, positions, segments)[0, place].sum()
+            changed = nnx.State({**params, "embedding": params["embedding"].replace(embedding)})
+            return nnx.merge(graph, changed)(tokens, positions, segments)[0, place].sum()
 
         return jnp.abs(jax.grad(output)(params["embedding"][...])).max(axis=-1)
 
