@@ -1,7 +1,7 @@
 """The whole way, small, on real crystals: prepare, train, sample, evaluate, report.
 
 Takes measured mineral structures (the American Mineralogist Crystal Structure Database, embedded through the package
-larixite), trains a LLaMA-2 of half a million parameters for about two minutes, writes new crystals with it, and
+larixite), trains a LLaMA-2 of half a million parameters for a minute or two, writes new crystals with it, and
 evaluates them. A second run reuses the prepared data and whatever else is finished.
 """
 

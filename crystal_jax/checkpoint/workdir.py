@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from crystal_jax.config import Experiment, from_config_dict
 from crystal_jax.errors import UserError
+from crystal_jax.files import write_text
 from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import split
 from crystal_jax.provenance import provenance
@@ -49,14 +50,11 @@ def claim(workdir: Path, experiment: Experiment) -> None:
                 )
     elif workdir.exists() and any(workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no {_CONFIG}; choose an empty or a new --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
     content = {
         "experiment": dataclasses.asdict(experiment),
         "provenance": provenance(("jax", "flax", "optax", "orbax-checkpoint", "grain")),
     }
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text(json.dumps(content, indent=2) + "\n")
-    replacement.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _difference(theirs: Any, ours: Any) -> str:

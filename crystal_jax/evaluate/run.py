@@ -27,9 +27,9 @@ from absl import flags
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import metrics, novelty, structures, validity
-from crystal_jax.evaluate.output import write_text
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, load_oxidation_table
 from crystal_jax.evaluate.samples import read_entries, read_reference
+from crystal_jax.files import write_text
 from crystal_jax.provenance import versions
 
 MODES = ("default", "paper")

@@ -13,8 +13,8 @@ import pandas as pd
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import structures
-from crystal_jax.evaluate.output import write_text
 from crystal_jax.evaluate.quiet import quiet
+from crystal_jax.files import write_text
 from crystal_jax.report import elements, figures, gallery
 from crystal_jax.report.published import PUBLISHED
 

@@ -11,6 +11,7 @@ A sample whose angles form no cell has no CIF. It keeps its row, so that no rate
 from __future__ import annotations
 
 import csv
+import io
 import json
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from pymatgen.io.cif import CifWriter
 from tqdm import tqdm
 
 from crystal_jax.errors import UserError
+from crystal_jax.files import write_text
 from crystal_jax.text.crystal_text import Crystal, TextFormat
 
 
@@ -45,14 +47,13 @@ class SamplesFile:
                 )
         elif directory.exists() and any(directory.iterdir()):
             raise UserError(f"{directory} is not empty and holds no samples; choose another --output")
-        directory.mkdir(parents=True, exist_ok=True)
-        _replace(run, json.dumps({"request": dict(request), "provenance": dict(made_by)}, indent=2) + "\n")
+        write_text(run, json.dumps({"request": dict(request), "provenance": dict(made_by)}, indent=2) + "\n")
         self._drop_unfinished_line()
 
     def _drop_unfinished_line(self) -> None:
         if self._rows_path.exists():
             text = self._rows_path.read_text()
-            _replace(self._rows_path, text[: text.rfind("\n") + 1])
+            write_text(self._rows_path, text[: text.rfind("\n") + 1])
 
     def rows(self) -> list[dict[str, Any]]:
         """The samples written so far, in order."""
@@ -69,11 +70,10 @@ class SamplesFile:
         """Writes the CSV and the CIF files of the first `limit` samples; returns the CSV's path."""
         folder = self.directory / "cif"
         folder.mkdir(exist_ok=True)
-        path = self.directory / "samples.csv"
-        partial = path.with_suffix(".tmp")
-        with partial.open("w", newline="") as file, warnings.catch_warnings():
-            table = csv.writer(file)
-            table.writerow(["gen_str", "cif", "model_name"])
+        content = io.StringIO()
+        table = csv.writer(content, lineterminator="\n")
+        table.writerow(["gen_str", "cif", "model_name"])
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen remarks on every noble gas
             for row in tqdm(self.rows()[:limit], desc="write CIF", unit="crystal"):
                 crystal = text_format.decode(row["text"])
@@ -82,16 +82,11 @@ class SamplesFile:
                     formula = crystal.to_structure().composition.reduced_formula
                     (folder / f"{row['index']:06d}_{formula}.cif").write_text(cif)
                 table.writerow([row["prompt"] + row["text"], cif, model_name])
-        partial.replace(path)
+        path = self.directory / "samples.csv"
+        write_text(path, content.getvalue())
         return path
 
 
 def to_cif(crystal: Crystal) -> str:
     """The crystal's CIF, in P1; empty where its angles form no cell."""
     return str(CifWriter(crystal.to_structure())) if crystal.forms_cell else ""
-
-
-def _replace(path: Path, content: str) -> None:
-    partial = path.with_suffix(path.suffix + ".tmp")
-    partial.write_text(content)
-    partial.replace(path)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import tensorboardX
 
+from crystal_jax.files import write_text
+
 
 class MetricsLog:
     """Appends rows to `metrics.jsonl`; rows after `resume_step` belong to a part that is run again, and go."""
@@ -16,9 +18,7 @@ class MetricsLog:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             rows = [line for line in self._path.read_text().splitlines() if _step(line) <= resume_step]
-            replacement = self._path.with_suffix(".tmp")
-            replacement.write_text("".join(f"{row}\n" for row in rows))
-            replacement.replace(self._path)
+            write_text(self._path, "".join(f"{row}\n" for row in rows))
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -187,7 +187,7 @@ def test_command_line(samples, tmp_path, capsys):
         (["--samples=nowhere.csv", "--output=x"], 1, "nowhere.csv: no such file or folder of samples"),
         (["--samples=nowhere.csv"], 2, "--output"),
         (["--samples=a.csv", "--output=x", "--mode=strict"], 2, "strict"),
-        (["--samples={samples}", "--output={samples}/out", "--noprogress"], 1, "give another --output"),
+        (["--samples={samples}", "--output={samples}/out", "--noprogress"], 1, "give another directory"),
     ],
 )
 def test_bad_command_lines_end_in_one_line(samples, capsys, arguments, status, message):

@@ -1,4 +1,4 @@
-"""Writes result files whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ def write_text(path: Path, text: str) -> None:
         Path(file.name).chmod(0o666 & ~umask)  # a temporary file is private, a result is not
         Path(file.name).replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give another --output") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; give another directory") from error
