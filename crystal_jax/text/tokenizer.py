@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
@@ -19,6 +19,7 @@ from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.prompts import MASK, PHRASES
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text ⇄ token ids. `encode` adds neither BOS nor EOS; `decode(encode(text)) == text`."""
 
