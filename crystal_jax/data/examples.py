@@ -17,7 +17,7 @@ _SYMBOLS = {element.Z: element.symbol for element in Element}
 
 
 def crystal_of(record: Record) -> Crystal:
-    """The record's crystal; sites in the order of its CIF."""
+    """The record's crystal; sites in the order in which pymatgen reads its CIF: by electronegativity."""
     symbols = tuple(_SYMBOLS[z] for z in record.atomic_numbers.tolist())
     return Crystal(record.lattice[:3], record.lattice[3:], record.frac_coords, symbols)
 
