@@ -34,10 +34,11 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     config.execution = dict(scan_layers=False, remat=False)
     config.text = dict(version="v2", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
-    config.task = dict(infill=0.0, conditions=False, translate=True, permute=False, loss="completion")
-    config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=24, packing_bins=64, seed=0)
+    config.task = dict(infill=0.0, conditions=False, translate=variant != "scratch", permute=False, loss="completion")
+    config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=12, packing_bins=64, seed=0)
     config.optimizer = dict(
-        peak_lr=3e-3,
+        name="adamw" if variant == "lora" else "muon",
+        peak_lr=3e-3 if variant == "lora" else 5e-3,
         end_lr=0.0,
         warmup_steps=100,
         b1=0.9,
@@ -46,14 +47,16 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         clip_norm=1.0,
         accumulate=1,
     )
-    config.train = dict(num_steps=5_000, log_every=20, eval_every=500, save_every=500, eval_batches=16, keep=2, seed=0)
+    config.train = dict(
+        num_steps=14_000, log_every=20, eval_every=1_000, save_every=1_000, eval_batches=32, keep=2, seed=0
+    )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = ""
     if variant == "paper":
         config.task = dict(infill=0.34, conditions=True, translate=True, permute=False, loss="completion")
         # Prompts are spelled out, and an infilling prompt holds a whole crystal.
         config.data.seq_len = 256
-        config.data.batch_size = 12
+        config.data.batch_size = 6
     if variant == "lora":
-        config.train.num_steps = 1_000
+        config.train.num_steps = 2_000
     return config

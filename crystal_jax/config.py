@@ -165,9 +165,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay to `end_lr`.
+    """The update rule, with linear warm-up and cosine decay to `end_lr`.
 
     Attributes:
+        name: `adamw`, or `muon`: orthogonal updates of the blocks' kernels (Jordan et al., 2024), AdamW for the rest.
+            From nothing it learns faster; for adapters it is AdamW.
         peak_lr, end_lr, warmup_steps, b1, b2, weight_decay: As in Optax.
         clip_norm: Global gradient norm above which gradients are scaled down.
         accumulate: Micro-batches a step: each is `batch_size / accumulate` rows.
@@ -181,8 +183,10 @@ class OptimizerConfig:
     weight_decay: float
     clip_norm: float
     accumulate: int
+    name: Literal["adamw", "muon"] = "adamw"
 
     def __post_init__(self):
+        _require(self.name in ("adamw", "muon"), f"optimizer.name={self.name!r} is neither 'adamw' nor 'muon'")
         _require(self.peak_lr > 0, f"optimizer.peak_lr must be positive, not {self.peak_lr}")
         _require(self.accumulate > 0, f"optimizer.accumulate must be positive, not {self.accumulate}")
 

@@ -29,9 +29,10 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/(q|k|v)/lora_b$", P(None, None, "tensor")),
     (r"blocks/\w+/lora_[ab]$", P()),
     (r"norm/scale$", P()),
+    (r"ns_coeffs$", P()),  # Muon keeps the coefficients of its iteration in its state
 )
-# Rows that a model may do without: tied embeddings have no head, full training has no adapters.
-_OPTIONAL = (r"lm_head$", r"lora_")
+# Rows that a run may do without: tied embeddings have no head, full training no adapters, AdamW no coefficients.
+_OPTIONAL = (r"lm_head$", r"lora_", r"ns_coeffs")
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -23,7 +23,7 @@ def judged_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
     """
     if mode != "paper":
         return rows
-    rows = rows[rows["formula"].notna()]
+    rows = rows[rows["density"].notna()]
     if len(rows) <= PAPER_NUM_SAMPLES:
         return rows
     return rows.sample(PAPER_NUM_SAMPLES, replace=True, random_state=PAPER_DRAW_SEED)

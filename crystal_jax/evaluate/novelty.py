@@ -56,12 +56,13 @@ def first_of_their_kind(cells: Sequence[Structure | None], *, progress: bool = F
 def absent_from(entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False) -> list[bool]:
     """Says of each reduced cell whether it is no crystal of `entries`, a training set.
 
-    Of the entries only those are parsed whose CIF header states the formula of a cell (or states none).
+    Of the entries only those are parsed that state the formula of a cell (or state none).
     """
-    wanted: set[str | None] = {None} | {cell.reduced_formula for cell in cells if cell is not None}
+    wanted: set[str] = {cell.reduced_formula for cell in cells if cell is not None}
     known: dict[str, list[Structure]] = defaultdict(list)
     for entry in tqdm(list(entries), "training set", unit="crystal", disable=not progress):
-        if entry.reduced_formula() in wanted:
+        stated = entry.stated_composition()
+        if stated is None or stated.reduced_formula in wanted:
             structure = parse(entry).structure
             reduced = reduce_cell(structure) if structure else None
             if reduced is not None:

@@ -130,7 +130,7 @@ def evaluate(
         "samples": {
             "path": str(Path(samples).resolve()),
             "read": len(rows),
-            "without_structure": int(rows["formula"].isna().sum()),
+            "without_structure": int(rows["density"].isna().sum()),
             "judged": len(judged),
             "models": sorted({entry.model for entry in entries if entry.model}),
         },

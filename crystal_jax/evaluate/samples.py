@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pymatgen.core import Composition, DummySpecies, Structure
+from pymatgen.core import Composition, DummySpecies, Element, Structure
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.quiet import quiet
 
 CIF_COLUMNS = ("cif", "cif_str")  # both are in use in published files
 NAME_COLUMNS = ("name", "material_id")
+FORMULA_COLUMNS = ("formula", "pretty_formula")
 MAX_LENGTH = 1e6  # Å; beyond it products of cell vectors lose all precision, and no crystal is meant
 _FORMULA = re.compile(r"^_chemical_formula_sum\s+['\"]?([^'\"\n]+)", re.MULTILINE)
 
@@ -31,24 +32,34 @@ class Entry:
     name: str
     cif: str
     model: str = ""  # what wrote it, if the source says so
-    formula: str = ""  # reduced, as pymatgen writes it, if the source says so
+    formula: str = ""  # if the source says so
 
-    def reduced_formula(self) -> str | None:
-        """The formula as the source or the CIF's header states it, None if neither does; no site is read."""
-        stated = None if self.formula else _FORMULA.search(self.cif)
+    def stated_composition(self) -> Composition | None:
+        """What the source or the CIF's header states; no site is read.
+
+        None if neither does, or not in whole numbers of real elements.
+        """
+        in_cif = _FORMULA.search(self.cif)
         try:
-            return Composition(stated[1]).reduced_formula if stated else self.formula or None
+            stated = Composition(self.formula or (in_cif[1] if in_cif else ""))
         except ValueError:
             return None
+        whole = all(isinstance(el, Element) and float(amount).is_integer() for el, amount in stated.items())
+        return stated if stated and whole else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A crystal that was read: either its `structure` or the reason of its `failure` is None."""
+    """A crystal that was read: either its `structure` or the reason of its `failure` is None.
+
+    A crystal without a structure may still have a `composition`: atoms on top of each other, or angles that form no
+    cell, do not hide which elements were meant, and as in CDVAE its compositional validity is judged.
+    """
 
     name: str
     cif: str
     structure: Structure | None
+    composition: Composition | None
     failure: str | None
 
 
@@ -56,13 +67,15 @@ class Sample:
 def parse(entry: Entry) -> Sample:
     """Builds the structure of an entry; whatever is wrong with its CIF becomes the sample's `failure`."""
     if not entry.cif.strip():
-        return Sample(entry.name, entry.cif, None, "no CIF: the sampled text did not parse")
+        return Sample(entry.name, entry.cif, None, entry.stated_composition(), "no CIF: the sample forms no cell")
     try:
         structure = Structure.from_str(entry.cif, fmt="cif")
         failure = _structure_fault(structure)
     except Exception as error:  # a malformed CIF raises nearly anything, and must not end the evaluation
         structure, failure = None, f"CIF does not parse: {_first_line(error)}"
-    return Sample(entry.name, entry.cif, None if failure else structure, failure)
+    if failure or structure is None:
+        return Sample(entry.name, entry.cif, None, entry.stated_composition(), failure)
+    return Sample(entry.name, entry.cif, structure, structure.composition, None)
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -122,8 +135,10 @@ def _read_csv(path: Path) -> list[Entry]:
     names = next((table[name] for name in NAME_COLUMNS if name in table and table[name].is_unique), None)
     if names is None:
         names = pd.Series([f"{i:06d}" for i in range(len(table))])
-    models = table.get("model_name", pd.Series([""] * len(table)))
-    return [Entry(*values) for values in zip(names, table[column], models, strict=True)]
+    blank = pd.Series([""] * len(table))
+    models = table.get("model_name", blank)
+    formulas = next((table[name] for name in FORMULA_COLUMNS if name in table), blank)
+    return [Entry(*values) for values in zip(names, table[column], models, formulas, strict=True)]
 
 
 def _structure_fault(structure: Structure) -> str | None:

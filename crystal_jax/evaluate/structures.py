@@ -73,17 +73,14 @@ def properties(samples: Sequence[Sample]) -> pd.DataFrame:
 
 
 def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
-    if sample.structure is None:
-        faults: list[str | None] = [sample.failure] * 2
-        facts: dict[str, Any] = {}
-    else:
-        composition = sample.structure.composition
-        faults = [structural_fault(sample.structure), compositional_fault(composition, table)]
-        facts = _properties(sample.structure) | {
-            "formula": composition.formula,
-            "reduced_formula": composition.reduced_formula,
-            "volume": sample.structure.volume,
-        }
+    faults = [sample.failure, sample.failure]
+    facts: dict[str, Any] = {}
+    if sample.composition is not None:
+        faults[1] = compositional_fault(sample.composition, table)
+        facts |= {"formula": sample.composition.formula, "reduced_formula": sample.composition.reduced_formula}
+    if sample.structure is not None:
+        faults[0] = structural_fault(sample.structure)
+        facts |= _properties(sample.structure) | {"volume": sample.structure.volume}
     valid = not any(faults)
     return facts | {
         "name": sample.name,

@@ -119,7 +119,7 @@ def _funnel(rows: pd.DataFrame) -> list[tuple[str, int]]:
     unique = rows["valid"] & rows["unique"].fillna(False)
     steps = [
         ("sampled", len(rows)),
-        ("form a crystal", int(rows["formula"].notna().sum())),
+        ("form a crystal", int(rows["density"].notna().sum())),
         ("valid", int(rows["valid"].sum())),
         ("and unique", int(unique.sum())),
     ]

@@ -2,7 +2,7 @@
 
     run.json        the request, and what answered it
     samples.jsonl   one sample a line, written batch by batch; a stopped job goes on from here
-    samples.csv     the reference's columns: gen_str (prompt and text), cif, model_name
+    samples.csv     the reference's columns, gen_str (prompt and text), cif, model_name, and the formula
     cif/            one file a sample whose lattice forms a cell
 
 A sample whose angles form no cell has no CIF. It keeps its row, so that no rate loses it from the denominator.
@@ -14,10 +14,12 @@ import csv
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 from tqdm import tqdm
 
@@ -72,16 +74,16 @@ class SamplesFile:
         folder.mkdir(exist_ok=True)
         content = io.StringIO()
         table = csv.writer(content, lineterminator="\n")
-        table.writerow(["gen_str", "cif", "model_name"])
+        table.writerow(["gen_str", "cif", "model_name", "formula"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen remarks on every noble gas
             for row in tqdm(self.rows()[:limit], desc="write CIF", unit="crystal"):
                 crystal = text_format.decode(row["text"])
                 cif = to_cif(crystal)
+                composition = Composition(Counter(crystal.symbols))
                 if cif:
-                    formula = crystal.to_structure().composition.reduced_formula
-                    (folder / f"{row['index']:06d}_{formula}.cif").write_text(cif)
-                table.writerow([row["prompt"] + row["text"], cif, model_name])
+                    (folder / f"{row['index']:06d}_{composition.reduced_formula}.cif").write_text(cif)
+                table.writerow([row["prompt"] + row["text"], cif, model_name, composition.formula])
         path = self.directory / "samples.csv"
         write_text(path, content.getvalue())
         return path

@@ -1,4 +1,4 @@
-"""AdamW with clipping, linear warm-up and cosine decay, all from Optax."""
+"""AdamW or Muon with clipping, linear warm-up and cosine decay, all from Optax."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from crystal_jax.config import OptimizerConfig
 
@@ -24,16 +25,41 @@ def learning_rate(cfg: OptimizerConfig, *, num_steps: int) -> optax.Schedule:
 
 def make_optimizer(cfg: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
     """The update rule; norms and embeddings are not decayed."""
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(
-            learning_rate(cfg, num_steps=num_steps),
-            b1=cfg.b1,
-            b2=cfg.b2,
+    schedule = learning_rate(cfg, num_steps=num_steps)
+    if cfg.name == "muon":
+        rule = optax.contrib.muon(
+            schedule,
+            adam_b1=cfg.b1,
+            adam_b2=cfg.b2,
             weight_decay=cfg.weight_decay,
-            mask=_decayed,
-        ),
-    )
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=ADAM_RMS,
+        )
+    else:
+        rule = optax.adamw(schedule, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=_decayed)
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), rule)
+
+
+# The size of Adam's typical update, to which Muon's are scaled: both then take the same learning rate (Liu et al.,
+# arXiv:2502.16982).
+ADAM_RMS = 0.2
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of a parameter are the rows and the columns of the matrix that Muon makes orthogonal.
+
+    The kernels of the blocks only: embedding, head, norms and adapters go to AdamW (None).
+    """
+
+    def axes(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "kernel" not in name:
+            return None
+        # Axis 0 is the layer. Only o contracts two axes, the heads and their dimension.
+        inputs = (1, 2) if "/o/" in name else (1,)
+        return optax.contrib.MuonDimensionNumbers(inputs, tuple(range(1 + len(inputs), leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _decayed(params: Any) -> Any:

@@ -2,6 +2,7 @@ import gzip
 import re
 
 import pytest
+from pymatgen.core import Composition
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.samples import Entry, parse, read_entries, read_reference
@@ -106,7 +107,10 @@ def test_a_missing_reference(tmp_path):
 
 
 def test_formula_of_a_header(cif):
-    assert Entry("a", cif).reduced_formula() == "NaCl"
-    assert Entry("a", cif, formula="KCl").reduced_formula() == "KCl"
-    assert Entry("a", "data_x\n").reduced_formula() is None
-    assert Entry("a", "_chemical_formula_sum 'what ?'\n").reduced_formula() is None
+    assert Entry("a", cif).stated_composition() == Composition("Na4 Cl4")
+    assert Entry("a", cif, formula="K2Cl2").stated_composition() == Composition("K2 Cl2")
+
+
+@pytest.mark.parametrize("stated", ["", "'what ?'", "'Na0.5 Cl1'", "'Xx1 Cl1'"])
+def test_what_is_no_composition_is_not_stated(stated):
+    assert Entry("a", f"data_x\n_chemical_formula_sum {stated}\n").stated_composition() is None

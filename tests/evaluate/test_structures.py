@@ -1,4 +1,6 @@
 import pandas as pd
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.cif import CifWriter
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.samples import Entry
@@ -19,3 +21,15 @@ def test_properties_skip_what_has_no_structure(salt):
     found = properties(parse_all([Entry("a", salt.to(fmt="cif")), Entry("b", "")]))
     assert found[["num_elements", "num_atoms"]].to_numpy().tolist() == [[2, 8]]
     assert round(found["density"][0], 2) == 2.16  # g/cm^3, halite
+
+
+def test_a_formula_is_judged_where_no_structure_is_left():
+    """Two atoms on one site are no structure to pymatgen; which elements they are remains known, as in CDVAE."""
+    twice = [[0, 0, 0], [0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0]]
+    on_top = str(CifWriter(Structure(Lattice.cubic(5), ["Na", "Na", "Cl", "Cl"], twice)))
+    entries = [Entry("on top", on_top), Entry("no cell", "", formula="Na1 Cl3"), Entry("unknown", "")]
+    rows = describe(parse_all(entries), load_oxidation_table())
+    assert rows["structurally_valid"].tolist() == [False, False, False]
+    assert rows["compositionally_valid"].tolist() == [True, False, False]
+    assert rows["formula"].tolist()[:2] == ["Na2 Cl2", "Na1 Cl3"]
+    assert rows["failure"][1] == "no CIF: the sample forms no cell; no oxidation states balance"

@@ -2,7 +2,7 @@ import csv
 import json
 
 import pytest
-from pymatgen.core import Structure
+from pymatgen.core import Composition, Structure
 
 from crystal_jax.errors import UserError
 from crystal_jax.sample.run import sample
@@ -26,11 +26,12 @@ def test_files_agree(samples):
     assert [row["index"] for row in rows] == list(range(20))
     with (samples / "samples.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert list(table[0]) == ["gen_str", "cif", "model_name"]
+    assert list(table[0]) == ["gen_str", "cif", "model_name", "formula"]
     assert [line["gen_str"] for line in table] == [row["prompt"] + row["text"] for row in rows]
     with_cell = [line["cif"] for line in table if line["cif"]]
     assert len(list((samples / "cif").glob("*.cif"))) == len(with_cell)
     assert 0 < len(with_cell) <= 20
+    assert all(Composition(line["formula"]).num_atoms >= 1 for line in table)
     for cif in with_cell[:3]:
         assert len(Structure.from_str(cif, fmt="cif")) >= 1
     run = json.loads((samples / "run.json").read_text())

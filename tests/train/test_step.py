@@ -63,6 +63,14 @@ def test_how_it_is_computed_does_not_change_the_losses(plain, changes):
     np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
 
 
+def test_muon_on_a_mesh_equals_muon_on_one_device():
+    muon = {"name": "muon", "peak_lr": 0.01}
+    alone, *_ = run(optimizer=muon)
+    sharded, *_ = run(optimizer=muon, mesh={"data": 1, "fsdp": 2, "tensor": 2})
+    assert alone[-1] < alone[0]
+    np.testing.assert_allclose(sharded, alone, rtol=1e-4)
+
+
 def test_lora_trains_adapters_only():
     losses, parts, state = run(lora={"rank": 4}, optimizer={"peak_lr": 0.05})
     assert losses[-1] < losses[0]
