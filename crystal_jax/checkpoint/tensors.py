@@ -1,0 +1,115 @@
+"""The tensors of a LLaMA-2 checkpoint by Hugging Face's names and axes: what every format is converted through.
+
+Every format is read as a `Source`, one tensor at a time, and written from an iterator of named tensors, so a conversion
+holds a few tensors in memory, never a model. No JAX here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from crystal_jax.config import LlamaConfig
+from crystal_jax.errors import UserError
+
+Shape = tuple[int, ...]
+
+
+class Source(Protocol):
+    """A checkpoint on disk. Reading a tensor must not keep it: the caller decides how many are alive.
+
+    Attributes:
+        path: For messages.
+        config: The architecture; its `dtype` is that of the stored tensors where the format says so.
+    """
+
+    path: object
+    config: LlamaConfig
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """Every tensor's Hugging Face name and shape, as found on disk; no tensor is read."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in Hugging Face's axes and order of rows (float32, float16 or ml_dtypes.bfloat16)."""
+        ...
+
+
+def expected_shapes(cfg: LlamaConfig) -> dict[str, Shape]:
+    """Names and shapes of all tensors of an architecture, in the order in which `transformers` writes them."""
+    d, f = cfg.embed_dim, cfg.mlp_dim
+    q, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    block = {
+        "input_layernorm": (d,),
+        "mlp.down_proj": (d, f),
+        "mlp.gate_proj": (f, d),
+        "mlp.up_proj": (f, d),
+        "post_attention_layernorm": (d,),
+        "self_attn.k_proj": (kv, d),
+        "self_attn.o_proj": (d, q),
+        "self_attn.q_proj": (q, d),
+        "self_attn.v_proj": (kv, d),
+    }
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (cfg.vocab_size, d)}
+    for i in range(cfg.num_layers):
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()}
+    shapes["model.norm.weight"] = (d,)
+    if not cfg.tie_embeddings:
+        shapes["lm_head.weight"] = (cfg.vocab_size, d)
+    return shapes
+
+
+def check(path: object, found: Mapping[str, Shape], cfg: LlamaConfig) -> None:
+    """Compares what a checkpoint holds with what its architecture needs, both ways.
+
+    Raises:
+        UserError: a tensor is missing, unknown, or of another shape; the message names it.
+    """
+    expected = expected_shapes(cfg)
+    for what, names in (
+        ("lacks", [name for name in expected if name not in found]),
+        ("has unknown", [name for name in found if name not in expected]),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{path} {what} tensor {names[0]}{more}")
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            raise UserError(f"{path}: tensor {name} has shape {tuple(found[name])}, its config asks for {shape}")
+
+
+def stream(source: Source, dtype: np.dtype | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors of a checked source in the order of `expected_shapes`, cast to `dtype` if one is given."""
+    check(source.path, source.shapes(), source.config)
+    for name, shape in expected_shapes(source.config).items():
+        tensor = source.read(name)
+        if tensor.shape != shape:
+            raise UserError(f"{source.path}: tensor {name} has shape {tensor.shape}, its header says {shape}")
+        yield name, tensor if dtype is None else tensor.astype(dtype, copy=False)
+
+
+def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k from Hugging Face's order to Meta's: halves of each head become interleaved pairs.
+
+    Hugging Face turns the pair (i, i + h/2) of a head, Meta (2i, 2i + 1); `rows` is [heads · h, ...].
+    """
+    split = rows.reshape(heads, 2, -1, *rows.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def permute(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `unpermute`: from Meta's order to Hugging Face's."""
+    split = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def heads_of(name: str, cfg: LlamaConfig) -> int:
+    """Heads whose rows differ in order between Hugging Face and Meta: of q and k; 0 for any other tensor."""
+    if ".q_proj." in name:
+        return cfg.num_heads
+    return cfg.num_kv_heads if ".k_proj." in name else 0
+
+
+Tensors = Iterable[tuple[str, np.ndarray]]
