@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,39 +29,25 @@ os.environ["OMP_NUM_THREADS"] = str(_args.threads)
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-import peft  # noqa: E402
 import torch  # noqa: E402
-import transformers  # noqa: E402
-from absl import flags  # noqa: E402
-from flax import nnx  # noqa: E402
 
+from benchmarks.peer import Ours, begin, hugging_face_twin, peer_loss, peer_seconds, unpack, with_adapters  # noqa: E402
 from configs import mp20_open  # noqa: E402
 from crystal_jax.config import Experiment, LlamaConfig, from_config_dict  # noqa: E402
 from crystal_jax.data.examples import ExampleMaker  # noqa: E402
-from crystal_jax.data.mp20 import Record, open_split  # noqa: E402
+from crystal_jax.data.mp20 import open_split  # noqa: E402
 from crystal_jax.data.pipeline import Batch, fitting, train_batches  # noqa: E402
 from crystal_jax.model.lora import count_parameters  # noqa: E402
-from crystal_jax.sharding import make_mesh, put_batch  # noqa: E402
 from crystal_jax.text.tokenizer import load_tokenizer  # noqa: E402
-from crystal_jax.train.step import setup  # noqa: E402
 
 _MODEL = dict(embed_dim=384, mlp_dim=1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64)
 _ROW = dict(seq_len=128, batch_size=24, packing_bins=64)
 _LORA = dict(rank=8, alpha=32.0, targets=("q", "v"))
 _GEMM_SIZE = 2048
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "torch", "transformers", "peft", "accelerate")
-
-Example = dict[str, list[int]]
 
 
 def main() -> None:
-    flags.FLAGS(["train_speed"])  # Grain reads absl flags of its own
-    torch.set_num_threads(_args.threads)
-    transformers.logging.set_verbosity_error()
-    print(f"{_cpu_model()}, {_args.threads} threads, Python {platform.python_version()}")
-    print(", ".join(f"{name} {version(name)}" for name in _PACKAGES))
-    load = os.getloadavg()[0]
-    print(f"load average {load:.2f}" + (": the machine is not idle, expect low figures" if load > 0.5 else ""))
+    begin(_args.threads)
     for lora in (dict(rank=0, alpha=1.0, targets=()), _LORA):
         compare(experiment_with(lora))
     print(f"\nload average at the end {os.getloadavg()[0]:.2f} (our own {_args.threads} threads are in it)")
@@ -76,6 +59,7 @@ def experiment_with(lora: dict) -> Experiment:
     config["model"] |= _MODEL
     config["data"] |= _ROW | {"directory": str(_args.data)}
     config["lora"] = lora
+    config["optimizer"]["name"] = "adamw"  # the peer's
     return from_config_dict(config, vocab_size=load_tokenizer(config["tokenizer"]["name"]).vocab_size)
 
 
@@ -97,7 +81,7 @@ def compare(experiment: Experiment) -> None:
     ours = Ours(experiment, records, maker)
     # The same batches once more, for the peer.
     stream = train_batches(records, maker, experiment.data)
-    model = hugging_face_twin(experiment, ours.weights())
+    model = hugging_face_twin(experiment, ours.base())
     batch = next(stream)
     losses = ours.loss(batch), peer_loss(model, unpack(batch))
     mode = f"LoRA of rank {experiment.lora.rank}" if experiment.lora.rank else "all parameters"
@@ -105,10 +89,7 @@ def compare(experiment: Experiment) -> None:
     print(f"loss on the first batch: ours {losses[0]:.6f}, peer {losses[1]:.6f}")
     if abs(losses[0] - losses[1]) > 1e-4:
         raise SystemExit("the two do not compute the same: no comparison")
-    if experiment.lora.rank:
-        targets = [f"{name}_proj" for name in experiment.lora.targets]
-        adapters = peft.LoraConfig(r=experiment.lora.rank, lora_alpha=experiment.lora.alpha, target_modules=targets)
-        model = peft.get_peft_model(model, adapters)
+    model = with_adapters(model, experiment.lora)
     batches = [batch]
     ours.run(1)  # compiles
     rounds = []
@@ -151,135 +132,6 @@ def _line(name: str, values: np.ndarray, digits: int = 0) -> None:
     print(f"{name:36}{np.median(values):10,.{digits}f}{values.max():10,.{digits}f}")
 
 
-class Ours:
-    """Our training loop without logs and checkpoints."""
-
-    def __init__(self, experiment: Experiment, records: Sequence[Record], maker: ExampleMaker):
-        self._mesh = make_mesh(experiment.mesh)
-        self._setup = setup(experiment, self._mesh)
-        self._data = train_batches(records, maker, experiment.data)
-        self.state = self._setup.state
-
-    def weights(self) -> nnx.State:
-        return nnx.merge_state(self.state.params, self._setup.frozen)
-
-    def loss(self, batch: Batch) -> float:
-        total, count = self._setup.eval_step(self.state.params, self._setup.frozen, put_batch(batch, self._mesh))
-        return float(total / count)
-
-    def run(self, steps: int) -> float:
-        """Seconds that all steps but the first take, reading their data included."""
-        begin = 0.0
-        for i in range(steps):
-            batch = put_batch(next(self._data), self._mesh)
-            self.state, metrics = self._setup.train_step(self.state, self._setup.frozen, batch)
-            if i == 0:
-                jax.block_until_ready((self.state, metrics))
-                begin = time.perf_counter()
-        jax.block_until_ready((self.state, metrics))
-        return time.perf_counter() - begin
-
-
-def unpack(batch: Batch) -> list[Example]:
-    """The examples of packed rows, as Hugging Face wants them: labels are the ids themselves, -100 does not count."""
-    examples = []
-    for row in range(len(batch["tokens"])):
-        for segment in range(1, batch["segments"][row].max() + 1):
-            tokens, targets, weights = (
-                batch[name][row][batch["segments"][row] == segment] for name in ("tokens", "targets", "weights")
-            )
-            labels = np.where(weights > 0, targets, -100)
-            examples.append({"input_ids": [*tokens.tolist(), int(targets[-1])], "labels": [-100, *labels.tolist()]})
-    return examples
-
-
-def collate(steps: Sequence[Sequence[Example]]) -> dict[str, torch.Tensor]:
-    """Pads the examples of one optimizer step to their longest. The Trainer's batch is one such step."""
-    (examples,) = steps
-    length = max(len(example["input_ids"]) for example in examples)
-
-    def padded(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor([example[name] + [fill] * (length - len(example[name])) for example in examples])
-
-    ids, labels = padded("input_ids", 0), padded("labels", -100)
-    lengths = torch.tensor([[len(example["input_ids"])] for example in examples])
-    return {"input_ids": ids, "labels": labels, "attention_mask": (torch.arange(length) < lengths).long()}
-
-
-def hugging_face_twin(experiment: Experiment, weights: nnx.State) -> transformers.LlamaForCausalLM:
-    """`LlamaForCausalLM` with our weights: their rows are outputs, and heads are flattened."""
-    cfg = experiment.model
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=cfg.vocab_size,
-            hidden_size=cfg.embed_dim,
-            intermediate_size=cfg.mlp_dim,
-            num_hidden_layers=cfg.num_layers,
-            num_attention_heads=cfg.num_heads,
-            num_key_value_heads=cfg.num_kv_heads,
-            head_dim=cfg.head_dim,
-            rms_norm_eps=cfg.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
-            tie_word_embeddings=cfg.tie_embeddings,
-            use_cache=False,
-        )
-    )
-    tree = jax.tree.map(np.asarray, nnx.to_pure_dict(weights))
-    tensors = {
-        "model.embed_tokens.weight": tree["embedding"],
-        "model.norm.weight": tree["final_norm"]["scale"],
-        "lm_head.weight": tree["lm_head"].T,
-    }
-    blocks, d = tree["blocks"], cfg.embed_dim
-    for i in range(cfg.num_layers):
-        layer = f"model.layers.{i}"
-        for name in ("q", "k", "v"):
-            tensors[f"{layer}.self_attn.{name}_proj.weight"] = blocks[name]["kernel"][i].reshape(d, -1).T
-        tensors[f"{layer}.self_attn.o_proj.weight"] = blocks["o"]["kernel"][i].reshape(-1, d).T
-        for name in ("gate", "up", "down"):
-            tensors[f"{layer}.mlp.{name}_proj.weight"] = blocks[name]["kernel"][i].T
-        tensors[f"{layer}.input_layernorm.weight"] = blocks["attn_norm"]["scale"][i]
-        tensors[f"{layer}.post_attention_layernorm.weight"] = blocks["mlp_norm"]["scale"][i]
-    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
-    return model
-
-
-def peer_loss(model: torch.nn.Module, examples: list[Example]) -> float:
-    with torch.no_grad():
-        return float(model(**collate([examples])).loss)
-
-
-class _Clock(transformers.TrainerCallback):
-    """The times at which the Trainer's steps end."""
-
-    def __init__(self):
-        self.ends: list[float] = []
-
-    def on_step_end(self, *args: object, **kwargs: object) -> None:
-        self.ends.append(time.perf_counter())
-
-
-def peer_seconds(model: torch.nn.Module, steps: list[list[Example]]) -> float:
-    """Seconds of all steps but the first in Hugging Face's Trainer, with its own AdamW and clipping."""
-    clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            folder,
-            max_steps=len(steps),
-            per_device_train_batch_size=1,
-            train_sampling_strategy="sequential",
-            learning_rate=1e-3,
-            remove_unused_columns=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-        )
-        transformers.Trainer(model, arguments, train_dataset=steps, data_collator=collate, callbacks=[clock]).train()
-    return clock.ends[-1] - clock.ends[0]
-
-
 def gemm_seconds(repeats: int = 10) -> float:
     """Best time of a float32 matrix product: what the machine gives to JAX."""
     a, b = (jax.random.normal(jax.random.key(seed), (_GEMM_SIZE, _GEMM_SIZE)) for seed in (0, 1))
@@ -313,11 +165,6 @@ def _flops(cfg: LlamaConfig, *, tokens: int, pairs: int) -> float:
     attention = cfg.embed_dim * (2 * heads + 2 * cfg.num_kv_heads * cfg.head_dim)
     weights = cfg.num_layers * (attention + 3 * cfg.embed_dim * cfg.mlp_dim) + cfg.embed_dim * cfg.vocab_size
     return 3 * (2 * weights * tokens + cfg.num_layers * 4 * heads * pairs)
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

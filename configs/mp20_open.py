@@ -34,7 +34,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     config.execution = dict(scan_layers=False, remat=False)
     config.text = dict(version="v2", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
-    config.task = dict(infill=0.0, conditions=False, translate=variant != "scratch", permute=False, loss="completion")
+    config.task = dict(infill=0.0, conditions=False, translate=True, permute=False, loss="completion")
     config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=12, packing_bins=64, seed=0)
     config.optimizer = dict(
         name="adamw" if variant == "lora" else "muon",
@@ -43,12 +43,12 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         warmup_steps=100,
         b1=0.9,
         b2=0.99,
-        weight_decay=0.01,
+        weight_decay=0.01 if variant == "lora" else 0.1,
         clip_norm=1.0,
         accumulate=1,
     )
     config.train = dict(
-        num_steps=14_000, log_every=20, eval_every=1_000, save_every=1_000, eval_batches=32, keep=2, seed=0
+        num_steps=10_000, log_every=20, eval_every=1_000, save_every=1_000, eval_batches=32, keep=2, seed=0
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = ""

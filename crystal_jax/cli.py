@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ("crystal_jax.train.run", "train a model, fully or through LoRA; resumes by itself"),
     "sample": ("crystal_jax.sample.run", "write new crystals with a trained model"),
     "evaluate": ("crystal_jax.evaluate.run", "measure validity, distributions and uniqueness of crystals"),
+    "convert": ("crystal_jax.checkpoint.run", "convert models: Hugging Face, Meta, EasyLM, PEFT, GGUF, workdirs"),
     "report": ("crystal_jax.report.run", "turn an evaluation into one HTML page"),
 }
 

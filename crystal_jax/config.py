@@ -79,21 +79,47 @@ class LoraConfig:
         rank: r; 0 is no adapters, and the whole model is trained.
         alpha: α.
         targets: The projections that have adapters.
+        dropout: Share of the adapters' inputs that a training step sets to zero (PEFT's `lora_dropout`).
+        rank_stabilized: Divide α by √r instead of r (rsLoRA: Kalajdzievski, arXiv:2312.03732).
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    dropout: float = 0.0
+    rank_stabilized: bool = False
 
     def __post_init__(self):
         _require(self.rank >= 0, f"lora.rank must not be negative, not {self.rank}")
+        _require(0 <= self.dropout < 1, f"lora.dropout={self.dropout} is not a share below 1")
         if unknown := set(self.targets) - set(PROJECTIONS):
             raise ValueError(f"lora.targets has {', '.join(sorted(unknown))}; there are: {', '.join(PROJECTIONS)}")
 
     @property
     def scale(self) -> float:
-        """α / r."""
-        return self.alpha / self.rank
+        """α / r, or α / √r when rank-stabilised."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizationConfig:
+    """How the frozen kernels of the blocks are kept under adapters (`model/quantize.py`).
+
+    Attributes:
+        kind: `none`, `int8`, `int4` or `nf4` (QLoRA: Dettmers et al., arXiv:2305.14314).
+        block_size: Weights of a column that share a scale, in 4 bits; int8 has one scale for each column.
+    """
+
+    kind: Literal["none", "int8", "int4", "nf4"] = "none"
+    block_size: int = 64
+
+    def __post_init__(self):
+        kinds = ("none", "int8", "int4", "nf4")
+        _require(self.kind in kinds, f"quantize.kind={self.kind!r} is none of {', '.join(kinds)}")
+        _require(self.block_size > 0, f"quantize.block_size must be positive, not {self.block_size}")
+
+
+UNQUANTIZED = QuantizationConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +137,7 @@ class ExecutionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """A tokenizer: `name` is atom_coordinate, character or llama2; `path` is the model file of llama2."""
+    """A tokenizer: atom_coordinate, character; llama2 or huggingface with the `path` of its file."""
 
     name: str
     path: str = ""
@@ -240,6 +266,13 @@ class Experiment:
     train: TrainConfig
     mesh: MeshConfig
     base: str = ""
+    quantize: QuantizationConfig = UNQUANTIZED
+
+    def __post_init__(self):
+        _require(
+            self.quantize.kind == "none" or self.lora.rank > 0,
+            f"quantize.kind={self.quantize.kind!r} needs a frozen base, and with lora.rank=0 every weight is trained",
+        )
 
 
 def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
@@ -248,16 +281,20 @@ def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
     Raises:
         UserError: a section or key is missing, unknown, or has an impossible value.
     """
-    sections = {field.name: _SECTIONS.get(field.name) for field in dataclasses.fields(Experiment)}
+    fields = dataclasses.fields(Experiment)
+    sections = {field.name: _SECTIONS.get(field.name) for field in fields}
+    optional = {field.name for field in fields if field.default is not dataclasses.MISSING}
     if unknown := set(tree) - set(sections):
         raise UserError(f"config has unknown keys {', '.join(sorted(unknown))}; expected {', '.join(sections)}")
     built: dict[str, Any] = {}
     for name, cls in sections.items():
-        if cls is None:
-            built[name] = tree.get(name, "")
-            continue
         if name not in tree:
+            if name in optional:
+                continue
             raise UserError(f"config lacks the section {name!r}")
+        if cls is None:
+            built[name] = tree[name]
+            continue
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(tree[name]).items()}
         if name == "model":
             values.setdefault("vocab_size", vocab_size)
@@ -265,7 +302,10 @@ def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
             built[name] = cls(**values)
         except (TypeError, ValueError) as error:
             raise UserError(f"config.{name}: {str(error).replace('__init__() ', '')}") from error
-    return Experiment(**built)
+    try:
+        return Experiment(**built)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
 
 
 _SECTIONS: Mapping[str, type] = {
@@ -279,4 +319,5 @@ _SECTIONS: Mapping[str, type] = {
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
     "mesh": MeshConfig,
+    "quantize": QuantizationConfig,
 }

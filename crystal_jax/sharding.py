@@ -17,15 +17,16 @@ from crystal_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
-# First match wins. The leading None of a block's arrays is the layer axis. Adapters are replicated but for the
+# First match wins. The leading None of a block's arrays is the layer axis. A quantised kernel is kept as codes and
+# scales that have its axes (model/quantize.py), so one row holds for all three. Adapters are replicated but for the
 # output side of q, k and v: sharding A over fsdp makes the compiler split its small products into many loops.
 RULES: tuple[tuple[str, P], ...] = (
     (r"embedding$", P("tensor", "fsdp")),
     (r"lm_head$", P("fsdp", "tensor")),
-    (r"blocks/(q|k|v)/kernel$", P(None, "fsdp", "tensor")),
-    (r"blocks/o/kernel$", P(None, "tensor", None, "fsdp")),
-    (r"blocks/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
-    (r"blocks/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"blocks/(q|k|v)/(kernel|codes|scales)$", P(None, "fsdp", "tensor")),
+    (r"blocks/o/(kernel|codes|scales)$", P(None, "tensor", None, "fsdp")),
+    (r"blocks/(gate|up)/(kernel|codes|scales)$", P(None, "fsdp", "tensor")),
+    (r"blocks/down/(kernel|codes|scales)$", P(None, "tensor", "fsdp")),
     (r"blocks/(q|k|v)/lora_b$", P(None, None, "tensor")),
     (r"blocks/\w+/lora_[ab]$", P()),
     (r"norm/scale$", P()),
@@ -56,7 +57,8 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
 def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:
     """Maps each array of a tree to the sharding of the first rule that matches its path; scalars are replicated.
 
-    Optimizer moments end in their parameter's path, so one table covers a whole train state.
+    Optimizer moments end in their parameter's path, so one table covers a whole train state. An axis of length one is
+    not split: int8 has one scale for all inputs of a kernel.
 
     Raises:
         ValueError: a path matches no rule, or a rule matches no path.
@@ -71,6 +73,7 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES
         for pattern, spec in rules:
             if re.search(pattern, path):
                 unused.discard(pattern)
+                spec = P(*(name if size > 1 else None for name, size in zip(spec, leaf.shape, strict=False)))
                 _check_divides(path, leaf.shape, spec, mesh)
                 return NamedSharding(mesh, spec)
         raise ValueError(f"No sharding rule matches {path} of shape {leaf.shape}")
@@ -86,7 +89,8 @@ def _check_divides(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> No
         if name is not None and shape[axis] % mesh.shape[name]:
             raise UserError(
                 f"{path} of shape {shape}: axis {axis} does not divide over the {mesh.shape[name]} devices of "
-                f"{name!r}; choose another config.mesh, or, for the vocabulary, a larger config.model.vocab_size"
+                f"{name!r}; choose another config.mesh, or, for the vocabulary, a larger config.model.vocab_size, "
+                "for scales, a smaller config.quantize.block_size"
             )
 
 

@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 make_environment requirements.txt requirements-dev.txt
+install_peers
 ruff format --check .
 ruff check .
 mypy

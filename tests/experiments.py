@@ -104,5 +104,5 @@ def training_config(directory: str, **changes: dict[str, Any]) -> dict[str, Any]
         base="",
     )
     for section, values in changes.items():
-        tree[section] = {**tree[section], **values} if isinstance(values, dict) else values
+        tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
     return tree

@@ -7,6 +7,7 @@ holds a few tensors in memory, never a model. No JAX here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ class Source(Protocol):
         config: The architecture; its `dtype` is that of the stored tensors where the format says so.
     """
 
-    path: object
+    path: Path
     config: LlamaConfig
 
     def shapes(self) -> Mapping[str, Shape]:
@@ -61,7 +62,7 @@ def expected_shapes(cfg: LlamaConfig) -> dict[str, Shape]:
     return shapes
 
 
-def check(path: object, found: Mapping[str, Shape], cfg: LlamaConfig) -> None:
+def check(path: Path, found: Mapping[str, Shape], cfg: LlamaConfig) -> None:
     """Compares what a checkpoint holds with what its architecture needs, both ways.
 
     Raises:

@@ -19,17 +19,21 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from crystal_jax.config import Experiment, from_config_dict
+from crystal_jax.checkpoint.hf import HfSource, is_hf
+from crystal_jax.checkpoint.layout import load
+from crystal_jax.checkpoint.vocabulary import GrownSource
+from crystal_jax.config import UNQUANTIZED, Experiment, LlamaConfig, QuantizationConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
 from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import split
+from crystal_jax.model.quantize import quantize_state
 from crystal_jax.provenance import provenance
 from crystal_jax.sharding import tree_shardings
 
 _CONFIG = "config.json"
 # These decide what the numbers in a checkpoint mean, so a resumed run must agree on them.
-_FIXED = ("model", "lora", "text", "tokenizer", "base")
+_FIXED = ("model", "lora", "text", "tokenizer", "base", "quantize")
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
@@ -102,48 +106,101 @@ def load_trained(workdir: Path, mesh: Mesh, *, step: int | None = None) -> Train
         UserError: no such workdir or checkpoint.
     """
     experiment = read_experiment(workdir)
+    step = _existing_step(workdir, step)  # before the base is read, which may take long
+    graph, like, frozen = initial_parameters(experiment, mesh)
+    params, step = restore_parameters(workdir, like, step=step)
+    return Trained(graph, nnx.merge_state(params, frozen), experiment, step)
+
+
+def restore_parameters(workdir: Path, like: nnx.State, *, step: int | None = None) -> tuple[nnx.State, int]:
+    """What a run has trained, and at which step: the last one or `step`.
+
+    Raises:
+        UserError: no such checkpoint.
+    """
+    step = _existing_step(workdir, step)
+    with open_checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
+    return restored.params, step
+
+
+def _existing_step(workdir: Path, step: int | None) -> int:
     with open_checkpoints(workdir) as checkpoints:
         steps = sorted(checkpoints.all_steps())
-        if not steps:
-            raise UserError(f"{workdir} has no checkpoint yet")
-        if step is not None and step not in steps:
-            raise UserError(f"{workdir} has no checkpoint of step {step}; there are: {', '.join(map(str, steps))}")
-        step = steps[-1] if step is None else step
-        graph, abstract, frozen = initial_parameters(experiment, mesh)
-        restored = checkpoints.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
-    return Trained(graph, nnx.merge_state(restored.params, frozen), experiment, step)
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir} has no checkpoint of step {step}; there are: {', '.join(map(str, steps))}")
+    return steps[-1] if step is None else step
+
+
+def abstract_parameters(
+    experiment: Experiment, mesh: Mesh, quantization: QuantizationConfig = UNQUANTIZED
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model's graph, and shapes, types and shardings of its trainable and frozen parameters; nothing is built."""
+    graph, *abstract = nnx.eval_shape(lambda: _build(experiment, jax.random.key(0), quantization))
+    where = tree_shardings(tuple(abstract), mesh)
+    params, frozen = jax.tree.map(
+        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tuple(abstract), where
+    )
+    return graph, params, frozen
 
 
 def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model before training, built where it will live: graph, trainable and frozen parameters.
 
-    The frozen base comes from `experiment.base`, and from the seed where there is none.
+    The frozen base comes from `experiment.base`, and from the seed where there is none; `experiment.quantize` then
+    says how it is kept.
     """
+    graph, *like = abstract_parameters(experiment, mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, tuple(like))
+    # What the base brings is not drawn first: XLA leaves out what is not returned.
+    wanted = slice(0, 1) if experiment.base else slice(0, 2)
+    build = jax.jit(lambda key: _build(experiment, key)[1:][wanted], out_shardings=where[wanted])
+    built = build(jax.random.key(experiment.train.seed))
+    frozen = _base_parameters(experiment, like[1], mesh) if experiment.base else built[1]
+    if experiment.quantize.kind != "none":
+        graph, _, like_frozen = abstract_parameters(experiment, mesh, experiment.quantize)
+        where_frozen = jax.tree.map(lambda leaf: leaf.sharding, like_frozen)
+        frozen = quantize_state(frozen, experiment.quantize, where=where_frozen, donate=True)
+    return graph, built[0], frozen
 
-    def build(key: jax.Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        model = Llama(experiment.model, experiment.lora, experiment.execution, rngs=nnx.Rngs(key))
-        return split(model, experiment.lora)
 
-    key = jax.random.key(experiment.train.seed)
-    graph, *abstract = nnx.eval_shape(build, key)
-    where = tree_shardings(tuple(abstract), mesh)
-    params, frozen = jax.jit(lambda key: build(key)[1:], out_shardings=where)(key)
-    if experiment.base:
-        frozen = _base_parameters(experiment, frozen, mesh)
-    return graph, params, frozen
+def _build(
+    experiment: Experiment, key: jax.Array, quantization: QuantizationConfig = UNQUANTIZED
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    model = Llama(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
+    return split(model, experiment.lora)
 
 
 def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx.State:
-    base = load_trained(Path(experiment.base), mesh)
+    """The frozen weights: of a Hugging Face folder, shard by shard, or of the workdir of another run."""
+    path = Path(experiment.base)
+    if is_hf(path):
+        return load(base_source(path, experiment.model), like)
+    base = load_trained(path, mesh)
     if base.experiment.lora.rank:
-        raise UserError(f"base {experiment.base} has adapters of its own; merge them into it first")
-    ignored = {"dtype"}
-    ours, theirs = (
-        {k: v for k, v in dataclasses.asdict(e.model).items() if k not in ignored}
-        for e in (experiment, base.experiment)
-    )
-    if ours != theirs:
-        raise UserError(f"base {experiment.base} is another model: {_difference(theirs, ours)}")
+        raise UserError(f"base {path} has adapters of its own; merge them into it first: crystal-jax convert --to=hf")
+    _check_equal(path, base.experiment.model, experiment.model)
     if (base.experiment.text, base.experiment.tokenizer.name) != (experiment.text, experiment.tokenizer.name):
-        raise UserError(f"base {experiment.base} was trained on another text format or tokenizer")
+        raise UserError(f"base {path} was trained on another text format or tokenizer")
     return jax.tree.map(lambda ours, to: jax.device_put(ours.astype(to.dtype), to.sharding), base.params, like)
+
+
+def base_source(path: Path, cfg: LlamaConfig) -> HfSource | GrownSource:
+    """A Hugging Face folder as the base of a model of this architecture, which may have a larger vocabulary.
+
+    Raises:
+        UserError: they differ in more than that and the type they compute in.
+    """
+    source = HfSource(path)
+    _check_equal(
+        path, dataclasses.replace(source.config, vocab_size=max(source.config.vocab_size, cfg.vocab_size)), cfg
+    )
+    return GrownSource(source, cfg.vocab_size) if cfg.vocab_size > source.config.vocab_size else source
+
+
+def _check_equal(path: Path, theirs: LlamaConfig, ours: LlamaConfig) -> None:
+    there, here = (dataclasses.asdict(dataclasses.replace(cfg, dtype="float32")) for cfg in (theirs, ours))
+    if there != here:
+        raise UserError(f"base {path} is another model: {_difference(there, here)}")

@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from crystal_jax.config import ExecutionConfig, LlamaConfig, LoraConfig
+from crystal_jax.config import (
+    PROJECTIONS,
+    UNQUANTIZED,
+    ExecutionConfig,
+    LlamaConfig,
+    LoraConfig,
+    QuantizationConfig,
+)
+from crystal_jax.model.quantize import Quantized, dequantize, quantize
 
 
 class Cache(NamedTuple):
@@ -47,9 +55,22 @@ def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int) -> Cache:
 
 
 class Projection(nnx.Module):
-    """`einsum(equation, x, kernel)`, plus `α/r · (x A) B` where the projection has an adapter."""
+    """`einsum(equation, x, kernel)`, plus `α/r · (x A) B` where the projection has an adapter.
 
-    def __init__(self, equation: str, cfg: LlamaConfig, lora: LoraConfig, *, adapted: bool, flat: bool, rngs: nnx.Rngs):
+    A quantised kernel is kept as `codes` and `scales`.
+    """
+
+    def __init__(
+        self,
+        equation: str,
+        cfg: LlamaConfig,
+        lora: LoraConfig,
+        quantization: QuantizationConfig = UNQUANTIZED,
+        *,
+        adapted: bool,
+        flat: bool,
+        rngs: nnx.Rngs,
+    ):
         x, kernel, y = re.split(",|->", equation)
         ins = "".join(axis for axis in kernel if axis in x)  # contracted; they stand first in `kernel`
         outs = kernel.removeprefix(ins)
@@ -69,7 +90,12 @@ class Projection(nnx.Module):
         # What is added to the residual stream starts smaller, by the number of additions (GPT-2's rule).
         damping = (2 * cfg.num_layers) ** -0.5 if outs == "d" else 1.0
         init = nnx.initializers.truncated_normal(damping * fan_in**-0.5)
-        self.kernel = nnx.Param(init(rngs.params(), (*shape_in, *shape_out), param_dtype))
+        kernel = init(rngs.params(), (*shape_in, *shape_out), param_dtype)
+        self.quantization, self.inputs = quantization, len(ins)
+        if quantization.kind == "none":
+            self.kernel = nnx.Param(kernel)
+        else:
+            self.codes, self.scales = map(nnx.Param, quantize(kernel, quantization, inputs=self.inputs))
         self.adapted = adapted and lora.rank > 0
         if self.adapted:
             # As PEFT does: A uniform within ±1/√fan_in, B zero, so that training starts from the base model.
@@ -78,26 +104,48 @@ class Projection(nnx.Module):
             self.lora_a = nnx.LoRAParam(init_a)
             self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, *shape_out)))
             self.down, self.up = f"{x},{ins}r->btr", f"btr,r{outs}->{y}"
-            self.scale = lora.scale
+            self.scale, self.dropout = lora.scale, lora.dropout
 
-    def __call__(self, x: Array) -> Array:
-        y = self._product(self.equation, x, self.kernel)
+    def __call__(self, x: Array, dropout_key: Array | None = None) -> Array:
+        """The projection of x; with a key, the adapter sees x after dropout."""
+        y = self._base_product(x)
         if self.adapted:
-            low = self._product(self.down, x, self.lora_a)
-            y += self.scale * self._product(self.up, low, self.lora_b)
+            if dropout_key is not None:
+                x = dropout(x, self.dropout, dropout_key)
+            low = self._product(self.down, x, self.lora_a[...])
+            y += self.scale * self._product(self.up, low, self.lora_b[...])
         return y
 
-    def _product(self, equation: str, x: Array, kernel: nnx.Variable) -> Array:
+    def _base_product(self, x: Array) -> Array:
+        if self.quantization.kind == "none":
+            return self._product(self.equation, x, self.kernel[...])
+
+        def product(x: Array, packed: Quantized) -> Array:
+            kernel = dequantize(packed, self.quantization, inputs=self.inputs, dtype=self.dtype)
+            return self._product(self.equation, x, kernel)
+
+        # The gradient of x needs the kernel again. Without the checkpoint its wide copy would be kept until then, of
+        # all layers at once, and nothing were saved. CSE must not undo this, and within a scan it cannot.
+        recomputed = jax.checkpoint(product, prevent_cse=self.flat)
+        return recomputed(x, Quantized(self.codes[...], self.scales[...]))
+
+    def _product(self, equation: str, x: Array, kernel: Array) -> Array:
         """`einsum(equation, x, kernel)`; when `flat`, as a product of two matrices.
 
         XLA makes transposed copies for the gradient of any other product; on CPU they cost a tenth of a step.
         """
-        weights = kernel[...].astype(self.dtype)
+        weights = kernel.astype(self.dtype)
         if not self.flat:
             return jnp.einsum(equation, x, weights)
         contracted = x.ndim - 2  # all but b and t
         fan_in, outs = math.prod(x.shape[2:]), weights.shape[contracted:]
         return (x.reshape(-1, fan_in) @ weights.reshape(fan_in, -1)).reshape(*x.shape[:2], *outs)
+
+
+def dropout(x: Array, rate: float, key: Array) -> Array:
+    """Sets a share of x to zero and enlarges the rest, so that the expectation stays (Srivastava et al., 2014)."""
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 class RMSNorm(nnx.Module):
@@ -139,9 +187,12 @@ def rotate(x: Float[Array, "b t n h"], cos: Array, sin: Array) -> Float[Array, "
 class Block(nnx.Module):
     """Attention and MLP, each after a norm and added to its input."""
 
-    def __init__(self, cfg: LlamaConfig, lora: LoraConfig, *, flat: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, cfg: LlamaConfig, lora: LoraConfig, quantization: QuantizationConfig, *, flat: bool, rngs: nnx.Rngs
+    ):
         def projection(name: str, equation: str) -> Projection:
-            return Projection(equation, cfg, lora, adapted=name in lora.targets, flat=flat, rngs=rngs)
+            adapted = name in lora.targets
+            return Projection(equation, cfg, lora, quantization, adapted=adapted, flat=flat, rngs=rngs)
 
         self.attn_norm = RMSNorm(cfg, lora)
         self.q = projection("q", "btd,dnh->btnh")
@@ -159,10 +210,17 @@ class Block(nnx.Module):
         angles: tuple[Array, Array],
         mask: Bool[Array, "b 1 t s"],
         cached: tuple[Array, Array, Array] | None = None,
+        dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
         """The new x, and the keys and values attended to: those of `cached`, with x's written from its position on."""
+
+        def project(name: str, x: Array) -> Array:
+            # Each projection drops other elements, as PEFT's do.
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
+            return getattr(self, name)(x, key)
+
         y = self.attn_norm(x)
-        q, k, v = rotate(self.q(y), *angles), rotate(self.k(y), *angles), self.v(y)
+        q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
         keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cached is not None:
             *stored, start = cached
@@ -171,9 +229,9 @@ class Block(nnx.Module):
                 for old, new in zip(stored, (keys, values), strict=True)
             )
         mixed = attend(q, keys, values, mask)
-        x = x + self.o(mixed)
+        x = x + project("o", mixed)
         y = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y)), (keys, values)
+        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), (keys, values)
 
 
 def attend(
@@ -202,14 +260,22 @@ def attend(
 class Llama(nnx.Module):
     """Token ids in, logits out. Parameters of the blocks are stacked along a leading layer axis."""
 
-    def __init__(self, cfg: LlamaConfig, lora: LoraConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
-        self.cfg, self.execution = cfg, execution
+    def __init__(
+        self,
+        cfg: LlamaConfig,
+        lora: LoraConfig,
+        execution: ExecutionConfig,
+        quantization: QuantizationConfig = UNQUANTIZED,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.cfg, self.lora, self.execution = cfg, lora, execution
         param_dtype = cfg.dtype if lora.rank else jnp.float32
         init = nnx.initializers.normal(cfg.embed_dim**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (cfg.vocab_size, cfg.embed_dim), param_dtype))
         # Pods keep the einsums: their sharding is that of the arrays as they are.
         flat = not execution.scan_layers
-        self.blocks = nnx.vmap(lambda r: Block(cfg, lora, flat=flat, rngs=r))(rngs.split(cfg.num_layers))
+        self.blocks = nnx.vmap(lambda r: Block(cfg, lora, quantization, flat=flat, rngs=r))(rngs.split(cfg.num_layers))
         self.final_norm = RMSNorm(cfg, lora)
         if not cfg.tie_embeddings:
             self.lm_head = nnx.Param(init(rngs.params(), (cfg.embed_dim, cfg.vocab_size), param_dtype))
@@ -219,25 +285,33 @@ class Llama(nnx.Module):
         tokens: Int[Array, "b t"],
         positions: Int[Array, "b t"],
         segments: Int[Array, "b t"],
+        dropout_key: Array | None = None,
     ) -> Float[Array, "b t v"]:
-        """Logits of packed rows: a token sees the earlier tokens of its own segment; segment 0 is padding."""
+        """Logits of packed rows: a token sees the earlier tokens of its own segment; segment 0 is padding.
+
+        Adapters drop inputs only where a key is given; equal keys drop the same ones, however layers are computed.
+        """
         t = tokens.shape[1]
         causal = jnp.tril(jnp.ones((t, t), bool))
         mask = (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
         angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
         graph, stacked = nnx.split(self.blocks)
 
-        def layer(x: Array, state: nnx.State) -> Array:
-            return nnx.merge(graph, state)(x, angles, mask)[0]
+        keys = None
+        if dropout_key is not None and self.lora.dropout:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.cfg.num_layers))
+
+        def layer(x: Array, state: nnx.State, key: Array | None) -> Array:
+            return nnx.merge(graph, state)(x, angles, mask, dropout_key=key)[0]
 
         if self.execution.remat:
             layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
         x = self._embed(tokens)
         if self.execution.scan_layers:
-            x, _ = jax.lax.scan(lambda x, state: (layer(x, state), None), x, stacked)
+            x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys))
         else:
-            for state in unstack(stacked, self.cfg.num_layers):
-                x = layer(x, state)
+            for i, state in enumerate(unstack(stacked, self.cfg.num_layers)):
+                x = layer(x, state, None if keys is None else keys[i])
         return self.unembed(x)
 
     def extend(

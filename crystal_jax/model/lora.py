@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crystal_jax.config import LoraConfig
+from crystal_jax.config import UNQUANTIZED, LoraConfig, QuantizationConfig
 from crystal_jax.model.llama import Llama
+from crystal_jax.model.quantize import dequantize_state, is_quantized
 
 
 def trainable(lora: LoraConfig) -> type[nnx.Variable]:
@@ -25,11 +26,19 @@ def split(model: Llama, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.
     return graph, params, frozen
 
 
-def merge_adapters(state: nnx.State, lora: LoraConfig) -> nnx.State:
+def merge_adapters(state: nnx.State, lora: LoraConfig, quantization: QuantizationConfig = UNQUANTIZED) -> nnx.State:
     """The parameters of a model without adapters that computes the same: kernel + α/r · A B.
 
-    `state` holds both kinds of parameters. The sum is made in float32 and kept in the kernel's type.
+    `state` holds both kinds of parameters. The sum is made in float32 and kept in the kernel's type. A quantised base
+    is dequantised first, to the numbers that the adapters were trained on, and stays so.
+
+    Raises:
+        ValueError: the base is quantised and `quantization` does not say how, or the other way round.
     """
+    if is_quantized(state) != (quantization.kind != "none"):
+        raise ValueError(f"quantization.kind={quantization.kind!r} is not how this base is kept")
+    if is_quantized(state):
+        state = dequantize_state(state, quantization)
     tree = nnx.to_pure_dict(state)
 
     def visit(node: Any) -> Any:

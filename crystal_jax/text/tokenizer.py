@@ -1,18 +1,21 @@
-"""Three tokenizers behind one protocol.
+"""Four tokenizers behind one protocol.
 
-`Llama2Tokenizer` is LLaMA-2's SentencePiece model. `CharacterTokenizer` (LM-CH) and `AtomCoordinateTokenizer`
-(LM-AC) follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file: one token a character, or one token an
-element, a lattice number, a coordinate.
+`Llama2Tokenizer` is LLaMA-2's SentencePiece model, `HuggingFaceTokenizer` any `tokenizer.json`. `CharacterTokenizer`
+(LM-CH) and `AtomCoordinateTokenizer` (LM-AC) follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file:
+one token a character, or one token an element, a lattice number, a coordinate.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import sentencepiece
+import tokenizers
 
 from crystal_jax.errors import UserError
 from crystal_jax.text.crystal_text import ELEMENTS
@@ -69,10 +72,47 @@ class Llama2Tokenizer:
         return self._pieces.decode([i for i in ids if i not in (self.bos_id, self.eos_id)])
 
     def spell(self, separator: str, value: str) -> tuple[int, ...]:
-        # A line that stands before: SentencePiece puts a space token at the very start of any text.
-        before = self.encode("\n0") if separator else self.encode("\n")
-        ids = self.encode(("\n0" if separator else "\n") + separator + value)
-        return tuple(ids[len(before) :])
+        return _spell_in_context(self, separator, value)
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`, such as the byte-level BPE of SmolLM2 or LLaMA-3; the `tokenizers` package reads it.
+
+    BOS and EOS are those of the `tokenizer_config.json` beside it; a model without a BOS begins with its EOS.
+    """
+
+    name = "huggingface"
+
+    def __init__(self, path: Path):
+        try:
+            self._pieces = tokenizers.Tokenizer.from_file(str(path))
+            special = json.loads((path.parent / "tokenizer_config.json").read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"no {error.filename}; a tokenizer is tokenizer.json and tokenizer_config.json") from None
+        except Exception as error:  # the package raises bare exceptions
+            raise UserError(f"{path} is no tokenizer: {str(error).splitlines()[0]}") from error
+        self.vocab_size = self._pieces.get_vocab_size()
+        eos, bos = (self._special(path, special.get(key)) for key in ("eos_token", "bos_token"))
+        if eos is None:
+            raise UserError(f"{path.parent / 'tokenizer_config.json'} states no eos_token")
+        self.eos_id, self.bos_id = eos, eos if bos is None else bos
+
+    def _special(self, path: Path, token: str | dict[str, str] | None) -> int | None:
+        if token is None:
+            return None
+        content = token if isinstance(token, str) else token["content"]
+        if (number := self._pieces.token_to_id(content)) is None:
+            raise UserError(f"{path} lacks the special token {content!r} that its tokenizer_config.json states")
+        return number
+
+    def encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._pieces.decode([i for i in ids if i not in (self.bos_id, self.eos_id)], skip_special_tokens=False)
+
+    def spell(self, separator: str, value: str) -> tuple[int, ...]:
+        return _spell_in_context(self, separator, value)
 
 
 class CharacterTokenizer:
@@ -150,15 +190,33 @@ class AtomCoordinateTokenizer:
         return (_lookup(self._field_ids, value),)
 
 
+def _spell_in_context(tokenizer: Tokenizer, separator: str, value: str) -> tuple[int, ...]:
+    """What a field adds to a line that stands before it: at the very start of a text, SentencePiece adds a space.
+
+    Raises:
+        ValueError: the field changes how the line before it is tokenised, so it has no spelling of its own.
+    """
+    context = "\n0" if separator else "\n"
+    before, ids = tokenizer.encode(context), tokenizer.encode(context + separator + value)
+    if ids[: len(before)] != before:
+        raise ValueError(f"The {tokenizer.name} tokenizer joins {separator + value!r} to what stands before")
+    return tuple(ids[len(before) :])
+
+
 def load_tokenizer(name: str, path: Path | None = None) -> Tokenizer:
-    """A tokenizer by its name: `atom_coordinate`, `character`, or `llama2` with the path of its model file."""
-    if name == "llama2":
+    """A tokenizer by its name: `atom_coordinate`, `character`; `llama2` or `huggingface` with the path of its file."""
+    from_files: dict[str, Callable[[Path], Tokenizer]] = {
+        "llama2": Llama2Tokenizer,
+        "huggingface": HuggingFaceTokenizer,
+    }
+    if name in from_files:
         if path is None:
-            raise UserError("the llama2 tokenizer needs a file: --config.tokenizer.path=/path/to/tokenizer.model")
-        return Llama2Tokenizer(Path(path))
+            file = "tokenizer.model" if name == "llama2" else "tokenizer.json"
+            raise UserError(f"the {name} tokenizer needs a file: --config.tokenizer.path=/path/to/{file}")
+        return from_files[name](Path(path))
     compact = {t.name: t for t in (AtomCoordinateTokenizer, CharacterTokenizer)}
     if name not in compact:
-        raise UserError(f"no tokenizer {name!r}; there are: {', '.join(sorted([*compact, 'llama2']))}")
+        raise UserError(f"no tokenizer {name!r}; there are: {', '.join(sorted([*compact, *from_files]))}")
     return compact[name]()
 
 

@@ -61,6 +61,7 @@ def train(config: Mapping[str, Any], *, workdir: Path, stop_after: int | None = 
     from crystal_jax.data.examples import ExampleMaker
     from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
     from crystal_jax.model.lora import count_parameters
+    from crystal_jax.model.sizes import gigabytes
     from crystal_jax.sharding import make_mesh
     from crystal_jax.train.loop import fit
     from crystal_jax.train.step import setup
@@ -87,7 +88,7 @@ def train(config: Mapping[str, Any], *, workdir: Path, stop_after: int | None = 
     parts = setup(experiment, mesh)
     _say(
         f"{count_parameters(parts.state.params):,} parameters are trained, "
-        f"{count_parameters(parts.frozen):,} are frozen; {os.fspath(workdir)}"
+        f"{gigabytes(parts.frozen):.2f} GB are frozen; {os.fspath(workdir)}"
     )
     limit = experiment.train.eval_batches
     fit(

@@ -50,13 +50,14 @@ def setup(experiment: Experiment, mesh: Mesh) -> Setup:
     where, _ = tree_shardings((jax.eval_shape(begin, params), frozen), mesh)
     state = jax.jit(begin, out_shardings=where, donate_argnums=0)(params)
     accumulate = experiment.optimizer.accumulate
-    train_step = make_train_step(graph, optimizer, where, mesh, accumulate=accumulate)
+    dropout_seed = experiment.train.seed if experiment.lora.rank and experiment.lora.dropout else None
+    train_step = make_train_step(graph, optimizer, where, mesh, accumulate=accumulate, dropout_seed=dropout_seed)
     return Setup(state, frozen, train_step, make_eval_step(graph))
 
 
-def loss_sum(model: Llama, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def loss_sum(model: Llama, batch: Batch, dropout_key: Array | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy in nats over the targets that count, summed, and how many they are."""
-    logits = model(batch["tokens"], batch["positions"], batch["segments"])
+    logits = model(batch["tokens"], batch["positions"], batch["segments"], dropout_key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     return (losses * batch["weights"]).sum(), batch["weights"].sum()
 
@@ -68,38 +69,53 @@ def make_train_step(
     mesh: Mesh,
     *,
     accumulate: int,
+    dropout_seed: int | None = None,
 ) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns jitted `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
 
     The gradient is that of the mean over all counted targets of the global batch, in however many micro-batches
     it is computed. The new state is pinned to the shardings of the old: left to the compiler they may drift, and
     then the second step compiles again.
+
+    What the adapters drop depends on `dropout_seed` (None: nothing is dropped), the step and the micro-batch alone, so
+    a resumed run repeats an uninterrupted one without any random state in its checkpoints.
     """
 
-    def gradients(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, Array, nnx.State]:
+    def gradients(
+        params: nnx.State, frozen: nnx.State, batch: Batch, key: Array | None
+    ) -> tuple[Array, Array, nnx.State]:
         def objective(params: nnx.State) -> tuple[Array, Array]:
-            return loss_sum(nnx.merge(graph, params, frozen), batch)
+            return loss_sum(nnx.merge(graph, params, frozen), batch, key)
 
         (total, count), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return total, count, grads
 
-    def accumulated(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, Array, nnx.State]:
+    def accumulated(
+        params: nnx.State, frozen: nnx.State, batch: Batch, key: Array | None
+    ) -> tuple[Array, Array, nnx.State]:
         if accumulate == 1:
-            return gradients(params, frozen, batch)
+            return gradients(params, frozen, batch, key)
 
         def split_rows(x: Array) -> Array:
             # Every micro-batch takes rows from all devices, so none idles.
             rows = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
             return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, jax.P(None, *BATCH)))
 
-        def add(sums: tuple, micro: Batch) -> tuple[tuple, None]:
-            return jax.tree.map(jnp.add, sums, gradients(params, frozen, micro)), None
+        def add(sums: tuple, micro: tuple[Batch, Array | None]) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, sums, gradients(params, frozen, *micro)), None
 
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        return jax.lax.scan(add, zeros, jax.tree.map(split_rows, batch))[0]
+        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(accumulate))
+        return jax.lax.scan(add, zeros, (jax.tree.map(split_rows, batch), keys))[0]
+
+    def dropout_key(step: Array) -> Array | None:
+        if dropout_seed is None:
+            return None
+        # Threefry whatever JAX's default: its bits do not depend on how an array is split over devices.
+        return jax.random.fold_in(jax.random.key(dropout_seed, impl="threefry2x32"), step)
 
     def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        total, count, grads = accumulated(state.params, frozen, batch)
+        total, count, grads = accumulated(state.params, frozen, batch, dropout_key(state.step))
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {"loss": total / count, "grad_norm": optax.tree.norm(grads), "tokens": count}

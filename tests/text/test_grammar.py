@@ -25,10 +25,12 @@ def random_walk(automaton, rng):
     return ids
 
 
-@pytest.fixture(scope="session", params=["atom_coordinate", "character", "llama2"])
+@pytest.fixture(scope="session", params=["atom_coordinate", "character", "llama2", "huggingface"])
 def tokenizer(request):
     if request.param == "llama2":
         return load_tokenizer("llama2", request.getfixturevalue("shared") / "tokenizer/tokenizer.model")
+    if request.param == "huggingface":
+        return load_tokenizer("huggingface", request.getfixturevalue("bpe") / "tokenizer.json")
     return load_tokenizer(request.param)
 
 

@@ -1,40 +1,17 @@
 """Text, tokens and grammar on every crystal of `mp20_open`, translated at random."""
 
-import gzip
-from csv import DictReader
-
 import numpy as np
 import pytest
 
-from crystal_jax.text.crystal_text import Crystal, TextFormat
+from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
-
-ROWS = {"train": 12_901, "val": 1_000, "test": 1_590}
-
-
-def crystal_of(cif: str) -> Crystal:
-    """Reads the CIFs of this data set, which are all P1 and laid out alike; pymatgen would take minutes."""
-    words = dict(line.split(None, 1) for line in cif.split("loop_")[0].splitlines() if line.startswith("_cell"))
-    sites = [line.split() for line in cif.split("_atom_site_occupancy\n")[1].splitlines() if line.strip()]
-    return Crystal(
-        np.array([float(words[f"_cell_length_{axis}"]) for axis in "abc"]),
-        np.array([float(words[f"_cell_angle_{name}"]) for name in ("alpha", "beta", "gamma")]),
-        np.array([[float(x) for x in site[3:6]] for site in sites]),
-        tuple(site[0] for site in sites),
-    )
+from tests.real_crystals import translated_crystals
 
 
 @pytest.fixture(scope="module")
 def crystals(shared):
-    rng = np.random.default_rng(0)
-    found = []
-    for split, number in ROWS.items():
-        with gzip.open(shared / f"data/mp20_open/{split}.csv.gz", "rt") as file:
-            rows = [crystal_of(row["cif"]).translated(rng.random(3)) for row in DictReader(file)]
-        assert len(rows) == number
-        found += rows
-    return found
+    return translated_crystals(shared)
 
 
 @pytest.mark.parametrize("version", ["v2", "paper"])

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,3 +116,36 @@ def test_prompt_and_completion_are_split_where_they_meet(name, request):
         assert body[0] != head[-1]
         # The tokens of the completion do not depend on which prompt went before.
         assert body == encode_example(tokenizer, generation_prompt({"pretty_formula": "NaCl"}), completion)[1]
+
+
+@given(text=PRINTABLE)
+def test_a_tokenizer_json_round_trips(bpe, text):
+    tokenizer = load_tokenizer("huggingface", bpe / "tokenizer.json")
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
+    assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]) == text
+
+
+def test_a_bpe_spells_fields_as_they_stand_in_a_crystal(bpe):
+    tokenizer = load_tokenizer("huggingface", bpe / "tokenizer.json")
+    crystal = "5.6 5.6 5.6\n90 90 90\nMg\n0.00 0.50 0.73"
+    fields = [("", "5.6"), (" ", "5.6"), (" ", "5.6"), ("\n", "90"), (" ", "90"), (" ", "90")]
+    fields += [("\n", "Mg"), ("\n", "0.00"), (" ", "0.50"), (" ", "0.73")]
+    spelled = [i for separator, value in fields for i in tokenizer.spell(separator, value)]
+    assert spelled == tokenizer.encode("\n" + crystal)[len(tokenizer.encode("\n")) :]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "no .*tokenizer_config.json; a tokenizer is"),
+        ("{}", "states no eos_token"),
+        ('{"eos_token": "<nothing>"}', "lacks the special token '<nothing>'"),
+        ("{", "is no tokenizer"),
+    ],
+)
+def test_special_tokens_must_be_stated_and_exist(bpe, tmp_path, config, message):
+    shutil.copy(bpe / "tokenizer.json", tmp_path)
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer("huggingface", tmp_path / "tokenizer.json")

@@ -1,0 +1,105 @@
+"""Between a workdir and other formats: what a run has trained goes out, what others have trained comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from crystal_jax.checkpoint.hf import HfSource, is_hf
+from crystal_jax.checkpoint.layout import StateSource, load, path_of
+from crystal_jax.checkpoint.peft import Adapter, MergedSource, adapter_of, read_peft, write_peft
+from crystal_jax.checkpoint.tensors import Source
+from crystal_jax.checkpoint.workdir import (
+    abstract_parameters,
+    base_source,
+    claim,
+    load_trained,
+    open_checkpoints,
+    read_experiment,
+    restore_parameters,
+)
+from crystal_jax.config import Experiment, MeshConfig, from_config_dict
+from crystal_jax.errors import UserError
+from crystal_jax.model.lora import merge_adapters
+from crystal_jax.sharding import make_mesh
+
+_ONE_DEVICE = MeshConfig(data=1, fsdp=1, tensor=1)
+
+
+def merged_source(workdir: Path, *, step: int | None = None) -> Source:
+    """A run's model as named tensors, adapters merged.
+
+    On a Hugging Face base it is merged tensor by tensor, into that base's own weights also where the run kept them in
+    few bits; a model that was trained here is read whole.
+    """
+    experiment = read_experiment(workdir)
+    if experiment.lora.rank and is_hf(Path(experiment.base)):
+        return MergedSource(HfSource(Path(experiment.base)), _adapter(workdir, experiment, step))
+    trained = load_trained(workdir, make_mesh(_ONE_DEVICE, jax.devices()[:1]), step=step)
+    state = (
+        merge_adapters(trained.params, experiment.lora, experiment.quantize) if experiment.lora.rank else trained.params
+    )
+    return StateSource(state, experiment.model, workdir)
+
+
+def export_adapter(workdir: Path, output: Path, *, step: int | None = None) -> None:
+    """Writes a run's adapter in PEFT's format; the base is not read.
+
+    Raises:
+        UserError: the run has no adapter.
+    """
+    experiment = read_experiment(workdir)
+    write_peft(output, _adapter(workdir, experiment, step), base=experiment.base)
+
+
+def import_model(base: Path, adapter: Path | None, output: Path, config: Mapping[str, Any]) -> None:
+    """Makes a workdir of a Hugging Face model, with a PEFT adapter if one is given, to sample from.
+
+    `config` is the tree that `crystal-jax train` takes; what it says of the model and the adapter must be true.
+
+    Raises:
+        UserError: it is not, or the adapter has a vocabulary of its own (merge it with --to=hf first).
+    """
+    source = HfSource(base)
+    tree = dict(config) | {"base": str(base) if adapter else ""}
+    experiment = from_config_dict(tree, vocab_size=source.config.vocab_size)
+    found = read_peft(adapter) if adapter else None
+    if found is None and experiment.lora.rank:
+        raise UserError(f"the config has lora.rank={experiment.lora.rank}, but {base} has no adapter; give --from=peft")
+    if found is not None:
+        if found.resized:
+            raise UserError(f"{adapter} resizes the vocabulary of its base: merge them first, with --to=hf")
+        for name in ("rank", "alpha", "rank_stabilized"):
+            there, here = getattr(found.lora, name), getattr(experiment.lora, name)
+            if there != here:
+                raise UserError(f"{adapter} has lora.{name}={there}, the config {here}")
+        if set(found.lora.targets) != set(experiment.lora.targets):
+            raise UserError(f"{adapter} adapts {found.lora.targets}, the config {experiment.lora.targets}")
+    parts = base_source(base, experiment.model)
+    _, like, _ = abstract_parameters(experiment, make_mesh(_ONE_DEVICE, jax.devices()[:1]))
+    params = load(parts, like) if found is None else _place(found, source, like)
+    claim(output, experiment)
+    with open_checkpoints(output) as checkpoints:
+        checkpoints.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+
+
+def _place(adapter: Adapter, base: HfSource, like: nnx.State) -> nnx.State:
+    adapter.check(base.config)
+    arrays = adapter.arrays(base.config)
+
+    def place(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        return jax.device_put(arrays[path_of(path)].astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, like)
+
+
+def _adapter(workdir: Path, experiment: Experiment, step: int | None) -> Adapter:
+    mesh = make_mesh(_ONE_DEVICE, jax.devices()[:1])
+    _, like, _ = abstract_parameters(experiment, mesh)
+    params, _ = restore_parameters(workdir, like, step=step)
+    return adapter_of(params, experiment.lora, workdir)

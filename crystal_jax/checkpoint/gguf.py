@@ -1,0 +1,140 @@
+"""GGUF files of LLaMA models (llama.cpp's format), dequantised tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crystal_jax.checkpoint.tensors import Shape, heads_of, permute
+from crystal_jax.config import LlamaConfig
+from crystal_jax.errors import UserError
+
+_NAMES: Mapping[str, str] = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_BLOCK: Mapping[str, str] = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+class GgufSource:
+    """A GGUF file of architecture `llama`; needs the package `gguf`.
+
+    Rows of q and k are in Meta's order: llama.cpp's converter brings Hugging Face's into it. The embedding is tied
+    where there is no `output.weight`. Tensors are read as float32, whatever they are stored as.
+
+    Raises:
+        UserError: the package is missing; the file is missing, damaged, or of another architecture.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        reader = _open(path)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.config = _config(path, reader, self._tensors)
+        self._names = dict(_NAMES)
+        for i in range(self.config.num_layers):
+            self._names |= {f"blk.{i}.{gg}.weight": f"model.layers.{i}.{hf}.weight" for gg, hf in _BLOCK.items()}
+        self._keys = {hf: gg for gg, hf in self._names.items()}
+
+    def shapes(self) -> dict[str, Shape]:
+        return {self._names.get(key, key): _shape(tensor) for key, tensor in self._tensors.items()}
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything the file states besides its tensors, such as its tokenizer."""
+        return {key: field.contents() for key, field in _open(self.path).fields.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        from gguf import dequantize
+
+        stored = self._tensors[self._keys[name]]
+        # Not through the reader's map of the file, whose pages would stay in memory.
+        data = np.fromfile(self.path, stored.data.dtype, stored.data.size, offset=stored.data_offset)
+        try:
+            tensor = np.array(dequantize(data.reshape(stored.data.shape), stored.tensor_type), dtype=np.float32)
+        except NotImplementedError:
+            raise UserError(f"{self.path}: {stored.name} has type {stored.tensor_type.name}, unknown to gguf") from None
+        heads = heads_of(name, self.config)
+        return permute(tensor, heads) if heads else tensor
+
+
+def _open(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise UserError('reading GGUF files needs the package gguf: pip install "crystal-jax[gguf]"') from None
+    try:
+        reader = GGUFReader(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, LookupError, OverflowError) as error:
+        raise UserError(f"{path} is no GGUF file, or damaged: {error}") from error
+    if reader.byte_order != "I":
+        raise UserError(f"{path} is big-endian; convert it with gguf's gguf-convert-endian")
+    return reader
+
+
+def _shape(tensor: Any) -> Shape:
+    """GGUF states the fastest axis first."""
+    return tuple(int(size) for size in tensor.shape[::-1])
+
+
+def _config(path: Path, reader: Any, tensors: Mapping[str, Any]) -> LlamaConfig:
+    def stated(key: str, default: Any = None) -> Any:
+        field = reader.get_field(key)
+        value = default if field is None else field.contents()
+        if value is None:
+            raise UserError(f"{path} lacks the metadata {key}")
+        return value
+
+    if (architecture := stated("general.architecture")) != "llama":
+        raise UserError(f"{path}: architecture is {architecture!r}; only 'llama' is LLaMA's")
+    if "token_embd.weight" not in tensors:
+        raise UserError(f"{path} lacks tensor token_embd.weight")
+    embedding = tensors["token_embd.weight"]
+    width, heads = stated("llama.embedding_length"), stated("llama.attention.head_count")
+    try:
+        head_dim = stated("llama.attention.key_length", width // heads)
+        for key, plain in (
+            ("llama.rope.dimension_count", head_dim),
+            ("llama.attention.value_length", head_dim),
+            ("llama.rope.scaling.type", "none"),
+            ("llama.expert_count", 0),
+        ):
+            if stated(key, plain) != plain:
+                raise UserError(f"{path}: {key} is {stated(key)!r}; only {plain!r} is implemented")
+        if (blocks := stated("llama.block_count")) > len(tensors):  # before billions of names are made of it
+            raise UserError(f"{path}: llama.block_count is {blocks}, but there are {len(tensors)} tensors")
+        return LlamaConfig(
+            vocab_size=_shape(embedding)[0],
+            embed_dim=width,
+            mlp_dim=stated("llama.feed_forward_length"),
+            num_layers=blocks,
+            num_heads=heads,
+            num_kv_heads=stated("llama.attention.head_count_kv", heads),
+            head_dim=head_dim,
+            norm_eps=_decimal(stated("llama.attention.layer_norm_rms_epsilon")),
+            rope_theta=_decimal(stated("llama.rope.freq_base", 10_000.0)),
+            tie_embeddings="output.weight" not in tensors,
+            dtype="float32" if embedding.tensor_type.name == "F32" else "bfloat16",
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _decimal(single: float) -> float:
+    """The number that was meant: GGUF has 1e-5 as a float32, which is 9.999999747378752e-06."""
+    return float(str(np.float32(single)))

@@ -1,0 +1,220 @@
+"""Hugging Face's LLaMA folders: config.json and safetensors, in one file or in shards with an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from crystal_jax.checkpoint.tensors import Shape, Source, expected_shapes, stream
+from crystal_jax.config import LlamaConfig
+from crystal_jax.errors import UserError
+from crystal_jax.files import write_text
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 2 * 2**30  # what a conversion holds in memory at once
+DTYPES: Mapping[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+_BUFFERS = ("rotary_emb.inv_freq",)  # old files store this constant of the architecture
+_CONTEXT = 4096  # tokens, LLaMA-2's; nothing here depends on it
+
+
+class HfSource:
+    """A `LlamaForCausalLM` folder.
+
+    Raises:
+        UserError: no such model, an architecture that LLaMA-2's equations do not cover, or damaged files.
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory
+        self.config = read_config(directory)
+        self._files = _tensor_files(directory)
+
+    def shapes(self) -> dict[str, Shape]:
+        shapes = {}
+        for name, file in self._files.items():
+            with _open(file) as tensors:
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+        return shapes
+
+    def read(self, name: str) -> np.ndarray:
+        with _open(self._files[name]) as tensors:
+            return tensors.get_tensor(name)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the embedding, and so of all."""
+        return self.read_part("model.embed_tokens.weight", slice(0, 1)).dtype
+
+    def read_part(self, name: str, *where: slice) -> np.ndarray:
+        """A rectangle of a tensor; the rest of it is not read."""
+        with _open(self._files[name]) as tensors:
+            return tensors.get_slice(name)[where]
+
+
+def is_hf(directory: Path) -> bool:
+    """Whether a folder looks like a Hugging Face model (a workdir's config.json states no model_type)."""
+    path = directory / "config.json"
+    return path.is_file() and '"model_type"' in path.read_text()
+
+
+def read_config(directory: Path) -> LlamaConfig:
+    """The architecture that a config.json states, in the keys of transformers 4 or 5.
+
+    Its dtype, which is that of the computation, is float32 if the weights' is, and bfloat16 for either half type.
+
+    Raises:
+        UserError: there is none, or the model is not LLaMA-2's architecture.
+    """
+    path = directory / "config.json"
+    try:
+        stated = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{directory} is no Hugging Face model: it has no config.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if stated.get("model_type") != "llama":
+        raise UserError(f"{path}: model_type is {stated.get('model_type')!r}; only 'llama' is LLaMA's architecture")
+    rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    for key, value, plain in (
+        ("hidden_act", stated.get("hidden_act", "silu"), "silu"),
+        ("attention_bias", stated.get("attention_bias", False), False),
+        ("mlp_bias", stated.get("mlp_bias", False), False),
+        ("rope_type", kind, "default"),
+    ):
+        if value != plain:
+            raise UserError(f"{path}: {key} is {value!r}; LLaMA-2's is {plain!r}, and nothing else is implemented")
+    try:
+        heads, width = stated["num_attention_heads"], stated["hidden_size"]
+        return LlamaConfig(
+            vocab_size=stated["vocab_size"],
+            embed_dim=width,
+            mlp_dim=stated["intermediate_size"],
+            num_layers=stated["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=stated.get("num_key_value_heads") or heads,
+            head_dim=stated.get("head_dim") or width // heads,
+            norm_eps=stated["rms_norm_eps"],
+            rope_theta=float(rope.get("rope_theta", stated.get("rope_theta", 10_000.0))),
+            tie_embeddings=stated.get("tie_word_embeddings", False),
+            dtype="float32" if stated_dtype(stated) == "float32" else "bfloat16",
+        )
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def stated_dtype(config: Mapping[str, Any]) -> str:
+    """The type of the weights that a config.json states ("dtype" since transformers 5, before it "torch_dtype")."""
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def config_json(cfg: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """What transformers 4 and 5 both read: each has its own keys for the RoPE base and the type."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.embed_dim,
+        "intermediate_size": cfg.mlp_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.num_kv_heads,
+        "head_dim": cfg.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "max_position_embeddings": _CONTEXT,
+        "rms_norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+    }
+
+
+def write_hf(directory: Path, source: Source, *, dtype: str, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes a `LlamaForCausalLM` folder, shard by shard; config.json comes last, and only then it is a model.
+
+    Raises:
+        UserError: the source lacks or misshapes a tensor.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    width = DTYPES[dtype].itemsize
+    sizes = {name: int(np.prod(shape)) * width for name, shape in expected_shapes(source.config).items()}
+    shards = list(_shards(sizes, shard_bytes))
+    tensors = stream(source, DTYPES[dtype])
+    where: dict[str, str] = {}
+    for i, names in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        held = {name: np.ascontiguousarray(tensor) for name, tensor in _take(tensors, len(names))}
+        save_file(held, directory / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
+    write_text(directory / "config.json", json.dumps(config_json(source.config, dtype), indent=2) + "\n")
+
+
+def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    """Consecutive names whose tensors fit a shard together; a larger tensor has one of its own."""
+    names: list[str] = []
+    for name, size in sizes.items():
+        if names and sum(sizes[n] for n in names) + size > limit:
+            yield names
+            names = []
+        names.append(name)
+    yield names
+
+
+def _take(tensors: Iterator[tuple[str, np.ndarray]], count: int) -> Iterator[tuple[str, np.ndarray]]:
+    return (next(tensors) for _ in range(count))
+
+
+def _tensor_files(directory: Path) -> dict[str, Path]:
+    """Which file holds each tensor, from the files themselves; an index must agree with them."""
+    index = directory / INDEX
+    if index.is_file():
+        stated = json.loads(index.read_text())["weight_map"]
+        files = [directory / file for file in sorted(set(stated.values()))]
+    elif (directory / SINGLE).is_file():
+        stated, files = None, [directory / SINGLE]
+    else:
+        raise UserError(f"{directory} has neither {SINGLE} nor {INDEX}")
+    found: dict[str, Path] = {}
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{index} names {file.name}, which is missing")
+        with _open(file) as tensors:
+            for name in list(tensors.keys()):
+                if name.endswith(_BUFFERS):
+                    continue
+                if name in found:
+                    raise UserError(f"{directory}: tensor {name} is in {found[name].name} and in {file.name}")
+                found[name] = file
+    for name, file in (stated or {}).items():
+        if not name.endswith(_BUFFERS) and (name not in found or found[name].name != file):
+            raise UserError(f"{index} places tensor {name} in {file}, which does not hold it")
+    return found
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is no readable safetensors file: {error}") from error

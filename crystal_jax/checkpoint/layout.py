@@ -1,0 +1,149 @@
+"""Between Hugging Face's tensors, [outputs, inputs] and one a layer, and this model's, [layer, inputs…, outputs…]."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+
+from crystal_jax.checkpoint.tensors import Shape, check, expected_shapes
+from crystal_jax.config import LlamaConfig
+
+# Path of a parameter of `Llama` → the tensor's name; {} is the layer.
+NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "lm_head": "lm_head.weight",
+    "final_norm/scale": "model.norm.weight",
+    "blocks/attn_norm/scale": "model.layers.{}.input_layernorm.weight",
+    "blocks/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks/q/kernel": "model.layers.{}.self_attn.q_proj.weight",
+    "blocks/k/kernel": "model.layers.{}.self_attn.k_proj.weight",
+    "blocks/v/kernel": "model.layers.{}.self_attn.v_proj.weight",
+    "blocks/o/kernel": "model.layers.{}.self_attn.o_proj.weight",
+    "blocks/gate/kernel": "model.layers.{}.mlp.gate_proj.weight",
+    "blocks/up/kernel": "model.layers.{}.mlp.up_proj.weight",
+    "blocks/down/kernel": "model.layers.{}.mlp.down_proj.weight",
+}
+
+
+class PartSource(Protocol):
+    """What `load` needs: `HfSource`, or one that changes what it reads."""
+
+    path: Path
+    config: LlamaConfig
+
+    @property
+    def dtype(self) -> np.dtype: ...
+    def shapes(self) -> dict[str, Shape]: ...
+    def read_part(self, name: str, *where: slice) -> np.ndarray: ...
+
+
+class Axes(NamedTuple):
+    """How a parameter's axes are grouped: [layer]? inputs… outputs…; a tensor has them as [outputs, inputs]."""
+
+    stacked: bool
+    inputs: int
+    outputs: int
+
+
+def axes_of(path: str, ndim: int) -> Axes:
+    """The grouping of a parameter's axes; a vector has outputs only, and the embedding is stored as it is."""
+    stacked = path.startswith("blocks/")
+    rest = ndim - stacked
+    if rest == 1 or path == "embedding":
+        return Axes(stacked, 0, rest)
+    inputs = 2 if path.endswith("o/kernel") else 1  # o contracts heads and their dimension
+    return Axes(stacked, inputs, rest - inputs)
+
+
+class StateSource:
+    """The parameters of a model as Hugging Face's tensors; nothing is copied but the tensor that is read."""
+
+    def __init__(self, state: nnx.State, config: LlamaConfig, path: Path = Path()):
+        self.path, self.config = path, config
+        self._leaves = leaves_by_path(state)
+
+    def shapes(self) -> dict[str, Shape]:
+        expected = expected_shapes(self.config)
+        return {name: expected.get(name, ()) for name in self._places()}
+
+    def read(self, name: str) -> np.ndarray:
+        path, layer = self._places()[name]
+        leaf = self._leaves[path]
+        axes = axes_of(path, leaf.ndim)
+        array = np.asarray(leaf[layer] if axes.stacked else leaf)
+        return to_tensor(array, axes)
+
+    def _places(self) -> dict[str, tuple[str, int]]:
+        places: dict[str, tuple[str, int]] = {}
+        for path in self._leaves:
+            layers = range(self.config.num_layers) if path.startswith("blocks/") else (0,)
+            places |= {NAMES[path].format(i): (path, i) for i in layers}
+        return places
+
+
+def leaves_by_path(state: Any) -> dict[str, Any]:
+    """The arrays of a state by their paths, written as in the table of shardings."""
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def path_of(key_path: tuple[Any, ...]) -> str:
+    """A leaf's path, such as "blocks/q/kernel"."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
+
+
+def to_tensor(array: np.ndarray, axes: Axes) -> np.ndarray:
+    """[inputs…, outputs…] → [outputs, inputs]."""
+    if not axes.inputs:
+        return array
+    fan_in = math.prod(array.shape[: axes.inputs])
+    return np.ascontiguousarray(array.reshape(fan_in, -1).T)
+
+
+def load(source: PartSource, like: nnx.State) -> nnx.State:
+    """Reads a checkpoint onto the mesh: each device's shard is read for itself, and no array is ever whole.
+
+    Args:
+        source: A checkpoint whose tensors can be read in parts.
+        like: Arrays, abstract or not, with the wanted shapes, types and shardings.
+
+    Raises:
+        UserError: the checkpoint lacks a tensor, or has an unknown or misshapen one.
+    """
+    check(source.path, source.shapes(), source.config)
+
+    def place(key_path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        path = path_of(key_path)
+        axes = axes_of(path, leaf.ndim)
+
+        def shard(where: tuple[slice, ...] | None) -> np.ndarray:
+            return _read_shard(source, path, leaf.shape, axes, where or ()).astype(leaf.dtype, copy=False)
+
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+    return jax.tree_util.tree_map_with_path(place, like)
+
+
+def _read_shard(source: PartSource, path: str, shape: Shape, axes: Axes, where: tuple[slice, ...]) -> np.ndarray:
+    bounds = [range(*part.indices(size)) for part, size in zip(where, shape, strict=True)]
+    layers, rest = (bounds[0], bounds[1:]) if axes.stacked else (range(1), bounds)
+    sizes = shape[1:] if axes.stacked else shape
+    if path == "embedding":
+        return source.read_part(NAMES[path], *(slice(r.start, r.stop) for r in rest))
+    rows = _flat(rest[axes.inputs :], sizes[axes.inputs :])
+    columns = [_flat(rest[: axes.inputs], sizes[: axes.inputs])] if axes.inputs else []
+    block = np.empty((len(layers), *(len(r) for r in rest)), source.dtype)
+    for target, layer in zip(block, layers, strict=True):
+        target[...] = source.read_part(NAMES[path].format(layer), rows, *columns).T.reshape(target.shape)
+    return block if axes.stacked else block[0]
+
+
+def _flat(bounds: list[range], sizes: Shape) -> slice:
+    """The stretch of a flattened group of axes; only its first axis, the heads, is ever sharded."""
+    inner = math.prod(sizes[1:])
+    assert all(len(r) == size for r, size in zip(bounds[1:], sizes[1:], strict=True)), "a head is never split"
+    return slice(bounds[0].start * inner, bounds[0].stop * inner)

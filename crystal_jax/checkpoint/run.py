@@ -1,0 +1,141 @@
+"""Converts models between formats, tensor by tensor: a conversion never holds a model in memory.
+
+  --from=hf           a Hugging Face folder (config.json, safetensors)          also --to
+  --from=easylm       an EasyLM streaming checkpoint; give --architecture        also --to
+  --from=peft         a PEFT LoRA adapter; give its --base, a Hugging Face folder  also --to
+  --from=crystal_jax  the workdir of a training run                              also --to
+  --from=meta         a folder of consolidated.*.pth and params.json
+  --from=gguf         a GGUF file, dequantised
+  --from=llama2c      a llama2.c file (version 0)
+
+An adapter is merged into its base, except in --to=peft, and --to=crystal_jax, which keeps it apart. --to=crystal_jax
+makes a workdir to sample from; it takes the --config of `crystal-jax train`, which says what tokenizer and text format
+the model was trained on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from crystal_jax.errors import UserError
+
+READ = ("hf", "meta", "easylm", "peft", "gguf", "llama2c", "crystal_jax")
+WRITE = ("hf", "easylm", "peft", "crystal_jax")
+DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_enum("from", None, READ, "Format of the input.", flag_values=flag_values)
+    flags.DEFINE_enum("to", None, WRITE, "Format of the output.", flag_values=flag_values)
+    flags.DEFINE_string("input", None, "File or folder to read.", flag_values=flag_values)
+    flags.DEFINE_string("output", None, "File (easylm) or folder to write; must not exist.", flag_values=flag_values)
+    flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "Type of the written tensors.", flag_values=flag_values)
+    flags.DEFINE_string("base", None, "The Hugging Face folder that an adapter adapts.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "architecture",
+        None,
+        "For easylm, which does not state it: 7b, 13b, 70b, or a folder with config.json.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer("step", None, "A workdir's checkpoint; the last one by default.", flag_values=flag_values)
+    config_flags.DEFINE_config_file(
+        "config", None, "For --to=crystal_jax: FILE.py or FILE.py:variant.", flag_values=flag_values
+    )
+    flags.mark_flags_as_required(["from", "to", "input", "output"], flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Entry of `crystal-jax convert`."""
+    convert(
+        str(flag_values["from"].value),
+        flag_values.to,
+        input=Path(flag_values.input),
+        output=Path(flag_values.output),
+        dtype=flag_values.dtype,
+        base=Path(flag_values.base) if flag_values.base else None,
+        architecture=flag_values.architecture,
+        step=flag_values.step,
+        config=flag_values.config.to_dict() if flag_values.config else None,
+    )
+    print(f"{flag_values.to}: {flag_values.output}")
+
+
+def convert(
+    read_as: str,
+    write_as: str,
+    *,
+    input: Path,  # noqa: A002
+    output: Path,
+    dtype: str = "bfloat16",
+    base: Path | None = None,
+    architecture: str | None = None,
+    step: int | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Converts one checkpoint; the flags are the arguments.
+
+    Raises:
+        UserError: the input is missing, damaged, or not what its format says; the output exists; the two formats do
+            not go together.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already; choose another --output")
+    if not input.exists():
+        raise UserError(f"{input}: no such file or folder")
+    # Late, so that --help and bad flags answer at once.
+    from crystal_jax.checkpoint import easylm, exchange, gguf, gguf_tokenizer, hf
+
+    if write_as == "peft":
+        if read_as != "crystal_jax":
+            raise UserError("--to=peft writes the adapter of a workdir: --from=crystal_jax")
+        exchange.export_adapter(input, output, step=step)
+        return
+    if write_as == "crystal_jax":
+        if read_as not in ("hf", "peft"):
+            raise UserError("--to=crystal_jax reads hf or peft; convert to hf first")
+        if config is None:
+            raise UserError("--to=crystal_jax needs --config: the tokenizer and text format are not in the input")
+        adapter = input if read_as == "peft" else None
+        if adapter and base is None:
+            raise UserError("--from=peft needs --base, the Hugging Face folder that the adapter adapts")
+        exchange.import_model(base or input, adapter, output, config)
+        return
+    source = _open(read_as, input, base=base, architecture=architecture, step=step)
+    if write_as == "easylm":
+        easylm.write_easylm(output, source, dtype=hf.DTYPES[dtype])
+        return
+    hf.write_hf(output, source, dtype=dtype)
+    if isinstance(source, gguf.GgufSource):
+        gguf_tokenizer.write_tokenizer(source.metadata(), output)
+    for name in TOKENIZER_FILES:
+        folder = base if read_as == "peft" and base else input
+        if (folder / name).is_file():
+            shutil.copy(folder / name, output / name)
+
+
+def _open(read_as: str, path: Path, *, base: Path | None, architecture: str | None, step: int | None) -> Any:
+    """The input as a `tensors.Source`."""
+    from crystal_jax.checkpoint import easylm, exchange, gguf, hf, llama2c, meta, peft
+    from crystal_jax.model.presets import LLAMA2
+
+    if read_as == "crystal_jax":
+        return exchange.merged_source(path, step=step)
+    if read_as == "peft":
+        if base is None:
+            raise UserError("--from=peft needs --base, the Hugging Face folder that the adapter adapts")
+        return peft.MergedSource(hf.HfSource(base), peft.read_peft(path))
+    if read_as == "easylm":
+        if architecture is None:
+            raise UserError("--from=easylm needs --architecture: 7b, 13b, 70b, or a folder with config.json")
+        cfg = LLAMA2[architecture] if architecture in LLAMA2 else hf.read_config(Path(architecture))
+        return easylm.EasyLmSource(path, cfg)
+    sources = {"hf": hf.HfSource, "meta": meta.MetaSource, "gguf": gguf.GgufSource, "llama2c": llama2c.Llama2cSource}
+    return sources[read_as](path)

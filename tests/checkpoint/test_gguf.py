@@ -1,0 +1,191 @@
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from crystal_jax.checkpoint.easylm import write_easylm
+from crystal_jax.checkpoint.gguf import GgufSource
+from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.tensors import check, expected_shapes
+from crystal_jax.errors import UserError
+from tests.checkpoint.sources import RandomSource, assert_same, metas_tensors
+from tests.experiments import TINY
+
+gguf = pytest.importorskip("gguf")
+
+NAMES = {
+    **{"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output", "attention_norm": "attn_norm"},
+    **{"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output"},
+    **{"ffn_norm": "ffn_norm", "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up"},
+}
+# Blocks of quantised rows have 32 numbers.
+WIDE = dataclasses.replace(TINY, embed_dim=96, mlp_dim=160, num_layers=2, head_dim=16)
+
+
+def tensors_of(easylm):
+    """An EasyLM file's arrays under llama.cpp's names; axes and rows are Meta's in both."""
+    tensors = {}
+    for name, array in metas_tensors(easylm).items():
+        *block, kind, _ = name.split(".")
+        prefix = f"blk.{block[1]}." if block else ""
+        tensors[f"{prefix}{NAMES[kind]}.weight"] = np.ascontiguousarray(array)
+    return tensors
+
+
+def write_gguf(path, cfg, tensors, kind="F32", architecture="llama", **metadata):
+    """Matrices are stored as `kind`, norms as float32. Metadata that is None is left out."""
+    writer = gguf.GGUFWriter(path, architecture)
+    stated = {
+        "embedding_length": cfg.embed_dim,
+        "feed_forward_length": cfg.mlp_dim,
+        "block_count": cfg.num_layers,
+        "attention.head_count": cfg.num_heads,
+        "attention.head_count_kv": cfg.num_kv_heads,
+        "attention.layer_norm_rms_epsilon": cfg.norm_eps,
+        "rope.freq_base": cfg.rope_theta,
+        "rope.dimension_count": cfg.head_dim,
+    }
+    for key, value in (stated | {key.replace("__", "."): value for key, value in metadata.items()}).items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}.get(type(value))
+        if add:
+            add(f"llama.{key}", value)
+    for name, array in tensors.items():
+        stored = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
+        writer.add_tensor(name, gguf.quantize(array, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wide")
+    write_easylm(folder / "easylm", RandomSource(WIDE))
+    return tensors_of(folder / "easylm")
+
+
+@pytest.fixture
+def stories(shared, tmp_path):
+    """The real model in GGUF, tied as it is."""
+    folder = shared / "weights" / "stories260K"
+    hf = HfSource(folder / "stories260K-hf")
+    tensors = tensors_of(folder / "stories260K.fp32.easylm")
+    del tensors["output.weight"]
+    return write_gguf(tmp_path / "stories.gguf", hf.config, tensors, vocab_size=512), hf
+
+
+def test_a_real_model(stories):
+    path, hf = stories
+    source = GgufSource(path)
+    assert source.config == hf.config
+    assert_same(source, hf)
+
+
+def test_transformers_reads_the_same(stories):
+    """Its order of the rows of q and k is the one that GGUF files of llama.cpp are read with."""
+    transformers = pytest.importorskip("transformers")
+    path, _ = stories
+    theirs = transformers.LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name).state_dict()
+    source = GgufSource(path)
+    for name in expected_shapes(source.config):
+        np.testing.assert_array_equal(source.read(name), theirs[name].numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("F32", 0), ("F16", 3e-3), ("BF16", 2e-2), ("Q8_0", 3e-2), ("Q5_1", 0.2), ("Q4_1", 0.3), ("Q4_0", 0.6)],
+)
+def test_types(tmp_path, wide, kind, error):
+    source, exact = GgufSource(write_gguf(tmp_path / "model.gguf", WIDE, wide, kind)), RandomSource(WIDE)
+    assert source.config.dtype == ("float32" if kind == "F32" else "bfloat16")
+    assert not source.config.tie_embeddings
+    check(source.path, source.shapes(), source.config)
+    for name in expected_shapes(WIDE):
+        tensor = source.read(name)
+        assert tensor.dtype == np.float32
+        np.testing.assert_allclose(tensor, exact.read(name), atol=error, rtol=0)
+
+
+def test_config_without_optional_metadata(tmp_path, wide):
+    left_out = {"attention__head_count_kv": None, "rope__freq_base": None, "rope__dimension_count": None}
+    cfg = GgufSource(write_gguf(tmp_path / "model.gguf", WIDE, wide, **left_out)).config
+    assert (cfg.num_kv_heads, cfg.rope_theta, cfg.head_dim) == (cfg.num_heads, 10_000.0, 16)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"architecture": "qwen2"}, "architecture is 'qwen2'"),
+        ({"block_count": None}, r"lacks the metadata llama\.block_count"),
+        ({"attention__head_count": 0}, "model.gguf: "),
+        ({"attention__head_count_kv": 4}, "not a multiple"),
+        ({"rope__dimension_count": 8}, r"llama\.rope\.dimension_count is 8; only 16"),
+        ({"rope__scaling__type": "yarn"}, "rope.scaling.type is 'yarn'"),
+        ({"expert_count": 8}, "expert_count is 8"),
+        ({"block_count": 2**32 - 1}, "block_count is 4294967295, but there are 21 tensors"),
+        ({"block_count": "two"}, "model.gguf: "),
+    ],
+)
+def test_other_architectures(tmp_path, wide, metadata, message):
+    path = write_gguf(tmp_path / "model.gguf", WIDE, wide, **metadata)
+    with pytest.raises(UserError, match=message):
+        GgufSource(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"token_embd.weight": None}, r"lacks tensor token_embd\.weight"),
+        ({"blk.1.ffn_up.weight": None}, r"lacks tensor model\.layers\.1\.mlp\.up_proj"),
+        ({"rope_freqs.weight": np.ones(8, np.float32)}, r"unknown tensor rope_freqs\.weight"),
+        ({"blk.0.attn_q.bias": np.ones(96, np.float32)}, r"unknown tensor blk\.0\.attn_q\.bias"),
+        ({"blk.2.ffn_norm.weight": np.ones(96, np.float32)}, r"unknown tensor blk\.2\.ffn_norm\.weight"),
+        ({"blk.0.attn_k.weight": np.ones((96, 32), np.float32)}, r"k_proj\.weight has shape \(96, 32\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, wide, change, message):
+    tensors = {name: array for name, array in (wide | change).items() if array is not None}
+    path = write_gguf(tmp_path / "model.gguf", WIDE, tensors)
+
+    def shapes():
+        source = GgufSource(path)
+        check(path, source.shapes(), source.config)
+
+    with pytest.raises(UserError, match=message):
+        shapes()
+
+
+def test_a_type_without_dequantisation(tmp_path, wide):
+    writer_type = gguf.GGMLQuantizationType.I8
+    path = write_gguf(tmp_path / "model.gguf", WIDE, wide, "F32")
+    source = GgufSource(path)
+    name = "output.weight"
+    source._tensors[name] = source._tensors[name]._replace(tensor_type=writer_type)
+    with pytest.raises(UserError, match=r"output\.weight has type I8"):
+        source.read("lm_head.weight")
+
+
+def test_a_truncated_file(tmp_path, wide):
+    path = write_gguf(tmp_path / "model.gguf", WIDE, wide)
+    content = path.read_bytes()
+    for end in [*range(0, 600, 7), len(content) // 2, len(content) - 200]:
+        path.write_bytes(content[:end])
+        with pytest.raises(UserError, match="is no GGUF file, or damaged"):
+            GgufSource(path)
+
+
+def test_no_file_big_endian_and_no_package(tmp_path, wide, monkeypatch):
+    with pytest.raises(UserError, match="cannot read"):
+        GgufSource(tmp_path / "none")
+    writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="big-endian"):
+        GgufSource(tmp_path / "big.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install \"crystal-jax\[gguf\]\""):
+        GgufSource(tmp_path / "big.gguf")

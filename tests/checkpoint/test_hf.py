@@ -1,0 +1,155 @@
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from crystal_jax.checkpoint.hf import INDEX, SINGLE, HfSource, config_json, read_config, write_hf
+from crystal_jax.checkpoint.tensors import check, expected_shapes, permute, stream, unpermute
+from crystal_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(shared, tmp_path):
+    """A copy of real weights, to be damaged."""
+    copy = tmp_path / "stories"
+    shutil.copytree(shared / "weights/stories260K/stories260K-hf", copy)
+    for path in (copy, *copy.iterdir()):
+        path.chmod(0o755)
+    return copy
+
+
+def change(folder, edit):
+    tensors = load_file(folder / SINGLE)
+    edit(tensors)
+    save_file(tensors, folder / SINGLE)
+
+
+def restate(folder, **fields):
+    path = folder / "config.json"
+    stated = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({key: value for key, value in stated.items() if value is not None}))
+
+
+def test_what_is_written_is_what_was_read(folder, tmp_path):
+    write_hf(tmp_path / "copy", HfSource(folder), dtype="float32")
+    first, second = load_file(folder / SINGLE), load_file(tmp_path / "copy" / SINGLE)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert read_config(tmp_path / "copy") == read_config(folder)
+
+
+@pytest.mark.parametrize(("dtype", "numpy"), [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)])
+def test_shards_and_their_index(folder, tmp_path, dtype, numpy):
+    source = HfSource(folder)
+    write_hf(tmp_path / "copy", source, dtype=dtype, shard_bytes=100_000)
+    index = json.loads((tmp_path / "copy" / INDEX).read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 3
+    assert index["metadata"]["total_size"] == 2 * 260_032
+    assert max((tmp_path / "copy" / file).stat().st_size for file in files) < 110_000
+    copy = HfSource(tmp_path / "copy")
+    for name, tensor in stream(copy):
+        np.testing.assert_array_equal(tensor, source.read(name).astype(numpy))
+
+
+def test_configs_of_transformers_4(folder):
+    new = read_config(folder)
+    restate(folder, rope_parameters=None, rope_theta=10_000.0, dtype=None, torch_dtype="float32", head_dim=None)
+    assert read_config(folder) == new
+    restate(folder, rope_theta=5e5)
+    assert read_config(folder).rope_theta == 5e5
+
+
+def test_both_generations_of_keys_are_written(folder):
+    written = config_json(read_config(folder), "bfloat16")
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 10_000.0
+    assert written["dtype"] == written["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type is 'llama3'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+        ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"num_key_value_heads": 3}, "num_heads=8 is not a multiple of model.num_kv_heads=3"),
+    ],
+)
+def test_other_architectures_are_refused(folder, fields, message):
+    restate(folder, **fields)
+    with pytest.raises(UserError, match=message):
+        read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "lacks tensor model.norm.weight$"),
+        (
+            lambda t: [t.pop(n) for n in list(t) if ".3.mlp" in n],
+            r"lacks tensor model.layers.3.mlp.down_proj.weight and 2",
+        ),
+        (lambda t: t.update(odd=np.zeros(3, np.float32)), "has unknown tensor odd"),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(63, np.float32)}),
+            r"has shape \(63,\), .* asks for \(64,\)",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(folder, edit, message):
+    change(folder, edit)
+    source = HfSource(folder)
+    with pytest.raises(UserError, match=message):
+        check(folder, source.shapes(), source.config)
+
+
+def test_buffers_of_old_files_are_ignored(folder):
+    change(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}))
+    assert HfSource(folder).shapes() == expected_shapes(read_config(folder))
+
+
+def test_a_tensor_in_two_shards(folder, tmp_path):
+    write_hf(tmp_path / "copy", HfSource(folder), dtype="float32", shard_bytes=300_000)
+    first, second = sorted((tmp_path / "copy").glob("model-*"))[:2]
+    save_file(load_file(first) | load_file(second), second)
+    with pytest.raises(UserError, match=r"tensor model.embed_tokens.weight is in model-00001-.* and in model-00002-"):
+        HfSource(tmp_path / "copy")
+
+
+def test_an_index_that_is_wrong(folder, tmp_path):
+    copy = tmp_path / "copy"
+    write_hf(copy, HfSource(folder), dtype="float32", shard_bytes=300_000)
+    index = json.loads((copy / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = "model-00001-of-00004.safetensors"
+    (copy / INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"places tensor model.norm.weight in model-00001"):
+        HfSource(copy)
+    (copy / "model-00002-of-00004.safetensors").unlink()
+    with pytest.raises(UserError, match=r"names model-00002-of-00004.safetensors, which is missing"):
+        HfSource(copy)
+
+
+def test_damaged_files(folder, tmp_path):
+    whole = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="no readable safetensors file"):
+        HfSource(folder)
+    (folder / SINGLE).unlink()
+    with pytest.raises(UserError, match=f"neither {SINGLE} nor {INDEX}"):
+        HfSource(folder)
+    with pytest.raises(UserError, match=r"no Hugging Face model: it has no config.json"):
+        HfSource(tmp_path)
+
+
+def test_the_two_orders_of_rows_are_each_others_inverse():
+    rows = np.arange(24 * 3).reshape(24, 3)
+    np.testing.assert_array_equal(permute(unpermute(rows, 4), 4), rows)
+    # A head of six rows: Meta turns (0, 1), (2, 3), (4, 5), which Hugging Face has as (0, 3), (1, 4), (2, 5).
+    assert unpermute(np.arange(6), 1).tolist() == [0, 3, 1, 4, 2, 5]
