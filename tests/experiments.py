@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crystal_jax.config import ExecutionConfig, LlamaConfig, LoraConfig
+from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.layout import load
+from crystal_jax.checkpoint.vocabulary import GrownSource
+from crystal_jax.config import ExecutionConfig, LlamaConfig, LoraConfig, MeshConfig
 from crystal_jax.model.llama import Llama
+from crystal_jax.sharding import make_mesh, tree_shardings
 
 # Odd, pairwise different sizes: a swapped axis cannot pass by accident.
 TINY = LlamaConfig(
@@ -52,6 +56,22 @@ def build(
     """A model with random weights, equal in each call."""
     graph, state = _parameters(cfg, lora, execution, seed)
     return nnx.merge(graph, jax.tree.map(jnp.copy, state))  # a copy: some tests change weights
+
+
+def from_hugging_face(
+    folder, *, lora: LoraConfig = NO_LORA, execution: ExecutionConfig = UNROLLED, mesh=None, rows=None, **fields
+) -> Llama:
+    """The checkpoint in `folder` as this project's model, on a mesh; `fields` falsify its architecture, and
+    `rows` enlarges its vocabulary."""
+    source = HfSource(folder)
+    source.config = cfg = dataclasses.replace(source.config, **fields)
+    if rows:
+        source, cfg = GrownSource(source, rows), dataclasses.replace(cfg, vocab_size=rows)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(cfg, lora, execution, rngs=nnx.Rngs(0))))
+    mesh = mesh or make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    where = tree_shardings(state, mesh)
+    like = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), state, where)
+    return nnx.merge(graph, load(source, like))
 
 
 @functools.partial(jax.jit, static_argnums=0)

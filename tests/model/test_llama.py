@@ -4,26 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 from flax import nnx
-from safetensors.numpy import load_file
 
-from crystal_jax.config import LlamaConfig
 from crystal_jax.model.llama import attend, empty_cache
-from tests.experiments import LORA, NO_LORA, SCANNED, TINY, UNROLLED, build, extend, logits
-
-STORIES = LlamaConfig(
-    vocab_size=512,
-    embed_dim=64,
-    mlp_dim=172,
-    num_layers=5,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    tie_embeddings=True,
-    dtype="float32",
-)
+from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, extend, from_hugging_face, logits
 
 
 @pytest.fixture(scope="module")
@@ -31,48 +16,39 @@ def tokens():
     return jax.random.randint(jax.random.key(0), (2, 11), 0, TINY.vocab_size)
 
 
-def load_stories(model, weights):
-    """Hugging Face's names and axes: rows are outputs, heads are flattened."""
-    cfg = model.cfg
-
-    def stack(name, *shape):
-        arrays = [weights[f"model.layers.{i}.{name}.weight"].T for i in range(cfg.num_layers)]
-        return jnp.stack([a.reshape(shape) if shape else a for a in arrays])
-
-    blocks, d, h = model.blocks, cfg.embed_dim, cfg.head_dim
-    blocks.q.kernel[...] = stack("self_attn.q_proj", d, cfg.num_heads, h)
-    blocks.k.kernel[...] = stack("self_attn.k_proj", d, cfg.num_kv_heads, h)
-    blocks.v.kernel[...] = stack("self_attn.v_proj", d, cfg.num_kv_heads, h)
-    blocks.o.kernel[...] = stack("self_attn.o_proj", cfg.num_heads, h, d)
-    for name in ("gate", "up", "down"):
-        getattr(blocks, name).kernel[...] = stack(f"mlp.{name}_proj")
-    blocks.attn_norm.scale[...] = stack("input_layernorm")
-    blocks.mlp_norm.scale[...] = stack("post_attention_layernorm")
-    model.final_norm.scale[...] = jnp.asarray(weights["model.norm.weight"])
-    model.embedding[...] = jnp.asarray(weights["model.embed_tokens.weight"])
-    return model
-
-
 @pytest.fixture(scope="module")
-def stories(shared):
+def golden(shared):
+    """Where real weights lie, some ids, and the logits that transformers gives for them."""
     folder = shared / "weights/stories260K"
-    return load_file(folder / "stories260K-hf/model.safetensors"), np.load(folder / "stories260K.hf_logits.npz")
+    arrays = np.load(folder / "stories260K.hf_logits.npz")
+    return folder, jnp.asarray(arrays["ids"]), arrays["logits"]
 
 
 @pytest.mark.parametrize("execution", [UNROLLED, SCANNED])
-def test_logits_equal_hugging_face_on_real_weights(stories, execution):
-    weights, golden = stories
-    model = load_stories(build(STORIES, NO_LORA, execution), weights)
-    ours = logits(model, jnp.asarray(golden["ids"]))
-    np.testing.assert_allclose(ours, golden["logits"], atol=1e-4)
+def test_logits_equal_hugging_face_on_real_weights(golden, execution):
+    folder, ids, expected = golden
+    model = from_hugging_face(folder / "stories260K-hf", execution=execution)
+    np.testing.assert_allclose(logits(model, ids), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", [{"rope_theta": 5e3}, {"norm_eps": 1e-3}], ids=lambda change: next(iter(change)))
-def test_the_golden_logits_would_notice_a_wrong_field(stories, change):
-    weights, golden = stories
-    cfg = dataclasses.replace(STORIES, **change)
-    model = load_stories(build(cfg), weights)
-    assert abs(logits(model, jnp.asarray(golden["ids"])) - golden["logits"]).max() > 1e-3
+def test_the_golden_logits_would_notice_a_wrong_field(golden, change):
+    folder, ids, expected = golden
+    assert abs(logits(from_hugging_face(folder / "stories260K-hf", **change), ids) - expected).max() > 1e-3
+
+
+def test_the_likeliest_story_of_real_weights(golden):
+    """The beginning of the text that llama2.c's page on this model (doc/stories260K.md) prints for temperature 0."""
+    folder, _, _ = golden
+    model, ids = from_hugging_face(folder / "stories260K-hf"), [1]
+    cache = empty_cache(model.cfg, batch=1, capacity=40)
+    for _ in range(40):
+        found, cache = extend(model, jnp.array([ids[-1:]]), jnp.ones((1, 1), bool), cache)
+        ids.append(int(found[0, 0].argmax()))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tok512.model"))
+    assert pieces.decode(ids).startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])

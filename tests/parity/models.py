@@ -1,19 +1,7 @@
-"""Hugging Face models with weights large enough that no term of the architecture can hide, and the same here."""
+"""Hugging Face models with weights large enough that no term of the architecture can hide."""
 
-import dataclasses
-
-import jax
 import torch
 import transformers
-from flax import nnx
-
-from crystal_jax.checkpoint.hf import HfSource
-from crystal_jax.checkpoint.layout import load
-from crystal_jax.checkpoint.vocabulary import GrownSource
-from crystal_jax.config import ExecutionConfig, LoraConfig, MeshConfig
-from crystal_jax.model.llama import Llama
-from crystal_jax.sharding import make_mesh, tree_shardings
-from tests.experiments import NO_LORA, UNROLLED
 
 WEIGHT_SCALE = 0.3
 BASE = dict(
@@ -40,22 +28,6 @@ def hugging_face(**changes):
             noise = WEIGHT_SCALE * torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + noise if "norm" in name else noise)
     return model.eval()
-
-
-def ours(
-    folder, *, lora: LoraConfig = NO_LORA, execution: ExecutionConfig = UNROLLED, mesh=None, rows=None, **fields
-) -> Llama:
-    """The checkpoint in `folder` as this project's model, on a mesh; `fields` falsify its architecture, and
-    `rows` enlarges its vocabulary."""
-    source = HfSource(folder)
-    source.config = cfg = dataclasses.replace(source.config, **fields)
-    if rows:
-        source, cfg = GrownSource(source, rows), dataclasses.replace(cfg, vocab_size=rows)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(cfg, lora, execution, rngs=nnx.Rngs(0))))
-    mesh = mesh or make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    where = tree_shardings(state, mesh)
-    like = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), state, where)
-    return nnx.merge(graph, load(source, like))
 
 
 def logits_of(model, ids):

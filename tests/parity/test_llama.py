@@ -12,8 +12,8 @@ from crystal_jax.config import LlamaConfig, MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.model.llama import empty_cache
 from crystal_jax.sharding import make_mesh
-from tests.experiments import SCANNED, UNROLLED, extend, logits
-from tests.parity.models import BASE, hugging_face, logits_of, ours
+from tests.experiments import SCANNED, UNROLLED, extend, from_hugging_face, logits
+from tests.parity.models import BASE, hugging_face, logits_of
 
 IDS = np.random.default_rng(0).integers(0, BASE["vocab_size"], (2, 33))
 ATOL = 1e-4
@@ -44,24 +44,28 @@ def reference(tmp_path_factory):
 def test_logits_equal_hugging_face(tmp_path, changes):
     model = hugging_face(**changes)
     model.save_pretrained(tmp_path)
-    np.testing.assert_allclose(logits(ours(tmp_path), jnp.asarray(IDS)), logits_of(model, IDS), atol=ATOL)
+    np.testing.assert_allclose(logits(from_hugging_face(tmp_path), jnp.asarray(IDS)), logits_of(model, IDS), atol=ATOL)
 
 
 @pytest.mark.parametrize("execution", [UNROLLED, SCANNED], ids=["unrolled", "scanned"])
 def test_grouped_queries_however_they_are_computed(reference, execution):
     folder, expected = reference
-    np.testing.assert_allclose(logits(ours(folder, execution=execution), jnp.asarray(IDS)), expected, atol=ATOL)
+    np.testing.assert_allclose(
+        logits(from_hugging_face(folder, execution=execution), jnp.asarray(IDS)), expected, atol=ATOL
+    )
 
 
 def test_on_a_mesh_that_splits_every_axis(reference):
     folder, expected = reference
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
-    np.testing.assert_allclose(logits(ours(folder, mesh=mesh), jnp.asarray(IDS)), expected, atol=ATOL)
+    np.testing.assert_allclose(logits(from_hugging_face(folder, mesh=mesh), jnp.asarray(IDS)), expected, atol=ATOL)
 
 
 def test_new_rows_of_the_vocabulary_are_the_mean_of_the_old(reference):
     folder, expected = reference
-    grown = logits(ours(folder, rows=104, mesh=make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))), jnp.asarray(IDS))
+    grown = logits(
+        from_hugging_face(folder, rows=104, mesh=make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))), jnp.asarray(IDS)
+    )
     np.testing.assert_allclose(grown[..., :98], expected, atol=ATOL)
     means = np.repeat(expected.mean(axis=-1, keepdims=True), 6, axis=-1)
     np.testing.assert_allclose(grown[..., 98:], means, atol=ATOL)
@@ -85,19 +89,19 @@ def test_every_field_is_falsified_below():
 @pytest.mark.parametrize("field", MISSHAPEN)
 def test_a_field_that_contradicts_the_tensors_is_refused(reference, field):
     with pytest.raises(UserError, match="tensor"):
-        ours(reference[0], **{field: MISSHAPEN[field]})
+        from_hugging_face(reference[0], **{field: MISSHAPEN[field]})
 
 
 @pytest.mark.parametrize("field", UNNOTICED_BY_SHAPES)
 def test_a_wrong_field_makes_parity_fail(reference, field):
     folder, expected = reference
-    found = logits(ours(folder, **UNNOTICED_BY_SHAPES[field]), jnp.asarray(IDS))
+    found = logits(from_hugging_face(folder, **UNNOTICED_BY_SHAPES[field]), jnp.asarray(IDS))
     assert abs(found - expected).max() > 100 * ATOL
 
 
 def test_cached_decoding_equals_hugging_face(reference):
     folder, expected = reference
-    model = ours(folder)
+    model = from_hugging_face(folder)
     cache = empty_cache(model.cfg, batch=2, capacity=IDS.shape[1])
     valid = jnp.ones_like(IDS, bool)
     found = []
@@ -110,5 +114,5 @@ def test_cached_decoding_equals_hugging_face(reference):
 def test_bfloat16_stays_near(reference):
     """With 8 bits of significand and weights this large, the typical error is a few per cent of the logits' spread."""
     folder, expected = reference
-    found = np.asarray(logits(ours(folder, dtype="bfloat16"), jnp.asarray(IDS)))
+    found = np.asarray(logits(from_hugging_face(folder, dtype="bfloat16"), jnp.asarray(IDS)))
     assert np.sqrt(np.mean((found - expected) ** 2)) < 0.05 * expected.std()

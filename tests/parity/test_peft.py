@@ -18,8 +18,8 @@ from crystal_jax.checkpoint.peft import MergedSource, read_peft
 from crystal_jax.checkpoint.workdir import load_trained
 from crystal_jax.config import MeshConfig
 from crystal_jax.sharding import make_mesh
-from tests.experiments import logits, training_config
-from tests.parity.models import BASE, hugging_face, logits_of, ours
+from tests.experiments import from_hugging_face, logits, training_config
+from tests.parity.models import BASE, hugging_face, logits_of
 
 IDS = np.random.default_rng(0).integers(0, BASE["vocab_size"], (2, 21))
 ATOL = 1e-4
@@ -71,7 +71,7 @@ def test_a_peft_adapter_runs_here_merged_and_apart(base, tmp_path, modules, stab
     expected = logits_of(adapted(base, tmp_path / "peft", modules, stabilized=stabilized), IDS)
 
     write_hf(tmp_path / "merged", MergedSource(HfSource(base), read_peft(tmp_path / "peft")), dtype="float32")
-    np.testing.assert_allclose(logits(ours(tmp_path / "merged"), jnp.asarray(IDS)), expected, atol=ATOL)
+    np.testing.assert_allclose(logits(from_hugging_face(tmp_path / "merged"), jnp.asarray(IDS)), expected, atol=ATOL)
     transformed = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged")
     np.testing.assert_allclose(logits_of(transformed, IDS), expected, atol=ATOL)
 
@@ -98,7 +98,7 @@ def test_an_adapter_that_resizes_the_vocabulary(base, tmp_path):
     expected = logits_of(adapted(base, tmp_path / "peft", ["q_proj", "v_proj"], rows=rows), IDS)
     assert expected.shape[-1] == rows
     write_hf(tmp_path / "merged", MergedSource(HfSource(base), read_peft(tmp_path / "peft")), dtype="float32")
-    np.testing.assert_allclose(logits(ours(tmp_path / "merged"), jnp.asarray(IDS)), expected, atol=ATOL)
+    np.testing.assert_allclose(logits(from_hugging_face(tmp_path / "merged"), jnp.asarray(IDS)), expected, atol=ATOL)
 
 
 def test_golden_adapter_of_real_weights(shared, tmp_path):
@@ -106,6 +106,6 @@ def test_golden_adapter_of_real_weights(shared, tmp_path):
     golden = np.load(stories / "stories260K.peft_logits.npz")
     source = MergedSource(HfSource(stories / "stories260K-hf"), read_peft(stories / "stories260K-peft"))
     write_hf(tmp_path / "merged", source, dtype="float32")
-    found = logits(ours(tmp_path / "merged"), jnp.asarray(golden["ids"]))
+    found = logits(from_hugging_face(tmp_path / "merged"), jnp.asarray(golden["ids"]))
     np.testing.assert_allclose(found, golden["logits"], atol=ATOL)
     assert jax.default_backend() == "cpu"
