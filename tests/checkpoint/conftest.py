@@ -2,10 +2,9 @@ import dataclasses
 import shutil
 
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from crystal_jax.checkpoint.exchange import import_model
-from crystal_jax.checkpoint.hf import SINGLE, read_config
+from crystal_jax.checkpoint.hf import read_config
 from tests.experiments import training_config
 
 
@@ -22,13 +21,10 @@ def adapted(shared, tmp_path_factory):
 
 
 @pytest.fixture
-def damaged(shared, tmp_path):
-    """A Hugging Face folder without its last norm."""
-    folder = tmp_path / "damaged"
-    shutil.copytree(shared / "weights/stories260K/stories260K-hf", folder)
-    for path in (folder, *folder.iterdir()):
+def folder(shared, tmp_path):
+    """A copy of a Hugging Face folder of real weights, to be changed."""
+    copy = tmp_path / "stories"
+    shutil.copytree(shared / "weights/stories260K/stories260K-hf", copy)
+    for path in (copy, *copy.iterdir()):
         path.chmod(0o755)
-    tensors = load_file(folder / SINGLE)
-    del tensors["model.norm.weight"]
-    save_file(tensors, folder / SINGLE)
-    return folder
+    return copy

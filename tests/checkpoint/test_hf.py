@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import ml_dtypes
 import numpy as np
@@ -9,16 +8,6 @@ from safetensors.numpy import load_file, save_file
 from crystal_jax.checkpoint.hf import INDEX, SINGLE, HfSource, config_json, read_config, write_hf
 from crystal_jax.checkpoint.tensors import check, expected_shapes, permute, stream, unpermute
 from crystal_jax.errors import UserError
-
-
-@pytest.fixture
-def folder(shared, tmp_path):
-    """A copy of real weights, to be damaged."""
-    copy = tmp_path / "stories"
-    shutil.copytree(shared / "weights/stories260K/stories260K-hf", copy)
-    for path in (copy, *copy.iterdir()):
-        path.chmod(0o755)
-    return copy
 
 
 def change(folder, edit):

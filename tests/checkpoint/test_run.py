@@ -2,8 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.hf import SINGLE, HfSource
 from crystal_jax.checkpoint.peft import read_peft
 from crystal_jax.checkpoint.run import convert
 from crystal_jax.cli import main
@@ -80,7 +81,10 @@ def test_nothing_is_overwritten_and_nothing_is_missing(stories, tmp_path):
         convert("hf", "hf", input=tmp_path / "nowhere", output=tmp_path / "out")
 
 
-def test_a_model_that_fails_its_check_leaves_no_config_behind(stories, tmp_path, damaged):
+def test_a_model_that_fails_its_check_leaves_no_config_behind(folder, tmp_path):
+    tensors = load_file(folder / SINGLE)
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / SINGLE)
     with pytest.raises(UserError, match=r"lacks tensor model.norm.weight"):
-        convert("hf", "hf", input=damaged, output=tmp_path / "out")
+        convert("hf", "hf", input=folder, output=tmp_path / "out")
     assert not (tmp_path / "out/config.json").exists()

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crystal_jax.config import PROJECTIONS, LlamaConfig, LoraConfig, QuantizationConfig
+from crystal_jax.config import PROJECTIONS, LoraConfig, QuantizationConfig
 from crystal_jax.model.llama import Llama, dropout
 from crystal_jax.model.lora import count_parameters, merge_adapters, split
+from crystal_jax.model.presets import LLAMA2
 from crystal_jax.model.quantize import quantize_state
 from tests.experiments import LORA, NO_LORA, SCANNED, TINY, UNROLLED, build, logits
 
@@ -125,30 +126,11 @@ def test_only_adapters_are_trainable():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [
-        ((4096, 11008, 32, 32, 32), 6_738_415_616),
-        ((5120, 13824, 40, 40, 40), 13_015_864_320),
-        ((8192, 28672, 80, 64, 8), 68_976_648_192),
-    ],
-    ids=["7b", "13b", "70b"],
+    ("size", "expected"), [("7b", 6_738_415_616), ("13b", 13_015_864_320), ("70b", 68_976_648_192)]
 )
-def test_parameter_counts_of_llama_2(sizes, expected):
+def test_parameter_counts_of_llama_2(size, expected):
     """As published: Touvron et al., arXiv:2307.09288, and Hugging Face's model cards."""
-    embed, mlp, layers, heads, kv_heads = sizes
-    cfg = LlamaConfig(
-        vocab_size=32_000,
-        embed_dim=embed,
-        mlp_dim=mlp,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=128,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        tie_embeddings=False,
-        dtype="bfloat16",
-    )
+    cfg = LLAMA2[size]
     lora = LoraConfig(rank=8, alpha=32.0, targets=("q", "k", "v", "o"))
     model = nnx.eval_shape(lambda: Llama(cfg, lora, SCANNED, rngs=nnx.Rngs(0)))
     _, _, frozen = split(model, lora)
