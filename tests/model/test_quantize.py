@@ -35,7 +35,7 @@ def normal(*shape, seed=0):
 
 
 def round_trip(kernel, cfg, *, inputs=1):
-    packed = quantize(kernel, cfg, inputs=inputs)
+    packed = quantize(jnp.asarray(kernel), cfg, inputs=inputs)
     return np.asarray(dequantize(packed, cfg, inputs=inputs, dtype=jnp.float32))
 
 
