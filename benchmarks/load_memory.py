@@ -57,10 +57,7 @@ def write_meta(folder: Path, source: Synthetic) -> None:
     import numpy as np
     import torch
 
-    from crystal_jax.checkpoint.meta import (
-        _BLOCK,
-        _NAMES,  # noqa: F401: its names are used below
-    )
+    from crystal_jax.checkpoint.meta import _BLOCK, _NAMES
     from crystal_jax.checkpoint.tensors import heads_of, unpermute
 
     folder.mkdir()
