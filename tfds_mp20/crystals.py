@@ -154,7 +154,10 @@ def parse_all(
                 for result in pool.map(attempt, entries, chunksize=_CHUNK):
                     progress.update()
                     yield result
-            except BaseException:  # Ctrl-C, or the caller has enough: no half-done work is worth waiting for
+            except GeneratorExit:  # the caller has enough; what is being converted ends by itself, within moments
+                pool.shutdown(cancel_futures=True)
+                raise
+            except BaseException:  # Ctrl-C: no half-done work is worth waiting for
                 for worker in set(multiprocessing.active_children()) - others:
                     worker.terminate()
                 raise
