@@ -71,6 +71,11 @@ class LlamaConfig:
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
+def input_axes(projection: str) -> int:
+    """How many axes of a projection's kernel are contracted: only `o` has two, the heads and their dimension."""
+    return 2 if projection == "o" else 1
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters (Hu et al., arXiv:2106.09685): W x + α/r B A x.

@@ -1,7 +1,7 @@
 """The byte-level BPE tokenizer inside a GGUF file, as the two files that Hugging Face keeps it in.
 
 GGUF names how text is cut before the merges (`tokenizer.ggml.pre`) instead of describing it; the cuts known here are
-in `PRE_TOKENIZERS`, each checked against the model's own tokenizer in the tests.
+in `PRE_TOKENIZERS`.
 """
 
 from __future__ import annotations

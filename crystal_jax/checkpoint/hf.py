@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ class HfSource:
         with _open(self._files[name]) as tensors:
             return tensors.get_tensor(name)
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype:
         """Of the embedding, and so of all."""
         return self.read_part("model.embed_tokens.weight", slice(0, 1)).dtype

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from crystal_jax.checkpoint.tensors import Shape, check, expected_shapes
-from crystal_jax.config import LlamaConfig
+from crystal_jax.config import LlamaConfig, input_axes
 
 # Path of a parameter of `Llama` → the tensor's name; {} is the layer.
 NAMES = {
@@ -56,7 +56,7 @@ def axes_of(path: str, ndim: int) -> Axes:
     rest = ndim - stacked
     if rest == 1 or path == "embedding":
         return Axes(stacked, 0, rest)
-    inputs = 2 if path.endswith("o/kernel") else 1  # o contracts heads and their dimension
+    inputs = input_axes(path.split("/")[1]) if stacked else 1
     return Axes(stacked, inputs, rest - inputs)
 
 
@@ -66,24 +66,21 @@ class StateSource:
     def __init__(self, state: nnx.State, config: LlamaConfig, path: Path = Path()):
         self.path, self.config = path, config
         self._leaves = leaves_by_path(state)
+        self._places: dict[str, tuple[str, int]] = {}
+        for name in self._leaves:
+            layers = range(config.num_layers) if name.startswith("blocks/") else (0,)
+            self._places |= {NAMES[name].format(i): (name, i) for i in layers}
 
     def shapes(self) -> dict[str, Shape]:
         expected = expected_shapes(self.config)
-        return {name: expected.get(name, ()) for name in self._places()}
+        return {name: expected.get(name, ()) for name in self._places}
 
     def read(self, name: str) -> np.ndarray:
-        path, layer = self._places()[name]
+        path, layer = self._places[name]
         leaf = self._leaves[path]
         axes = axes_of(path, leaf.ndim)
         array = np.asarray(leaf[layer] if axes.stacked else leaf)
         return to_tensor(array, axes)
-
-    def _places(self) -> dict[str, tuple[str, int]]:
-        places: dict[str, tuple[str, int]] = {}
-        for path in self._leaves:
-            layers = range(self.config.num_layers) if path.startswith("blocks/") else (0,)
-            places |= {NAMES[path].format(i): (path, i) for i in layers}
-        return places
 
 
 def leaves_by_path(state: Any) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The tensors of a LLaMA-2 checkpoint by Hugging Face's names and axes: what every format is converted through.
 
-Every format is read as a `Source`, one tensor at a time, and written from an iterator of named tensors, so a conversion
+Every format is read as a `Source`, one tensor at a time, and written from one, so a conversion
 holds a few tensors in memory, never a model. No JAX here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -111,6 +111,3 @@ def heads_of(name: str, cfg: LlamaConfig) -> int:
     if ".q_proj." in name:
         return cfg.num_heads
     return cfg.num_kv_heads if ".k_proj." in name else 0
-
-
-Tensors = Iterable[tuple[str, np.ndarray]]

@@ -27,10 +27,8 @@ class GrownSource:
 
     def shapes(self) -> dict[str, Shape]:
         """As if the rows were on disk."""
-        grown = {
-            name: (self.config.vocab_size, *shape[1:]) for name, shape in self._base.shapes().items() if name in ROWED
-        }
-        return {**self._base.shapes(), **grown}
+        rows = self.config.vocab_size
+        return {name: (rows, *s[1:]) if name in ROWED else s for name, s in self._base.shapes().items()}
 
     def read_part(self, name: str, *where: slice) -> np.ndarray:
         """As `HfSource.read_part`."""

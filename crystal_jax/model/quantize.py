@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int8, UInt8
 
-from crystal_jax.config import QuantizationConfig
+from crystal_jax.config import QuantizationConfig, input_axes
 
 # Appendix E of QLoRA: quantiles of N(0, 1), scaled to [-1, 1], with an exact zero.
 NF4 = (
@@ -116,7 +116,7 @@ def quantize_state(
         kernel = variable.get_value()
         targets = [(*parent, field) for field in Quantized._fields]
         out = Quantized(*(shardings[path] for path in targets)) if shardings else None
-        convert = functools.partial(quantize, cfg=cfg, inputs=_contracted(str(parent[-1])))
+        convert = functools.partial(quantize, cfg=cfg, inputs=input_axes(str(parent[-1])))
         packed = jax.jit(functools.partial(jax.lax.map, convert), out_shardings=out)(kernel)
         if donate:
             jax.block_until_ready(packed)
@@ -134,7 +134,7 @@ def dequantize_state(state: nnx.State, cfg: QuantizationConfig) -> nnx.State:
         *parent, name = path
         if name == "codes":
             packed = Quantized(variable.get_value(), variables[(*parent, "scales")].get_value())
-            convert = functools.partial(dequantize, cfg=cfg, inputs=_contracted(str(parent[-1])), dtype=dtype)
+            convert = functools.partial(dequantize, cfg=cfg, inputs=input_axes(str(parent[-1])), dtype=dtype)
             flat[(*parent, "kernel")] = nnx.Param(jax.lax.map(convert, packed))
         elif name != "scales":
             flat[path] = variable
@@ -144,11 +144,6 @@ def dequantize_state(state: nnx.State, cfg: QuantizationConfig) -> nnx.State:
 def is_quantized(state: nnx.State) -> bool:
     """Whether some kernels of the state are codes."""
     return any(path[-1] == "codes" for path, _ in nnx.to_flat_state(state))
-
-
-def _contracted(projection: str) -> int:
-    """Input axes of a projection's kernel: only `o` contracts two, the heads and their dimension."""
-    return 2 if projection == "o" else 1
 
 
 def _steps(cfg: QuantizationConfig) -> float:

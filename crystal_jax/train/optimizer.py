@@ -8,7 +8,7 @@ import jax
 import optax
 import optax.contrib
 
-from crystal_jax.config import OptimizerConfig
+from crystal_jax.config import OptimizerConfig, input_axes
 
 
 def learning_rate(cfg: OptimizerConfig, *, num_steps: int) -> optax.Schedule:
@@ -55,9 +55,8 @@ def _matrices(params: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if "kernel" not in name:
             return None
-        # Axis 0 is the layer. Only o contracts two axes, the heads and their dimension.
-        inputs = (1, 2) if "/o/" in name else (1,)
-        return optax.contrib.MuonDimensionNumbers(inputs, tuple(range(1 + len(inputs), leaf.ndim)))
+        outputs = 1 + input_axes(name.split("/")[1])  # axis 0 is the layer
+        return optax.contrib.MuonDimensionNumbers(tuple(range(1, outputs)), tuple(range(outputs, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(axes, params)
 
