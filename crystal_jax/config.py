@@ -181,6 +181,9 @@ class DataConfig:
         batch_size: Rows in a global batch.
         packing_bins: Rows that are filled side by side; more waste less, and hold examples back longer.
         seed: Of the order, the augmentation and the task mix.
+        shards: Streams that the crystals are dealt to; each gives its own rows of every batch, and a process runs
+            only those whose rows its devices hold. A property of the run, not of the machine: the batches are the
+            same on any number of processes. On a pod, a multiple of the number of hosts.
     """
 
     directory: str
@@ -188,10 +191,15 @@ class DataConfig:
     batch_size: int
     packing_bins: int
     seed: int
+    shards: int = 1
 
     def __post_init__(self):
-        for name in ("seq_len", "batch_size", "packing_bins"):
+        for name in ("seq_len", "batch_size", "packing_bins", "shards"):
             _require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
+        _require(
+            self.batch_size % self.shards == 0,
+            f"data.batch_size={self.batch_size} does not divide over data.shards={self.shards}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,8 +238,13 @@ class TrainConfig:
         num_steps: The run's length; the learning rate's decay ends there.
         log_every, eval_every, save_every: Steps.
         eval_batches: Batches of the validation split that a validation uses.
-        keep: Checkpoints kept.
+        keep: Checkpoints kept: the last ones, and beside them the best.
         seed: Of the initial weights.
+        best: What decides which checkpoint is the best, of those whose step was validated too: `val_loss` or a part
+            of it (`val_loss_coordinate`, …), where less is better, or `sample_validity` and its kin, where more is.
+        samples: Crystals that are drawn and judged at every checkpoint; 0 is none.
+        peak_tflops: What one device can do in the type it computes in, 10¹² FLOP/s, as its maker states it. The log
+            has the share of it that training reaches (MFU); 0 leaves that out.
     """
 
     num_steps: int
@@ -241,10 +254,52 @@ class TrainConfig:
     eval_batches: int
     keep: int
     seed: int
+    best: str = "val_loss"
+    samples: int = 0
+    peak_tflops: float = 0.0
 
     def __post_init__(self):
         for name in ("num_steps", "log_every", "eval_every", "save_every", "eval_batches", "keep"):
             _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
+        for name in ("samples", "peak_tflops"):
+            _require(getattr(self, name) >= 0, f"train.{name} must not be negative, not {getattr(self, name)}")
+        _require(
+            self.best in LOSSES or self.best in SAMPLE_RATES,
+            f"train.best={self.best!r} is none of {', '.join((*LOSSES, *SAMPLE_RATES))}",
+        )
+        _require(
+            self.best in LOSSES or self.samples > 0,
+            f"train.best={self.best!r} needs samples to judge: set train.samples",
+        )
+
+
+# What a validation measures: nats a token, of all targets and of each class; and rates among the samples drawn.
+LOSSES = ("val_loss", "val_loss_lattice", "val_loss_element", "val_loss_coordinate", "val_loss_end")
+SAMPLE_RATES = ("sample_validity", "sample_structural_validity", "sample_compositional_validity")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """When a step is not to be believed (`train/guards.py`). A loss that is not finite always stops the run.
+
+    Attributes:
+        window: Steps whose median loss and gradient norm are the yardstick; the first so many are not judged.
+        loss_factor: The update is skipped when the loss is so many times the median; 0 is never.
+        norm_factor: The same of the gradient norm.
+        patience: The run stops after so many skipped steps in a row.
+    """
+
+    window: int = 64
+    loss_factor: float = 2.0
+    norm_factor: float = 10.0
+    patience: int = 10
+
+    def __post_init__(self):
+        for name in ("window", "patience"):
+            _require(getattr(self, name) > 0, f"guard.{name} must be positive, not {getattr(self, name)}")
+        for name in ("loss_factor", "norm_factor"):
+            value = getattr(self, name)
+            _require(value == 0 or value > 1, f"guard.{name}={value} must be above 1, or 0 for never")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,6 +327,7 @@ class Experiment:
     mesh: MeshConfig
     base: str = ""
     quantize: QuantizationConfig = UNQUANTIZED
+    guard: GuardConfig = GuardConfig()
 
     def __post_init__(self):
         _require(
@@ -325,4 +381,5 @@ _SECTIONS: Mapping[str, type] = {
     "train": TrainConfig,
     "mesh": MeshConfig,
     "quantize": QuantizationConfig,
+    "guard": GuardConfig,
 }
