@@ -84,6 +84,11 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES
     return shardings
 
 
+def abstract(tree: Any, shardings: Any) -> Any:
+    """The tree with shapes, types and these shardings in place of its arrays, which need not exist."""
+    return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tree, shardings)
+
+
 def _check_divides(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
     for axis, name in enumerate(spec):
         if name is not None and shape[axis] % mesh.shape[name]:

@@ -29,7 +29,7 @@ from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import split
 from crystal_jax.model.quantize import quantize_state
 from crystal_jax.provenance import provenance
-from crystal_jax.sharding import tree_shardings
+from crystal_jax.sharding import abstract, tree_shardings
 
 _CONFIG = "config.json"
 # These decide what the numbers in a checkpoint mean, so a resumed run must agree on them.
@@ -138,11 +138,8 @@ def abstract_parameters(
     experiment: Experiment, mesh: Mesh, quantization: QuantizationConfig = UNQUANTIZED
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model's graph, and shapes, types and shardings of its trainable and frozen parameters; nothing is built."""
-    graph, *abstract = nnx.eval_shape(lambda: _build(experiment, jax.random.key(0), quantization))
-    where = tree_shardings(tuple(abstract), mesh)
-    params, frozen = jax.tree.map(
-        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tuple(abstract), where
-    )
+    graph, *states = nnx.eval_shape(lambda: _build(experiment, jax.random.key(0), quantization))
+    params, frozen = abstract(tuple(states), tree_shardings(tuple(states), mesh))
     return graph, params, frozen
 
 

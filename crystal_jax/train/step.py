@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from crystal_jax.checkpoint.workdir import initial_parameters
-from crystal_jax.config import Experiment
+from crystal_jax.checkpoint.workdir import abstract_parameters, initial_parameters
+from crystal_jax.config import DataConfig, Experiment
 from crystal_jax.model.llama import Llama
-from crystal_jax.sharding import BATCH, tree_shardings
+from crystal_jax.sharding import BATCH, abstract, tree_shardings
 from crystal_jax.train.optimizer import make_optimizer
 
 Batch = dict[str, Array]
@@ -29,30 +29,74 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+TrainStep = Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]
+EvalStep = Callable[[nnx.State, nnx.State, Batch], tuple[Array, Array]]
+
+
 class Setup(NamedTuple):
     """A model laid out on a mesh: what is trained, what is frozen, and how to step."""
 
     state: TrainState
     frozen: nnx.State
-    train_step: Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]
-    eval_step: Callable[[nnx.State, nnx.State, Batch], tuple[Array, Array]]
+    train_step: TrainStep
+    eval_step: EvalStep
 
 
-def setup(experiment: Experiment, mesh: Mesh) -> Setup:
-    """Builds every array where it will live; no host or device ever holds a full copy."""
+class Plan(NamedTuple):
+    """A `Setup` before any of its arrays exist: shapes, types and shardings in their places.
+
+    Attributes:
+        state, frozen, train_step, eval_step: As in `Setup`, abstract where it has arrays.
+        batch: What the steps are fed, abstract too.
+        begin: Parameters → the state before the first step.
+    """
+
+    state: TrainState
+    frozen: nnx.State
+    batch: dict[str, jax.ShapeDtypeStruct]
+    train_step: Any
+    eval_step: Any
+    begin: Callable[[nnx.State], TrainState]
+
+
+def plan(experiment: Experiment, mesh: Mesh) -> Plan:
+    """Decides all of a run but its numbers; the mesh may be of devices that are not there."""
     optimizer = make_optimizer(experiment.optimizer, num_steps=experiment.train.num_steps)
-    graph, params, frozen = initial_parameters(experiment, mesh)
+    graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
 
     def begin(params: nnx.State) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
+    state = jax.eval_shape(begin, params)
     # Looked up together with the frozen weights: alone, adapters would leave most rules of the table unused.
-    where, _ = tree_shardings((jax.eval_shape(begin, params), frozen), mesh)
-    state = jax.jit(begin, out_shardings=where, donate_argnums=0)(params)
+    where, _ = tree_shardings((state, frozen), mesh)
     accumulate = experiment.optimizer.accumulate
     dropout_seed = experiment.train.seed if experiment.lora.rank and experiment.lora.dropout else None
     train_step = make_train_step(graph, optimizer, where, mesh, accumulate=accumulate, dropout_seed=dropout_seed)
-    return Setup(state, frozen, train_step, make_eval_step(graph))
+    return Plan(
+        state=abstract(state, where),
+        frozen=frozen,
+        batch=abstract_batch(experiment.data, mesh),
+        train_step=train_step,
+        eval_step=make_eval_step(graph),
+        begin=begin,
+    )
+
+
+def abstract_batch(cfg: DataConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a batch of the data pipeline."""
+    shape, where = (cfg.batch_size, cfg.seq_len), NamedSharding(mesh, BATCH)
+    types = dict(tokens=jnp.int32, targets=jnp.int32, weights=jnp.float32, positions=jnp.int32, segments=jnp.int32)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in types.items()}
+
+
+def setup(experiment: Experiment, mesh: Mesh) -> Setup:
+    """Builds every array where it will live; no host or device ever holds a full copy."""
+    planned = plan(experiment, mesh)
+    _, params, frozen = initial_parameters(experiment, mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, planned.state)
+    state = jax.jit(planned.begin, out_shardings=where, donate_argnums=0)(params)
+    return Setup(state, frozen, planned.train_step, planned.eval_step)
 
 
 def loss_sum(model: Llama, batch: Batch, dropout_key: Array | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
