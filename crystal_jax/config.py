@@ -310,6 +310,29 @@ class MeshConfig:
     fsdp: int
     tensor: int
 
+    @classmethod
+    def parse(cls, text: str) -> MeshConfig:
+        """Reads "1,-1,1" or "data:1,fsdp:-1,tensor:1"; EasyLM's `mesh_dim` is the same, with the names dp, fsdp, mp.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if text.startswith("!"):
+            raise ValueError(
+                f"mesh {text!r}: EasyLM's '!' fixes the order of devices, which is chosen here; leave it out"
+            )
+        easylm = {"dp": "data", "mp": "tensor"}
+        names = [field.name for field in dataclasses.fields(cls)]
+        parts = [part.strip().rpartition(":") for part in text.split(",")]
+        given = [easylm.get(name, name) or names[i] for i, (name, _, _) in enumerate(parts[: len(names)])]
+        try:
+            sizes = dict(zip(given, (int(size) for _, _, size in parts), strict=True))
+        except ValueError:
+            sizes = {}
+        if sorted(sizes) != sorted(names):
+            raise ValueError(f"mesh {text!r} is not written like '1,-1,1' or 'data:1,fsdp:-1,tensor:1'")
+        return cls(**sizes)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -355,6 +378,12 @@ def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
             raise UserError(f"config lacks the section {name!r}")
         if cls is None:
             built[name] = tree[name]
+            continue
+        if name == "mesh" and isinstance(tree[name], str):
+            try:
+                built[name] = MeshConfig.parse(tree[name])
+            except ValueError as error:
+                raise UserError(f"config.mesh: {error}") from error
             continue
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(tree[name]).items()}
         if name == "model":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -32,15 +34,25 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"norm/scale$", P()),
     (r"ns_coeffs$", P()),  # Muon keeps the coefficients of its iteration in its state
 )
-# Rows that a run may do without: tied embeddings have no head, full training no adapters, AdamW no coefficients.
-_OPTIONAL = (r"lm_head$", r"lora_", r"ns_coeffs")
+# What sampling carries from token to token: sequences over data and fsdp, heads where q, k and v have theirs.
+DECODE_RULES: tuple[tuple[str, P], ...] = (
+    (r"cache/(keys|values)/\d+$", P(("data", "fsdp"), "tensor")),
+    (r"cache/(keys|values)$", P(None, ("data", "fsdp"), "tensor")),  # stacked along a layer axis
+    (r"(valid|logits|state|columns|log_prob)$", BATCH),
+)
+# Rows that a run may do without: tied embeddings have no head, full training no adapters, AdamW no coefficients, and a
+# cache has one layout.
+_OPTIONAL = (r"lm_head$", r"lora_", r"ns_coeffs", r"cache/")
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh (data, fsdp, tensor) over all devices; one size may be -1.
 
+    TPU slices talk to each other over the data centre's network, which is slow. So only the data axis crosses from one
+    to another: there, gradients are added once a step.
+
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices, or the data axis does not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
@@ -51,7 +63,17 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices")
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
+    data, *others = sizes
+    if data % slices:
+        raise UserError(
+            f"mesh data={data} is no multiple of the {slices} slices; only that axis may cross between them"
+        )
+    grid = mesh_utils.create_hybrid_device_mesh((data // slices, *others), (slices, 1, 1), devices=devices)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:
@@ -90,13 +112,24 @@ def abstract(tree: Any, shardings: Any) -> Any:
 
 
 def _check_divides(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
-    for axis, name in enumerate(spec):
-        if name is not None and shape[axis] % mesh.shape[name]:
+    for axis, names in enumerate(spec):
+        parts = _parts(names, mesh)
+        if shape[axis] % parts:
+            where = " x ".join(repr(name) for name in _names(names))
             raise UserError(
-                f"{path} of shape {shape}: axis {axis} does not divide over the {mesh.shape[name]} devices of "
-                f"{name!r}; choose another config.mesh, or, for the vocabulary, a larger config.model.vocab_size, "
-                "for scales, a smaller config.quantize.block_size"
+                f"{path} of shape {shape}: axis {axis} does not divide over the {parts} devices of {where}; choose "
+                "another config.mesh, or, for the vocabulary, a larger config.model.vocab_size, for scales, a smaller "
+                "config.quantize.block_size, for what is sampled, another batch size"
             )
+
+
+def _names(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that one axis of an array is split over."""
+    return (names,) if isinstance(names, str) else names or ()
+
+
+def _parts(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+    return math.prod(mesh.shape[name] for name in _names(names))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
