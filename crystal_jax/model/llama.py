@@ -27,31 +27,47 @@ from crystal_jax.model.quantize import Quantized, dequantize, quantize
 
 
 class Cache(NamedTuple):
-    """Keys and values of the positions read so far, one array a layer.
+    """Keys and values of the positions read so far, one array a layer, or all layers in one.
 
     Heads stand before positions: a decode step then reads each head's keys in one piece, which on CPU is worth a
-    factor of five over any layout with a layer axis in front.
+    factor of five over any layout with a layer axis in front. On a TPU the layers are a loop, and what a loop reads
+    and writes must be one array.
 
     Attributes:
-        keys, values: num_layers arrays of shape [b, k, s, h].
+        keys, values: num_layers arrays of shape [b, k, s, h], or one [l, b, k, s, h].
         valid: Which positions hold a token (a left-padded row begins with positions that hold none).
         length: Positions filled, the same for all rows.
     """
 
-    keys: tuple[Float[Array, "b k s h"], ...]
-    values: tuple[Float[Array, "b k s h"], ...]
+    keys: tuple[Float[Array, "b k s h"], ...] | Float[Array, "l b k s h"]
+    values: tuple[Float[Array, "b k s h"], ...] | Float[Array, "l b k s h"]
     valid: Bool[Array, "b s"]
     length: Int[Array, ""]
 
 
-def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int) -> Cache:
-    """A cache for `capacity` positions of `batch` rows."""
+def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int, stacked: bool = False) -> Cache:
+    """A cache for `capacity` positions of `batch` rows; `stacked` for `Llama.extend` to loop over the layers."""
     shape = (batch, cfg.num_kv_heads, capacity, cfg.head_dim)
 
-    def blank() -> tuple[Array, ...]:
+    def blank() -> tuple[Array, ...] | Array:
+        if stacked:
+            return jnp.zeros((cfg.num_layers, *shape), cfg.dtype)
         return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.num_layers))
 
     return Cache(blank(), blank(), jnp.zeros((batch, capacity), bool), jnp.zeros((), jnp.int32))
+
+
+def _write(stored: Array, new: Float[Array, "b k t h"], start: Array, layer: Array | None) -> tuple[Array, Array]:
+    """Puts a layer's new keys or values into its array, or into the array of all layers, in place.
+
+    Returns:
+        The array, and all that the layer has in it.
+    """
+    if layer is None:
+        stored = jax.lax.dynamic_update_slice(stored, new, (0, 0, start, 0))
+        return stored, stored
+    stored = jax.lax.dynamic_update_slice(stored, new[None], (layer, 0, 0, start, 0))
+    return stored, jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
 
 
 class Projection(nnx.Module):
@@ -209,10 +225,13 @@ class Block(nnx.Module):
         x: Float[Array, "b t d"],
         angles: tuple[Array, Array],
         mask: Bool[Array, "b 1 t s"],
-        cached: tuple[Array, Array, Array] | None = None,
+        cached: tuple[Array, Array, Array, Array | None] | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
-        """The new x, and the keys and values attended to: those of `cached`, with x's written from its position on."""
+        """The new x, and the keys and values attended to: those of `cached`, with x's written from its position on.
+
+        `cached` is keys, values, that position and, where the arrays are those of all layers, this layer's index.
+        """
 
         def project(name: str, x: Array) -> Array:
             # Each projection drops other elements, as PEFT's do.
@@ -222,16 +241,16 @@ class Block(nnx.Module):
         y = self.attn_norm(x)
         q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
         keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        stored = keys, values
         if cached is not None:
-            *stored, start = cached
-            keys, values = (
-                jax.lax.dynamic_update_slice(old, new, (0, 0, start, 0))
-                for old, new in zip(stored, (keys, values), strict=True)
-            )
+            old_keys, old_values, start, layer = cached
+            all_keys, keys = _write(old_keys, keys, start, layer)
+            all_values, values = _write(old_values, values, start, layer)
+            stored = all_keys, all_values
         mixed = attend(q, keys, values, mask)
         x = x + project("o", mixed)
         y = self.mlp_norm(x)
-        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), (keys, values)
+        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), stored
 
 
 def attend(
@@ -331,12 +350,25 @@ class Llama(nnx.Module):
         mask = ((seen[:, None] & causal) | itself)[:, None]
         angles = rotary(jnp.maximum(positions, 0), head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
         graph, stacked = nnx.split(self.blocks)
-        x, keys, values = self._embed(tokens), [], []
-        for state, k, v in zip(unstack(stacked, self.cfg.num_layers), cache.keys, cache.values, strict=True):
-            x, (k, v) = nnx.merge(graph, state)(x, angles, mask, (k, v, cache.length))
-            keys.append(k)
-            values.append(v)
-        return x, Cache(tuple(keys), tuple(values), seen, cache.length + t)
+        x, num_layers = self._embed(tokens), self.cfg.num_layers
+        if isinstance(cache.keys, tuple):
+            keys, values = [], []
+            for state, k, v in zip(unstack(stacked, num_layers), cache.keys, cache.values, strict=True):
+                x, (k, v) = nnx.merge(graph, state)(x, angles, mask, (k, v, cache.length, None))
+                keys.append(k)
+                values.append(v)
+            return x, Cache(tuple(keys), tuple(values), seen, cache.length + t)
+
+        def layer(carry: tuple, xs: tuple[Array, nnx.State]) -> tuple[tuple, None]:
+            # The cache is carried, which is in place; as the scan's xs and ys there would be two of it.
+            x, keys, values = carry
+            i, state = xs
+            x, stored = nnx.merge(graph, state)(x, angles, mask, (keys, values, cache.length, i))
+            return (x, *stored), None
+
+        carry: tuple = (x, cache.keys, cache.values)
+        (x, all_keys, all_values), _ = jax.lax.scan(layer, carry, (jnp.arange(num_layers), stacked))
+        return x, Cache(all_keys, all_values, seen, cache.length + t)
 
     def unembed(self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None) -> Float[Array, "b t v"]:
         """Logits in float32, of the whole vocabulary or of the given token ids only."""

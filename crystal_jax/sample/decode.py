@@ -9,10 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from crystal_jax.model.llama import Cache, Llama, empty_cache
-from crystal_jax.sample.constraints import advance, mask_logits, to_device
+from crystal_jax.sample.constraints import DeviceAutomaton, advance, mask_logits, to_device
+from crystal_jax.sharding import DECODE_RULES, tree_shardings
 from crystal_jax.text.grammar import TokenAutomaton
 
 
@@ -72,7 +74,18 @@ class Samples(NamedTuple):
     log_prob: Float[Array, " b"]
 
 
-class _Progress(NamedTuple):
+class Progress(NamedTuple):
+    """What is carried from token to token.
+
+    Attributes:
+        step: Tokens written so far.
+        cache: Of the prompt and of what is written.
+        logits: Of the next token, over the grammar's columns.
+        state: Where each row is in the grammar.
+        columns: What is written, as columns of the grammar.
+        log_prob: As in `Samples`, so far.
+    """
+
     step: Int[Array, ""]
     cache: Cache
     logits: Float[Array, "b k"]
@@ -84,49 +97,76 @@ class _Progress(NamedTuple):
 Generate = Callable[[nnx.State, Int[Array, " t"], Key[Array, " b"]], Samples]
 
 
-def make_generate(graph: nnx.GraphDef, automaton: TokenAutomaton, sampler: Sampler) -> Generate:
+def read_prompt(
+    model: Llama,
+    tables: DeviceAutomaton,
+    prompt: Int[Array, " t"],
+    *,
+    rows: int,
+    start: int,
+    max_tokens: int,
+    stacked: bool = False,
+) -> Progress:
+    """The state before the first token; all rows have the same prompt.
+
+    It is read once and its cache is shared out. `stacked` loops over the layers (see `Cache`).
+    """
+    cache = empty_cache(model.cfg, batch=1, capacity=prompt.shape[0] + max_tokens, stacked=stacked)
+    hidden, cache = model.extend(prompt[None], jnp.ones((1, prompt.shape[0]), bool), cache)
+    keys, values = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=int(stacked)), (cache.keys, cache.values))
+    return Progress(
+        step=jnp.zeros((), jnp.int32),
+        cache=Cache(keys, values, jnp.repeat(cache.valid, rows, axis=0), cache.length),
+        logits=jnp.repeat(model.unembed(hidden[:, -1:], tables.token_ids)[:, 0], rows, axis=0),
+        state=jnp.full(rows, start, jnp.int32),
+        columns=jnp.zeros((rows, max_tokens), jnp.int32),
+        log_prob=jnp.zeros(rows),
+    )
+
+
+def write_token(
+    model: Llama, tables: DeviceAutomaton, sampler: Sampler, keys: Key[Array, " b"], progress: Progress
+) -> Progress:
+    """Draws one token in each row, and reads it."""
+    logits = mask_logits(tables, progress.state, progress.logits)
+    column = sampler.draw(jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step), logits)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), column[:, None], axis=-1)[:, 0]
+    valid = jnp.ones((column.shape[0], 1), bool)
+    hidden, cache = model.extend(tables.token_ids[column][:, None], valid, progress.cache)
+    return Progress(
+        progress.step + 1,
+        cache,
+        model.unembed(hidden, tables.token_ids)[:, 0],
+        advance(tables, progress.state, column),
+        jax.lax.dynamic_update_slice(progress.columns, column[:, None], (0, progress.step)),
+        progress.log_prob + chosen,
+    )
+
+
+def make_generate(
+    graph: nnx.GraphDef, automaton: TokenAutomaton, sampler: Sampler, mesh: Mesh | None = None
+) -> Generate:
     """Returns jitted `generate(params, prompt, keys)`: one row for each key, all with the same prompt.
 
     A row depends on its key alone, not on its neighbours, so a seed gives the same samples in any batch size (up
-    to rounding, where the compiler orders sums otherwise).
+    to rounding, where the compiler orders sums otherwise). On a mesh the rows and the cache are split over it.
     """
-    tables, start, end, limit = to_device(automaton), automaton.start, automaton.end, automaton.max_tokens
+    tables, end, limit = to_device(automaton), automaton.end, automaton.max_tokens
+    stacked = mesh is not None and mesh.devices.flat[0].platform == "tpu"
 
     def generate(params: nnx.State, prompt: Array, keys: Array) -> Samples:
         model: Llama = nnx.merge(graph, params)
-        rows = keys.shape[0]
-        # The prompt is read once and its cache is shared out.
-        cache = empty_cache(model.cfg, batch=1, capacity=prompt.shape[0] + limit)
-        hidden, cache = model.extend(prompt[None], jnp.ones((1, prompt.shape[0]), bool), cache)
-        logits = model.unembed(hidden[:, -1:], tables.token_ids)[:, 0]
-        cache, logits = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])) if x.ndim else x, (cache, logits)
+        first = read_prompt(
+            model, tables, prompt, rows=keys.shape[0], start=automaton.start, max_tokens=limit, stacked=stacked
         )
-        first = _Progress(
-            step=jnp.zeros((), jnp.int32),
-            cache=cache,
-            logits=logits,
-            state=jnp.full(rows, start, jnp.int32),
-            columns=jnp.zeros((rows, limit), jnp.int32),
-            log_prob=jnp.zeros(rows),
-        )
+        if mesh is not None:
+            first = jax.lax.with_sharding_constraint(first, tree_shardings(first, mesh, DECODE_RULES))
 
-        def unfinished(progress: _Progress) -> Array:
+        def unfinished(progress: Progress) -> Array:
             return (progress.state != end).any()
 
-        def step(progress: _Progress) -> _Progress:
-            logits = mask_logits(tables, progress.state, progress.logits)
-            column = sampler.draw(jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step), logits)
-            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), column[:, None], axis=-1)[:, 0]
-            hidden, cache = model.extend(tables.token_ids[column][:, None], jnp.ones((rows, 1), bool), progress.cache)
-            return _Progress(
-                progress.step + 1,
-                cache,
-                model.unembed(hidden, tables.token_ids)[:, 0],
-                advance(tables, progress.state, column),
-                jax.lax.dynamic_update_slice(progress.columns, column[:, None], (0, progress.step)),
-                progress.log_prob + chosen,
-            )
+        def step(progress: Progress) -> Progress:
+            return write_token(model, tables, sampler, keys, progress)
 
         last = jax.lax.while_loop(unfinished, step, first)
         written = jnp.arange(limit) < last.step

@@ -140,7 +140,7 @@ def sample(
         "tokenizer": tokenizer.name,
     }
     samples = SamplesFile(output, request, provenance(("jax", "flax", "pymatgen"), command="sample"))
-    generate = make_generate(trained.graph, automaton, sampler)
+    generate = make_generate(trained.graph, automaton, sampler, mesh)
     # Tokenised as in training, where a completion always follows.
     head, _ = encode_example(tokenizer, prompt, "0")
     prompt_ids = jnp.array([tokenizer.bos_id, *head], jnp.int32)

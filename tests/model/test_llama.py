@@ -52,12 +52,13 @@ def test_the_likeliest_story_of_real_weights(golden):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_cached_decoding_equals_the_full_forward(tokens, tied):
+@pytest.mark.parametrize("stacked", [False, True])
+def test_cached_decoding_equals_the_full_forward(tokens, tied, stacked):
     cfg = dataclasses.replace(TINY, tie_embeddings=tied)
     model = build(cfg, LORA)
     model.blocks.q.lora_b[...] = jax.random.normal(jax.random.key(1), model.blocks.q.lora_b.shape)
     expected = logits(model, tokens)
-    cache, pieces = empty_cache(cfg, batch=2, capacity=15), []
+    cache, pieces = empty_cache(cfg, batch=2, capacity=15, stacked=stacked), []
     for begin, end in ((0, 4), (4, 5), (5, 9), (9, 10), (10, 11)):
         part = tokens[:, begin:end]
         piece, cache = extend(model, part, jnp.ones_like(part, bool), cache)
