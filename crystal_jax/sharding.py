@@ -33,6 +33,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/\w+/lora_[ab]$", P()),
     (r"norm/scale$", P()),
     (r"ns_coeffs$", P()),  # Muon keeps the coefficients of its iteration in its state
+    (r"guard/(losses|norms)$", P()),
 )
 # What sampling carries from token to token: sequences over data and fsdp, heads where q, k and v have theirs.
 DECODE_RULES: tuple[tuple[str, P], ...] = (
@@ -40,9 +41,9 @@ DECODE_RULES: tuple[tuple[str, P], ...] = (
     (r"cache/(keys|values)$", P(None, ("data", "fsdp"), "tensor")),  # stacked along a layer axis
     (r"(valid|logits|state|columns|log_prob)$", BATCH),
 )
-# Rows that a run may do without: tied embeddings have no head, full training no adapters, AdamW no coefficients, and a
-# cache has one layout.
-_OPTIONAL = (r"lm_head$", r"lora_", r"ns_coeffs", r"cache/")
+# Rows that a run may do without: tied embeddings have no head, full training no adapters, AdamW no coefficients,
+# sampling no guard, and a cache has one layout.
+_OPTIONAL = (r"lm_head$", r"lora_", r"ns_coeffs", r"guard/", r"cache/")
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -64,7 +65,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices")
     types = (AxisType.Auto,) * len(AXES)
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if slices == 1:
         return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
     data, *others = sizes
@@ -136,3 +137,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Joins the rows that each host has read into global arrays, split over data and fsdp."""
     where = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+
+
+def rows_by_process(batch_size: int, mesh: Mesh) -> list[tuple[int, ...]]:
+    """The rows of a global batch that each process feeds, in their order: those that its devices hold."""
+    rows: list[set[int]] = [set() for _ in range(jax.process_count())]
+    held = NamedSharding(mesh, BATCH).devices_indices_map((batch_size,))
+    for device in mesh.devices.flat:
+        rows[device.process_index].update(range(*held[device][0].indices(batch_size)))
+    return [tuple(sorted(theirs)) for theirs in rows]

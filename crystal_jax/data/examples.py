@@ -10,6 +10,7 @@ from pymatgen.core import Element
 from crystal_jax.config import TaskConfig
 from crystal_jax.data.mp20 import Record
 from crystal_jax.text.crystal_text import Crystal, TextFormat
+from crystal_jax.text.fields import END, OTHER, token_classes
 from crystal_jax.text.prompts import draw_conditions, generation_prompt, infill_prompt, mask_element
 from crystal_jax.text.tokenizer import Tokenizer, encode_example
 
@@ -35,18 +36,29 @@ def properties_of(record: Record) -> dict[str, str | float | int]:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMaker:
-    """`maker(record, rng)` is pure given its generator, so a data position determines its example."""
+    """`maker(record, rng)` is pure given its generator, so a data position determines its example.
+
+    Attributes:
+        tokenizer, text_format, task: What an example is.
+        classify: Say of each target which part of a crystal it belongs to (`text/fields.py`).
+    """
 
     tokenizer: Tokenizer
     text_format: TextFormat
     task: TaskConfig
+    classify: bool = False
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of an example's arrays."""
+        return ("tokens", "targets", "weights", *(("classes",) if self.classify else ()))
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Next-token arrays of one example.
 
         Returns:
             `tokens` and `targets`, int32 [n], the latter one ahead; `weights`, float32 [n], 1 where the target
-            counts in the loss.
+            counts in the loss; `classes`, int32 [n], an index into `CLASSES`, if asked for.
 
         Raises:
             ValueError: something is not in the tokenizer's vocabulary.
@@ -57,7 +69,11 @@ class ExampleMaker:
         weights = np.ones(len(ids) - 1, np.float32)
         if self.task.loss == "completion":
             weights[: len(head)] = 0
-        return {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
+        example = {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
+        if self.classify:
+            classes = [OTHER] * len(head) + token_classes(self.tokenizer, completion) + [END]
+            example["classes"] = np.array(classes, np.int32)
+        return example
 
     def texts(self, record: Record, rng: np.random.Generator) -> tuple[str, str]:
         """Prompt and completion, augmented."""

@@ -1,11 +1,18 @@
-"""Records → batches of packed rows, with Grain: shuffled anew each epoch, augmented, resumable to the example."""
+"""Records → batches of packed rows, with Grain: shuffled anew each epoch, augmented, resumable to the example.
+
+The crystals are dealt to `data.shards` streams, each packed on its own, and stream i gives the i-th part of the rows
+of every batch. That fixes the global batch, whoever reads it: a process runs the streams whose rows its devices hold,
+and a position is one state a stream, which any process of another run can take up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
-import jax
 import numpy as np
 
 from crystal_jax.config import DataConfig
@@ -48,57 +55,140 @@ def _probes() -> Iterator[np.random.Generator]:
     return (np.random.default_rng(seed) for seed in range(8))
 
 
-def train_batches(records: Sequence[Record], maker: ExampleMaker, cfg: DataConfig) -> grain.DatasetIterator:
-    """Endless batches of the rows that this host feeds.
+class BatchStream(Iterator[Batch]):
+    """Endless batches: of each, the rows that this process feeds, in their order.
 
-    Each batch has, shaped [batch_size / hosts, seq_len]: `tokens`, `targets`, `weights` (see `ExampleMaker`),
-    `positions` within the example, and `segments`, which number the examples of a row from 1; 0 is padding.
+    A batch has, shaped [rows, seq_len]: `tokens`, `targets`, `weights` (see `ExampleMaker`), `positions` within the
+    example, and `segments`, which number the examples of a row from 1; 0 is padding. `crystals`, [rows, seq_len / 2],
+    names the examples of a row, in order, by the place of their record in `records`, from 1.
 
-    Raises:
-        UserError: the batch does not divide over the hosts.
+    Attributes:
+        owned: The streams whose position this process saves: each is saved by the first process that runs it.
     """
-    hosts = jax.process_count()
-    if cfg.batch_size % hosts:
-        raise UserError(f"data.batch_size={cfg.batch_size} does not divide over {hosts} hosts")
-    examples = (
-        grain.MapDataset.source(records)
-        .seed(cfg.seed)
-        .shuffle()
-        .slice(slice(jax.process_index(), None, hosts))
-        .repeat()
-        .random_map(maker)
-    )
-    return iter(_packed_batches(examples, cfg, cfg.batch_size // hosts))
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        maker: ExampleMaker,
+        cfg: DataConfig,
+        *,
+        rows: Sequence[Sequence[int]],
+        process: int,
+    ):
+        self._shards, share = cfg.shards, cfg.batch_size // cfg.shards
+        running = [sorted({row // share for row in theirs}) for theirs in rows]
+        first = {shard: i for i, shards in reversed([*enumerate(running)]) for shard in shards}
+        self.owned = tuple(shard for shard in running[process] if first[shard] == process)
+        self._rows = np.flatnonzero(
+            np.isin([shard * share + i for shard in running[process] for i in range(share)], rows[process])
+        )
+        # One global sequence of examples, dealt out like cards: an example depends on its place in it alone.
+        examples = (
+            grain.MapDataset.source(_Numbered(records))
+            .seed(cfg.seed)
+            .shuffle()
+            .repeat()
+            .random_map(_NumberedMaker(maker))
+        )
+        self._streams = {
+            shard: iter(_packed(examples.slice(slice(shard, None, cfg.shards)), cfg, maker).batch(share))
+            for shard in running[process]
+        }
+
+    def __next__(self) -> Batch:
+        parts = [next(stream) for stream in self._streams.values()]
+        return {name: np.concatenate([part[name] for part in parts])[self._rows] for name in parts[0]}
+
+    def get_state(self) -> dict[str, Any]:
+        """The position of each stream that this process runs, by its number; and how many streams there are."""
+        return {str(shard): stream.get_state() for shard, stream in self._streams.items()} | {"shards": self._shards}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position, whose parts may come from other processes.
+
+        Raises:
+            UserError: it is one of another number of streams.
+        """
+        if state["shards"] != self._shards:
+            raise UserError(f"this run has data.shards={state['shards']}, not {self._shards}; keep it as it is")
+        for shard, stream in self._streams.items():
+            stream.set_state(state[str(shard)])
 
 
-def validation_batches(records: Sequence[Record], maker: ExampleMaker, cfg: DataConfig, *, limit: int) -> list[Batch]:
+def train_batches(
+    records: Sequence[Record],
+    maker: ExampleMaker,
+    cfg: DataConfig,
+    *,
+    rows: Sequence[Sequence[int]] | None = None,
+    process: int = 0,
+) -> BatchStream:
+    """The batches of a training run.
+
+    Args:
+        records: All of them, on every process.
+        maker: Record → example.
+        cfg: Fixes the global batches.
+        rows: The rows of a global batch that each process feeds (`sharding.rows_by_process`); all, by default.
+        process: Which of the processes this is.
+    """
+    return BatchStream(records, maker, cfg, rows=rows or [range(cfg.batch_size)], process=process)
+
+
+def validation_batches(
+    records: Sequence[Record],
+    maker: ExampleMaker,
+    cfg: DataConfig,
+    *,
+    limit: int,
+    rows: Sequence[int] | None = None,
+) -> list[Batch]:
     """The first `limit` batches of one fixed pass, the same at each validation: curves are comparable.
 
-    Raises:
-        UserError: there are too few records for one batch.
+    They are packed whole on every process, which keeps the `rows` that it feeds: all, by default.
     """
-    examples = grain.MapDataset.source(records).seed(cfg.seed).random_map(maker).repeat()
-    batches = iter(_packed_batches(examples, cfg, cfg.batch_size // jax.process_count()))
-    return [next(batches) for _ in range(limit)]
+    examples = grain.MapDataset.source(_Numbered(records)).seed(cfg.seed).random_map(_NumberedMaker(maker)).repeat()
+    batches = iter(_packed(examples, cfg, maker).batch(cfg.batch_size))
+    kept = slice(None) if rows is None else list(rows)
+    return [{name: values[kept] for name, values in next(batches).items()} for _ in range(limit)]
 
 
-def _packed_batches(examples: grain.MapDataset, cfg: DataConfig, rows: int) -> grain.IterDataset:
+@dataclasses.dataclass(frozen=True)
+class _Numbered(Sequence[tuple[int, Record]]):
+    """Records with their places, so that an example can say what it was made of."""
+
+    records: Sequence[Record]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return index, self.records[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class _NumberedMaker:
+    maker: ExampleMaker
+
+    def __call__(self, numbered: tuple[int, Record], rng: np.random.Generator) -> Batch:
+        index, record = numbered
+        return self.maker(record, rng) | {"crystals": np.array([index + 1], np.int32)}
+
+
+def _packed(examples: grain.MapDataset, cfg: DataConfig, maker: ExampleMaker) -> grain.IterDataset:
+    lengths = dict.fromkeys(maker.features, cfg.seq_len)
     packed = grain.experimental.FirstFitPackIterDataset(
         # One thread reads ahead: more would only take the cores from the computation.
         examples.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=128)),
-        length_struct=dict.fromkeys(("tokens", "targets", "weights"), cfg.seq_len),
+        # No example is shorter than two tokens, so the room for numbers never decides what fits.
+        length_struct=lengths | {"crystals": max(cfg.seq_len // 2, 1)},
         num_packing_bins=cfg.packing_bins,
         seed=cfg.seed,
     )
-    return packed.map(_named).batch(rows, drop_remainder=True)
+    return packed.map(functools.partial(_named, features=(*maker.features, "crystals")))
 
 
-def _named(row: Batch) -> Batch:
+def _named(row: Batch, features: Sequence[str]) -> Batch:
     """Keeps one copy of the segment ids and positions, which Grain writes for each feature."""
-    return {
-        "tokens": row["tokens"],
-        "targets": row["targets"],
-        "weights": row["weights"],
-        "positions": row["tokens_positions"],
-        "segments": row["tokens_segment_ids"],
-    }
+    kept = {name: row[name] for name in features}
+    return kept | {"positions": row["tokens_positions"], "segments": row["tokens_segment_ids"]}

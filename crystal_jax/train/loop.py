@@ -6,17 +6,16 @@ import dataclasses
 import time
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from crystal_jax.checkpoint.position import PositionRestore, PositionSave
 from crystal_jax.checkpoint.workdir import open_checkpoints
 from crystal_jax.config import Experiment
-from crystal_jax.data.pipeline import Batch
+from crystal_jax.data.pipeline import Batch, BatchStream
 from crystal_jax.errors import UserError
 from crystal_jax.sharding import put_batch
 from crystal_jax.train.logs import MetricsLog
@@ -41,7 +40,7 @@ class _Meter:
 def fit(
     experiment: Experiment,
     setup: Setup,
-    train_data: grain.DatasetIterator,
+    train_data: BatchStream,
     validation_data: list[Batch],
     *,
     mesh: Mesh,
@@ -100,9 +99,10 @@ def validation_loss(setup: Setup, state: TrainState, batches: list[Batch], *, me
 
 def _log_step(log: MetricsLog, bar: tqdm, schedule, meter: _Meter, step: int, metrics: dict) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not np.isfinite(values["loss"]):
+    if not np.isfinite((values["loss"], values["grad_norm"])).all():
         raise UserError(
-            f"the loss of step {step} is {values['loss']}; the last checkpoint is kept, try a lower optimizer.peak_lr"
+            f"the loss of step {step} is {values['loss']}, its gradient norm {values['grad_norm']}; the last checkpoint "
+            "is kept, try a lower optimizer.peak_lr"
         )
     rate = meter.rate()
     log.write(
@@ -117,24 +117,23 @@ def _log_step(log: MetricsLog, bar: tqdm, schedule, meter: _Meter, step: int, me
     bar.set_postfix(loss=f"{values['loss']:.3f}", tokens_per_second=f"{rate:,.0f}")
 
 
-def _save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState, data: grain.DatasetIterator) -> None:
+def _save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState, data: BatchStream) -> None:
     if step in checkpoints.all_steps():
         return
     items = dict(
         params=ocp.args.StandardSave(state.params),
-        optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-        data=CheckpointSave(data),
+        optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state, "guard": state.guard}),
+        data=PositionSave(data),
     )
     checkpoints.save(step, args=ocp.args.Composite(**items))
 
 
-def _restore(
-    checkpoints: ocp.CheckpointManager, step: int, like: TrainState, data: grain.DatasetIterator
-) -> TrainState:
+def _restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState, data: BatchStream) -> TrainState:
     items = dict(
         params=ocp.args.StandardRestore(like.params),
-        optimizer=ocp.args.StandardRestore({"step": like.step, "opt_state": like.opt_state}),
-        data=CheckpointRestore(data),
+        optimizer=ocp.args.StandardRestore({"step": like.step, "opt_state": like.opt_state, "guard": like.guard}),
+        data=PositionRestore(data),
     )
     restored = checkpoints.restore(step, args=ocp.args.Composite(**items))
-    return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"])
+    rest = restored.optimizer
+    return TrainState(rest["step"], restored.params, rest["opt_state"], rest["guard"])

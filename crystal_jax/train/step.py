@@ -13,9 +13,11 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.checkpoint.workdir import abstract_parameters, initial_parameters
-from crystal_jax.config import DataConfig, Experiment
+from crystal_jax.config import DataConfig, Experiment, GuardConfig
 from crystal_jax.model.llama import Llama
 from crystal_jax.sharding import BATCH, abstract, tree_shardings
+from crystal_jax.text.fields import CLASSES
+from crystal_jax.train.guards import GuardState, choose, judge, new_guard
 from crystal_jax.train.optimizer import make_optimizer
 
 Batch = dict[str, Array]
@@ -27,6 +29,7 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: nnx.State
     opt_state: optax.OptState
+    guard: GuardState
 
 
 TrainStep = Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]
@@ -65,14 +68,16 @@ def plan(experiment: Experiment, mesh: Mesh) -> Plan:
     graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
 
     def begin(params: nnx.State) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), new_guard(experiment.guard))
 
     state = jax.eval_shape(begin, params)
     # Looked up together with the frozen weights: alone, adapters would leave most rules of the table unused.
     where, _ = tree_shardings((state, frozen), mesh)
     accumulate = experiment.optimizer.accumulate
     dropout_seed = experiment.train.seed if experiment.lora.rank and experiment.lora.dropout else None
-    train_step = make_train_step(graph, optimizer, where, mesh, accumulate=accumulate, dropout_seed=dropout_seed)
+    train_step = make_train_step(
+        graph, optimizer, where, mesh, guard=experiment.guard, accumulate=accumulate, dropout_seed=dropout_seed
+    )
     return Plan(
         state=abstract(state, where),
         frozen=frozen,
@@ -101,9 +106,14 @@ def setup(experiment: Experiment, mesh: Mesh) -> Setup:
 
 def loss_sum(model: Llama, batch: Batch, dropout_key: Array | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy in nats over the targets that count, summed, and how many they are."""
+    return weighted_losses(model, batch, dropout_key).sum(), batch["weights"].sum()
+
+
+def weighted_losses(model: Llama, batch: Batch, dropout_key: Array | None = None) -> Float[Array, "b t"]:
+    """Cross-entropy in nats of every target; 0 where it does not count."""
     logits = model(batch["tokens"], batch["positions"], batch["segments"], dropout_key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    return (losses * batch["weights"]).sum(), batch["weights"].sum()
+    return losses * batch["weights"]
 
 
 def make_train_step(
@@ -112,14 +122,15 @@ def make_train_step(
     where: TrainState,
     mesh: Mesh,
     *,
+    guard: GuardConfig,
     accumulate: int,
     dropout_seed: int | None = None,
-) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]:
+) -> TrainStep:
     """Returns jitted `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
 
     The gradient is that of the mean over all counted targets of the global batch, in however many micro-batches
     it is computed. The new state is pinned to the shardings of the old: left to the compiler they may drift, and
-    then the second step compiles again.
+    then the second step compiles again. A step that the guard does not believe changes its count and nothing else.
 
     What the adapters drop depends on `dropout_seed` (None: nothing is dropped), the step and the micro-batch alone, so
     a resumed run repeats an uninterrupted one without any random state in its checkpoints.
@@ -161,13 +172,29 @@ def make_train_step(
     def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         total, count, grads = accumulated(state.params, frozen, batch, dropout_key(state.step))
         grads = jax.tree.map(lambda g: g / count, grads)
+        loss, norm = total / count, optax.tree.norm(grads)
+        believed, guarded = judge(guard, state.guard, loss, norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {"loss": total / count, "grad_norm": optax.tree.norm(grads), "tokens": count}
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        learned = (optax.apply_updates(state.params, updates), opt_state)
+        params, opt_state = choose(believed, learned, (state.params, state.opt_state))
+        metrics = {"loss": loss, "grad_norm": norm, "tokens": count}
+        metrics |= {"skipped": guarded.skipped, "skipped_in_a_row": guarded.in_a_row}
+        return TrainState(state.step + 1, params, opt_state, guarded), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
-def make_eval_step(graph: nnx.GraphDef) -> Callable[[nnx.State, nnx.State, Batch], tuple[Array, Array]]:
-    """Returns jitted `evaluate(params, frozen, batch) -> (loss sum, count)`."""
-    return jax.jit(lambda params, frozen, batch: loss_sum(nnx.merge(graph, params, frozen), batch))
+def make_eval_step(graph: nnx.GraphDef) -> EvalStep:
+    """Returns jitted `evaluate(params, frozen, batch) -> (loss sum, count)`.
+
+    Of a batch with `classes` both have a number for each of `CLASSES`: shape [5].
+    """
+
+    def evaluate(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, Array]:
+        losses = weighted_losses(nnx.merge(graph, params, frozen), batch)
+        if "classes" not in batch:
+            return losses.sum(), batch["weights"].sum()
+        member = jax.nn.one_hot(batch["classes"], len(CLASSES))
+        return jnp.einsum("bt,btc->c", losses, member), jnp.einsum("bt,btc->c", batch["weights"], member)
+
+    return jax.jit(evaluate)

@@ -95,5 +95,5 @@ def test_bad_configurations_are_one_clear_line(dataset, tmp_path, changes, messa
 
 def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
     config = training_config(str(dataset), optimizer={"peak_lr": 1e30, "clip_norm": 1e30, "warmup_steps": 1})
-    with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf)"):
+    with pytest.raises(UserError, match=r"step \d+ is .*(nan|inf)"):
         train(config, workdir=tmp_path / "run")
