@@ -1,0 +1,68 @@
+"""Softmax attention with its gradient written out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def attend(
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b k s h"],
+    values: Float[Array, "b k s h"],
+    mask: Bool[Array, "b 1 t s"],
+) -> Float[Array, "b t n h"]:
+    """Softmax attention; the g = n/k query heads of a group share a key head, and nothing is repeated in memory.
+
+    Each query must see at least one key.
+    """
+    b, t, n, h = q.shape
+    grouped = (q * h**-0.5).reshape(b, t, keys.shape[1], -1, h).transpose(0, 2, 3, 1, 4)
+    mixed = _mix(grouped, keys, values, mask[:, :, None])
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+@jax.custom_vjp
+def _mix(
+    q: Float[Array, "b k g t h"],
+    keys: Float[Array, "b k s h"],
+    values: Float[Array, "b k s h"],
+    mask: Bool[Array, "b 1 1 t s"],
+) -> Float[Array, "b k g t h"]:
+    """softmax(q · keys) · values, over the keys that the mask lets through.
+
+    The gradient is FlashAttention's (Dao et al., arXiv:2205.14135, algorithm 4) without its tiles: of the [t, s] arrays
+    only the weights are kept, and each is passed over once. Differentiated by JAX, the same formula takes twice the
+    time on CPU.
+    """
+    return _forward(q, keys, values, mask)[0]
+
+
+def _forward(q: Array, keys: Array, values: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights.astype(values.dtype)
+    # Divided after the values are mixed: [t, h] is smaller than [t, s].
+    mixed = jnp.einsum("bkgts,bksh->bkgth", weights, values, preferred_element_type=jnp.float32) / total
+    mixed = mixed.astype(q.dtype)
+    return mixed, (q, keys, values, weights, total, mixed)
+
+
+def _backward(residuals: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None]:
+    q, keys, values, weights, total, mixed = residuals
+    wide = gradient / total
+    # What each weight's gradient loses through the sum that it is divided by.
+    shared = (wide * mixed).sum(axis=-1, keepdims=True)
+    narrow = wide.astype(values.dtype)
+    d_values = jnp.einsum("bkgts,bkgth->bksh", weights, narrow)
+    d_weights = jnp.einsum("bkgth,bksh->bkgts", narrow, values, preferred_element_type=jnp.float32)
+    d_scores = (weights * (d_weights - shared)).astype(keys.dtype)
+    d_q = jnp.einsum("bkgts,bksh->bkgth", d_scores, keys)
+    d_keys = jnp.einsum("bkgts,bkgth->bksh", d_scores, q)
+    return d_q, d_keys, d_values, None
+
+
+_mix.defvjp(_forward, _backward)
