@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -131,6 +132,20 @@ def _names(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 def _parts(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in _names(names))
+
+
+def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Within a step that is being traced: `split_rows` means this mesh."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+    """Keeps the first axis of an activation, the rows of the batch, split over data and fsdp; nothing without a mesh.
+
+    Left to the compiler, activations take over the embedding table's split of the width, and instead of a layer's
+    weights being gathered, which is what fsdp means, its far larger outputs are summed over all devices.
+    """
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, BATCH)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -17,7 +17,7 @@ ALLOWED = {
     "text": set(),
     "config": {"text"},
     "data": {"text", "config", "tfds_mp20"},
-    "model": {"config"},
+    "model": {"config", "sharding"},
     "sharding": {"config"},
     "checkpoint": {"config", "model", "sharding", "text"},
     "train": {"text", "config", "data", "model", "sharding", "checkpoint"},

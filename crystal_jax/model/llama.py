@@ -24,7 +24,9 @@ from crystal_jax.config import (
     QuantizationConfig,
 )
 from crystal_jax.model.attention import attend
+from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
+from crystal_jax.sharding import split_rows
 
 
 class Cache(NamedTuple):
@@ -284,7 +286,17 @@ class Llama(nnx.Module):
         segments: Int[Array, "b t"],
         dropout_key: Array | None = None,
     ) -> Float[Array, "b t v"]:
-        """Logits of packed rows: a token sees the earlier tokens of its own segment; segment 0 is padding.
+        """Logits of packed rows; see `hidden`."""
+        return self.unembed(self.hidden(tokens, positions, segments, dropout_key))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        segments: Int[Array, "b t"],
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Packed rows after the last block: a token sees the earlier tokens of its own segment; segment 0 is padding.
 
         Adapters drop inputs only where a key is given; equal keys drop the same ones, however layers are computed.
         """
@@ -299,17 +311,17 @@ class Llama(nnx.Module):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.cfg.num_layers))
 
         def layer(x: Array, state: nnx.State, key: Array | None) -> Array:
-            return nnx.merge(graph, state)(x, angles, mask, dropout_key=key)[0]
+            return split_rows(nnx.merge(graph, state)(x, angles, mask, dropout_key=key)[0])
 
         if self.execution.remat:
             layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
-        x = self._embed(tokens)
+        x = split_rows(self._embed(tokens))
         if self.execution.scan_layers:
             x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys))
         else:
             for i, state in enumerate(unstack(stacked, self.cfg.num_layers)):
                 x = layer(x, state, None if keys is None else keys[i])
-        return self.unembed(x)
+        return x
 
     def extend(
         self, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"], cache: Cache
@@ -356,6 +368,13 @@ class Llama(nnx.Module):
             return jnp.einsum("btd,vd->btv", x, rows.astype(x.dtype), preferred_element_type=jnp.float32)
         kernel = self.lm_head[...] if columns is None else self.lm_head[...][:, columns]
         return jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def cross_entropy(
+        self, x: Float[Array, "b t d"], targets: Int[Array, "b t"], weights: Float[Array, "b t"], *, chunk: int
+    ) -> Float[Array, ""]:
+        """Weighted loss of what `hidden` returns, summed, in nats; `chunk` places of a row at a time."""
+        head = self.embedding[...].T if self.cfg.tie_embeddings else self.lm_head[...]
+        return counted_cross_entropy(self.final_norm(x), head, targets, weights, chunk=chunk)
 
     def _embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         return self.embedding[...][tokens].astype(self.cfg.dtype)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from crystal_jax.checkpoint.workdir import abstract_parameters, initial_parameters
 from crystal_jax.config import DataConfig, Experiment, GuardConfig
 from crystal_jax.model.llama import Llama
-from crystal_jax.sharding import BATCH, abstract, tree_shardings
+from crystal_jax.sharding import BATCH, abstract, on_mesh, tree_shardings
 from crystal_jax.text.fields import CLASSES
 from crystal_jax.train.guards import GuardState, choose, judge, new_guard
 from crystal_jax.train.optimizer import make_optimizer
@@ -83,7 +83,7 @@ def plan(experiment: Experiment, mesh: Mesh) -> Plan:
         frozen=frozen,
         batch=abstract_batch(experiment.data, mesh),
         train_step=train_step,
-        eval_step=make_eval_step(graph),
+        eval_step=make_eval_step(graph, mesh),
         begin=begin,
     )
 
@@ -106,7 +106,11 @@ def setup(experiment: Experiment, mesh: Mesh) -> Setup:
 
 def loss_sum(model: Llama, batch: Batch, dropout_key: Array | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy in nats over the targets that count, summed, and how many they are."""
-    return weighted_losses(model, batch, dropout_key).sum(), batch["weights"].sum()
+    count = batch["weights"].sum()
+    if not (chunk := model.execution.loss_chunk):
+        return weighted_losses(model, batch, dropout_key).sum(), count
+    x = model.hidden(batch["tokens"], batch["positions"], batch["segments"], dropout_key)
+    return model.cross_entropy(x, batch["targets"], batch["weights"], chunk=chunk), count
 
 
 def weighted_losses(model: Llama, batch: Batch, dropout_key: Array | None = None) -> Float[Array, "b t"]:
@@ -170,7 +174,8 @@ def make_train_step(
         return jax.random.fold_in(jax.random.key(dropout_seed, impl="threefry2x32"), step)
 
     def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        total, count, grads = accumulated(state.params, frozen, batch, dropout_key(state.step))
+        with on_mesh(mesh):
+            total, count, grads = accumulated(state.params, frozen, batch, dropout_key(state.step))
         grads = jax.tree.map(lambda g: g / count, grads)
         loss, norm = total / count, optax.tree.norm(grads)
         believed, guarded = judge(guard, state.guard, loss, norm)
@@ -184,14 +189,15 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
-def make_eval_step(graph: nnx.GraphDef) -> EvalStep:
+def make_eval_step(graph: nnx.GraphDef, mesh: Mesh) -> EvalStep:
     """Returns jitted `evaluate(params, frozen, batch) -> (loss sum, count)`.
 
     Of a batch with `classes` both have a number for each of `CLASSES`: shape [5].
     """
 
     def evaluate(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, Array]:
-        losses = weighted_losses(nnx.merge(graph, params, frozen), batch)
+        with on_mesh(mesh):
+            losses = weighted_losses(nnx.merge(graph, params, frozen), batch)
         if "classes" not in batch:
             return losses.sum(), batch["weights"].sum()
         member = jax.nn.one_hot(batch["classes"], len(CLASSES))
