@@ -134,10 +134,16 @@ class ExecutionConfig:
     Attributes:
         scan_layers: One compiled block in a loop (short compilation: pods), or unrolled (faster on CPU).
         remat: Recompute a block's activations in the backward pass instead of keeping them.
+        loss_chunk: Places of a row whose logits a training step computes at once, only those that count in the loss; it
+            divides the row. 0: all places at once, which is faster where the vocabulary is small.
     """
 
     scan_layers: bool
     remat: bool
+    loss_chunk: int = 0
+
+    def __post_init__(self):
+        _require(self.loss_chunk >= 0, f"execution.loss_chunk must not be negative, not {self.loss_chunk}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -357,6 +363,8 @@ class Experiment:
             self.quantize.kind == "none" or self.lora.rank > 0,
             f"quantize.kind={self.quantize.kind!r} needs a frozen base, and with lora.rank=0 every weight is trained",
         )
+        chunk, row = self.execution.loss_chunk, self.data.seq_len
+        _require(not chunk or row % chunk == 0, f"execution.loss_chunk={chunk} does not divide data.seq_len={row}")
 
 
 def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:

@@ -63,10 +63,12 @@ def test_training_lowers_the_loss_and_compiles_once(plain):
     [
         {"optimizer": {"accumulate": 2}},
         {"execution": {"scan_layers": True, "remat": True}},
+        {"execution": {"loss_chunk": 4}},
+        {"execution": {"loss_chunk": 4}, "mesh": {"data": 1, "fsdp": 2, "tensor": 2}},
         {"mesh": {"data": 1, "fsdp": 2, "tensor": 2}},
         {"mesh": {"data": -1, "fsdp": 1, "tensor": 1}},
     ],
-    ids=["accumulated", "scanned", "tensor-parallel", "data-parallel"],
+    ids=["accumulated", "scanned", "chunked", "chunked, tensor-parallel", "tensor-parallel", "data-parallel"],
 )
 def test_how_it_is_computed_does_not_change_the_losses(plain, changes):
     losses, *_ = run(**changes)
