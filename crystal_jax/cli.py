@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from crystal_jax import __version__
-from crystal_jax.errors import UserError
+from crystal_jax.errors import Preempted, UserError
 
 COMMANDS = {
     "demo": ("crystal_jax.demo", "everything below, small, on the embedded data set"),
@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ("crystal_jax.train.run", "train a model, fully or through LoRA; resumes by itself"),
     "sample": ("crystal_jax.sample.run", "write new crystals with a trained model"),
     "evaluate": ("crystal_jax.evaluate.run", "measure validity, distributions and uniqueness of crystals"),
+    "compile": ("crystal_jax.compile.run", "what a configuration needs on a TPU slice, without a TPU"),
     "convert": ("crystal_jax.checkpoint.run", "convert models: Hugging Face, Meta, EasyLM, PEFT, GGUF, workdirs"),
     "report": ("crystal_jax.report.run", "turn an evaluation into one HTML page"),
 }
@@ -76,7 +77,10 @@ def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    """Runs one command; returns the exit status.
+
+    0 done, 1 bad input, 2 wrong usage, 75 pre-empted and to be run again, 130 interrupted.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -108,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"crystal-jax {name}: {error}", file=sys.stderr)
         return 1
+    except Preempted as stop:
+        print(f"crystal-jax {name}: {stop}", file=sys.stderr)
+        return 75
     except KeyboardInterrupt:
         print(f"crystal-jax {name}: interrupted; what is finished is on disk", file=sys.stderr)
         return 130

@@ -20,8 +20,10 @@ ALLOWED = {
     "model": {"config", "sharding"},
     "sharding": {"config"},
     "checkpoint": {"config", "model", "sharding", "text"},
-    "train": {"text", "config", "data", "model", "sharding", "checkpoint"},
+    # Ahead, in train/probes.py alone: samples are drawn and judged while a model trains.
+    "train": {"text", "config", "data", "model", "sharding", "checkpoint", "sample", "evaluate"},
     "sample": {"text", "config", "model", "sharding", "checkpoint"},
+    "compile": {"text", "config", "model", "sharding", "checkpoint", "train", "sample"},
     "evaluate": {"data"},
     "report": {"evaluate"},
     "demo": {"data", "train", "sample", "evaluate", "report"},

@@ -2,27 +2,32 @@
 
 workdir/config.json                     the whole experiment, and what made it
 workdir/checkpoints/STEP/params         what is trained (the frozen base is never written)
-workdir/checkpoints/STEP/optimizer      moments and step
-workdir/checkpoints/STEP/data           position of the data iterator
+workdir/checkpoints/STEP/optimizer      moments, step, and what the guard remembers
+workdir/checkpoints/STEP/data           position of each stream of the data
+workdir/checkpoints/STEP/metrics        what was measured then, by which the best one is kept
 workdir/metrics.jsonl, tensorboard/     curves
+workdir/skipped.jsonl                   steps that the guard did not believe, and the crystals in them
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from crystal_jax.checkpoint.hf import HfSource, is_hf
 from crystal_jax.checkpoint.layout import load
 from crystal_jax.checkpoint.vocabulary import GrownSource
-from crystal_jax.config import UNQUANTIZED, Experiment, LlamaConfig, QuantizationConfig, from_config_dict
+from crystal_jax.config import LOSSES, UNQUANTIZED, Experiment, LlamaConfig, QuantizationConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
 from crystal_jax.model.llama import Llama
@@ -39,6 +44,8 @@ _FIXED = ("model", "lora", "text", "tokenizer", "base", "quantize")
 def claim(workdir: Path, experiment: Experiment) -> None:
     """Makes the workdir this experiment's, or checks that it already is.
 
+    All processes of a run look at it, so that all of them stop where it is another's; then the first one writes.
+
     Raises:
         UserError: the workdir holds another model's run; the message names what differs.
     """
@@ -54,11 +61,14 @@ def claim(workdir: Path, experiment: Experiment) -> None:
                 )
     elif workdir.exists() and any(workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no {_CONFIG}; choose an empty or a new --workdir")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("workdir seen")
     content = {
         "experiment": dataclasses.asdict(experiment),
         "provenance": provenance(("jax", "flax", "optax", "orbax-checkpoint", "grain")),
     }
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    if jax.process_index() == 0:
+        write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _difference(theirs: Any, ours: Any) -> str:
@@ -84,10 +94,46 @@ def read_experiment(workdir: Path) -> Experiment:
     return from_config_dict(content, vocab_size=0)
 
 
-def open_checkpoints(workdir: Path, *, keep: int | None = None) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; the last `keep` ones are kept."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+def open_checkpoints(workdir: Path, *, keep: int | None = None, best: str = "val_loss") -> ocp.CheckpointManager:
+    """The checkpoints of a workdir, to be written to: the last `keep` ones are kept, and the one that is `best`.
+
+    What a killed process left half-written is removed.
+    """
+    policies = [LatestN(keep), BestN(get_metric_fn=_rank(best), n=1, keep_checkpoints_without_metrics=False)]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy(policies),
+        best_fn=_rank(best),
+        create=True,
+        cleanup_tmp_directories=True,
+    )
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+
+def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir whose run may still be writing."""
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_rank(read_experiment(workdir).train.best))
+    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+
+def _rank(best: str) -> Callable[[Mapping[str, float]], float]:
+    """More is better: of losses the negative. A checkpoint that was not measured comes last."""
+    sign = -1 if best in LOSSES else 1
+    return lambda measured: sign * measured[best] if best in measured else float("-inf")
+
+
+def best_step(workdir: Path) -> int:
+    """The step of the checkpoint that the run's `train.best` prefers.
+
+    Raises:
+        UserError: there is no checkpoint, or none was measured.
+    """
+    _existing_step(workdir, None)
+    best = read_experiment(workdir).train.best
+    with read_checkpoints(workdir) as checkpoints:
+        step = checkpoints.best_step()
+        if step is None or best not in (checkpoints.metrics(step) or {}):
+            raise UserError(f"{workdir} has no checkpoint with a {best}: it is never validated when saved")
+    return step
 
 
 class Trained(NamedTuple):
@@ -119,13 +165,15 @@ def restore_parameters(workdir: Path, like: nnx.State, *, step: int | None = Non
         UserError: no such checkpoint.
     """
     step = _existing_step(workdir, step)
-    with open_checkpoints(workdir) as checkpoints:
+    with read_checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
     return restored.params, step
 
 
 def _existing_step(workdir: Path, step: int | None) -> int:
-    with open_checkpoints(workdir) as checkpoints:
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet")
+    with read_checkpoints(workdir) as checkpoints:
         steps = sorted(checkpoints.all_steps())
     if not steps:
         raise UserError(f"{workdir} has no checkpoint yet")

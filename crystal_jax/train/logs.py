@@ -1,10 +1,11 @@
-"""Training curves: one JSON object a line, and the same numbers for TensorBoard."""
+"""Training curves: one JSON object a line, and the same numbers for TensorBoard. The first process writes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorboardX
 
@@ -12,29 +13,60 @@ from crystal_jax.files import write_text
 
 
 class MetricsLog:
-    """Appends rows to `metrics.jsonl`; rows after `resume_step` belong to a part that is run again, and go."""
+    """Appends rows to `metrics.jsonl` and `skipped.jsonl`.
 
-    def __init__(self, workdir: Path, *, resume_step: int):
-        self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
-            rows = [line for line in self._path.read_text().splitlines() if _step(line) <= resume_step]
-            write_text(self._path, "".join(f"{row}\n" for row in rows))
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+    Rows after `resume_step` belong to a part that is run again, and go. Where `speaks` is false nothing is written:
+    only one process of a run should.
+    """
+
+    def __init__(self, workdir: Path, *, resume_step: int, speaks: bool = True):
+        self._metrics, self._skipped = workdir / "metrics.jsonl", workdir / "skipped.jsonl"
+        self._board = None
+        if speaks:
+            for path in (self._metrics, self._skipped):
+                _forget_after(path, resume_step)
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row; it is on disk when this returns."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            _append(self._metrics, {"step": step, **values})
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def write_skipped(self, step: int, values: Mapping[str, float], crystals: Sequence[str]) -> None:
+        """A step that was not believed, and what was in its batch."""
+        if self._board is not None:
+            _append(self._skipped, {"step": step, **values, "crystals": list(crystals)})
+
+    def last(self, name: str) -> float | None:
+        """The value in the last row that has it."""
+        rows = _rows(self._metrics)
+        return next((row[name] for row in reversed(rows) if name in row), None)
 
     def close(self) -> None:
         """Finishes the TensorBoard file."""
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # a line cut short by a crash
-        return float("inf")
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # a line cut short by a crash
+            continue
+        if "step" in row:
+            rows.append(row)
+    return rows
+
+
+def _forget_after(path: Path, step: int) -> None:
+    if path.exists():
+        write_text(path, "".join(f"{json.dumps(row)}\n" for row in _rows(path) if row["step"] <= step))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -16,124 +19,252 @@ from crystal_jax.checkpoint.position import PositionRestore, PositionSave
 from crystal_jax.checkpoint.workdir import open_checkpoints
 from crystal_jax.config import Experiment
 from crystal_jax.data.pipeline import Batch, BatchStream
-from crystal_jax.errors import UserError
+from crystal_jax.errors import Preempted, UserError
+from crystal_jax.model.flops import train_flops_per_token
 from crystal_jax.sharding import put_batch
+from crystal_jax.train.goodput import Clock
 from crystal_jax.train.logs import MetricsLog
 from crystal_jax.train.optimizer import learning_rate
+from crystal_jax.train.preemption import Preemption
+from crystal_jax.train.processes import is_first
 from crystal_jax.train.step import Setup, TrainState
+from crystal_jax.train.trace import Trace
+from crystal_jax.train.validation import validate
 
-
-@dataclasses.dataclass
-class _Meter:
-    """What is measured between two logged steps."""
-
-    tokens: int = 0
-    since: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def rate(self) -> float:
-        """Real (not padding) tokens a second."""
-        now = time.perf_counter()
-        rate, self.tokens, self.since = self.tokens / (now - self.since), 0, now
-        return rate
+Probe = Callable[[Setup, TrainState], dict[str, float]]
 
 
 def fit(
     experiment: Experiment,
     setup: Setup,
     train_data: BatchStream,
-    validation_data: list[Batch],
+    validation_data: Sequence[Batch],
     *,
     mesh: Mesh,
     workdir: Path,
+    material_ids: Sequence[str],
+    probe: Probe | None = None,
+    started: float | None = None,
     stop_after: int | None = None,
+    profile_steps: range = range(0),
 ) -> TrainState:
     """Trains to `experiment.train.num_steps` and returns the last state.
 
     State and data position are saved together, so an interrupted run goes on as if it never stopped: the losses
-    are equal to the bit. `stop_after` ends the run early, as an interruption would, after a save.
+    are equal to the bit. On SIGTERM it saves at once.
+
+    Args:
+        experiment: What to train, and how long.
+        setup: The model on the mesh.
+        train_data: The rows of this process.
+        validation_data: Batches with `classes`.
+        mesh: All devices of all processes.
+        workdir: Checkpoints and logs.
+        material_ids: The names of the training crystals, which a batch counts from 1.
+        probe: Draws and judges samples at checkpoints.
+        started: When this part of the run began, in seconds since 1970: loading the model is time too.
+        stop_after: End early after this step, as an interruption would, after a save.
+        profile_steps: Steps to trace into `workdir/profile`.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or too many steps in a row were not believed.
+        Preempted: SIGTERM came; the same command goes on from the step it had reached.
     """
     cfg = experiment.train
-    state, frozen = setup.state, setup.frozen
-    schedule = learning_rate(experiment.optimizer, num_steps=cfg.num_steps)
-    last = cfg.num_steps if stop_after is None else min(stop_after, cfg.num_steps)
-    with open_checkpoints(workdir, keep=cfg.keep) as checkpoints:
+    state, last = setup.state, cfg.num_steps if stop_after is None else min(stop_after, cfg.num_steps)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(open_checkpoints(workdir, keep=cfg.keep, best=cfg.best))
+        preemption = stack.enter_context(Preemption())
         if (saved := checkpoints.latest_step()) is not None:
             state = _restore(checkpoints, saved, state, train_data)
         first = int(state.step)
-        log = MetricsLog(workdir, resume_step=first)
-        bar = tqdm(total=cfg.num_steps, initial=first, desc="train", unit="step", smoothing=0.05)
-        meter, pending = _Meter(), None
+        report = _Report(experiment, workdir, material_ids, first=first, started=started or time.time())
+        stack.callback(report.close)
+        trace = Trace(workdir / "profile", profile_steps)
+        stack.callback(trace.close)
         for step in range(first + 1, last + 1):
-            batch = next(train_data)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = setup.train_step(state, frozen, put_batch(batch, mesh))
+            with report.clock.span("data_wait"):
+                batch = next(train_data)
+            crystals = batch.pop("crystals")
+            trace.before(step)
+            with (
+                jax.profiler.StepTraceAnnotation("train", step_num=step),
+                report.clock.span("compile") if step == first + 1 else contextlib.nullcontext(),
+            ):
+                state, metrics = setup.train_step(state, setup.frozen, put_batch(batch, mesh))
+            trace.after(step, metrics)
             # Metrics are read one step late, so that the device is not kept waiting for the host.
-            if pending is not None:
-                _log_step(log, bar, schedule, meter, *pending)
-            meter.tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
-            pending = (step, metrics) if step % cfg.log_every == 0 or step == last else None
-            if step % cfg.eval_every == 0 or step == last:
-                loss = validation_loss(setup, state, validation_data, mesh=mesh)
-                log.write(step, {"val_loss": loss})
-                bar.write(f"step {step}: validation loss {loss:.4f} nats a token")
-            if step % cfg.save_every == 0 or step == last:
-                _save(checkpoints, step, state, train_data)
-            bar.update()
-        if pending is not None:
-            _log_step(log, bar, schedule, meter, *pending)
+            report.step(_Done(step, metrics, crystals))
+            leaving = preemption.reached(step)
+            validates = step % cfg.eval_every == 0 or step == last
+            saves = step % cfg.save_every == 0 or step == last
+            if leaving or validates or saves:
+                report.flush()  # a bad step stops the run before it is saved
+            if leaving:  # the machine may be gone in seconds
+                _save(checkpoints, step, state, train_data, {})
+                checkpoints.wait_until_finished()
+            measured: dict[str, float] = {}
+            if validates:
+                with report.clock.span("validation"):
+                    measured |= validate(setup, state, validation_data, mesh=mesh)
+            if saves and probe is not None:
+                with report.clock.span("sampling"):
+                    measured |= probe(setup, state)
+            if saves:
+                with report.clock.span("save"):
+                    _save(checkpoints, step, state, train_data, measured)
+            report.measured(step, measured)
+            if leaving and step < last:
+                raise Preempted(f"asked to stop; step {step} is saved, the same command goes on from there")
         checkpoints.wait_until_finished()
-        bar.close()
-        log.close()
     return state
 
 
-def validation_loss(setup: Setup, state: TrainState, batches: list[Batch], *, mesh: Mesh) -> float:
-    """Mean cross-entropy in nats over all counted targets of some batches."""
-    sums = [setup.eval_step(state.params, setup.frozen, put_batch(batch, mesh)) for batch in batches]
-    total, count = np.sum(jax.device_get(sums), axis=0)
-    return float(total / count)
+class _Done(NamedTuple):
+    """A step that was sent to the devices: its metrics may not be there yet."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    crystals: np.ndarray
 
 
-def _log_step(log: MetricsLog, bar: tqdm, schedule, meter: _Meter, step: int, metrics: dict) -> None:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not np.isfinite((values["loss"], values["grad_norm"])).all():
-        raise UserError(
-            f"the loss of step {step} is {values['loss']}, its gradient norm {values['grad_norm']}; the last checkpoint "
-            "is kept, try a lower optimizer.peak_lr"
+class _Report:
+    """Everything that a run says: log, progress bar, bad steps. All processes keep it, the first one is heard."""
+
+    def __init__(
+        self, experiment: Experiment, workdir: Path, material_ids: Sequence[str], *, first: int, started: float
+    ):
+        self._cfg, self._guard, self._material_ids = experiment.train, experiment.guard, material_ids
+        self._schedule = learning_rate(experiment.optimizer, num_steps=self._cfg.num_steps)
+        self._flops = train_flops_per_token(experiment.model, experiment.lora)
+        self._skips = workdir / "skipped.jsonl"
+        self._log = MetricsLog(workdir, resume_step=first, speaks=is_first())
+        before = self._log.last("started")
+        if before is None:
+            self._log.write(0, {"started": started})
+        self.clock = Clock(
+            started=started if before is None else before, productive=self._log.last("productive_seconds") or 0.0
         )
-    rate = meter.rate()
-    log.write(
-        step,
-        {
+        self._bar = tqdm(
+            total=self._cfg.num_steps, initial=first, desc="train", unit="step", smoothing=0.05, disable=not is_first()
+        )
+        self._pending: _Done | None = None
+        self._tokens = 0.0
+
+    def step(self, done: _Done) -> None:
+        """Takes note of a step, and reads the one before it."""
+        self.flush()
+        self._pending = done
+        self._bar.update()
+
+    def flush(self) -> None:
+        """Reads the metrics of the last step.
+
+        Raises:
+            UserError: they end the run.
+        """
+        if self._pending is None:
+            return
+        (step, metrics, crystals), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._tokens += values["tokens"]
+        if values["skipped_in_a_row"]:
+            self._skipped(step, values, crystals)
+        if step % self._cfg.log_every == 0 or step == self._cfg.num_steps:
+            self._write(step, values)
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        seconds, spent = self.clock.interval()
+        waited = spent.pop("data_wait", 0.0)
+        rate, self._tokens = self._tokens / max(seconds + waited, 1e-9), 0.0
+        row = {
             "loss": values["loss"],
             "grad_norm": values["grad_norm"],
-            "learning_rate": float(schedule(step - 1)),
+            # A skipped step does not move the schedule, which counts updates.
+            "learning_rate": float(self._schedule(step - 1 - values["skipped"])),
+            "skipped": values["skipped"],
             "tokens_per_second": rate,
-        },
-    )
-    bar.set_postfix(loss=f"{values['loss']:.3f}", tokens_per_second=f"{rate:,.0f}")
+            "data_wait_seconds": waited,
+            **{f"{name}_seconds": spent_on for name, spent_on in spent.items()},
+            "productive_seconds": self.clock.productive,
+            "goodput": self.clock.goodput(),
+            **_memory(),
+        }
+        if self._cfg.peak_tflops:
+            row["mfu"] = rate * self._flops / (jax.device_count() * self._cfg.peak_tflops * 1e12)
+        self._log.write(step, row)
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", tokens_per_second=f"{rate:,.0f}")
+
+    def _skipped(self, step: int, values: dict[str, float], crystals: np.ndarray) -> None:
+        """A step that changed nothing: names what was in its batch, and stops where that is no accident."""
+        names = self._names(crystals)
+        loss, norm = values["loss"], values["grad_norm"]
+        self._log.write_skipped(step, {"loss": loss, "grad_norm": norm}, names)
+        shown = f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 3 else ", ".join(names)
+        what = f"the loss of step {step} is {loss:.4g}, its gradient norm {norm:.4g}; its batch held {shown}"
+        what += f" ({self._skips})"
+        if not np.isfinite((loss, norm)).all():
+            raise UserError(f"{what}; the last checkpoint is kept, try a lower optimizer.peak_lr")
+        if values["skipped_in_a_row"] >= self._guard.patience:
+            raise UserError(
+                f"{what}; {self._guard.patience} steps in a row were so far above the median that they were skipped: "
+                "try a lower optimizer.peak_lr, or larger guard.loss_factor and guard.norm_factor"
+            )
+        self._bar.write(f"skipped: {what}")
+
+    def _names(self, crystals: np.ndarray) -> list[str]:
+        """Of the crystals in the whole batch; all processes ask at the same step."""
+        everywhere = multihost_utils.process_allgather(crystals) if jax.process_count() > 1 else crystals
+        return [self._material_ids[i - 1] for i in np.unique(everywhere) if i > 0]
+
+    def measured(self, step: int, values: dict[str, float]) -> None:
+        """Validation and samples."""
+        if values:
+            self._log.write(step, values)
+            said = ", ".join(f"{name.removeprefix('val_')} {value:.4f}" for name, value in values.items())
+            self._bar.write(f"step {step}: {said}")
+
+    def close(self) -> None:
+        """Ends bar and log."""
+        self._bar.close()
+        self._log.close()
 
 
-def _save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState, data: BatchStream) -> None:
+def _memory() -> dict[str, float]:
+    """Of this process's first device, in units of 10⁹ bytes, where the device counts it (CPUs do not)."""
+    counted = jax.local_devices()[0].memory_stats() or {}
+    names = {"bytes_in_use": "memory_gb", "peak_bytes_in_use": "memory_peak_gb", "bytes_limit": "memory_limit_gb"}
+    return {ours: counted[theirs] / 1e9 for theirs, ours in names.items() if theirs in counted}
+
+
+def _save(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: TrainState,
+    data: BatchStream,
+    measured: dict[str, float],
+) -> None:
+    """Begins a save; the files are written while training goes on."""
     if step in checkpoints.all_steps():
         return
     items = dict(
         params=ocp.args.StandardSave(state.params),
-        optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state, "guard": state.guard}),
+        optimizer=ocp.args.StandardSave(_rest(state)),
         data=PositionSave(data),
     )
-    checkpoints.save(step, args=ocp.args.Composite(**items))
+    checkpoints.save(step, args=ocp.args.Composite(**items), metrics=measured)
 
 
 def _restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState, data: BatchStream) -> TrainState:
     items = dict(
         params=ocp.args.StandardRestore(like.params),
-        optimizer=ocp.args.StandardRestore({"step": like.step, "opt_state": like.opt_state, "guard": like.guard}),
+        optimizer=ocp.args.StandardRestore(_rest(like)),
         data=PositionRestore(data),
     )
     restored = checkpoints.restore(step, args=ocp.args.Composite(**items))
-    rest = restored.optimizer
-    return TrainState(rest["step"], restored.params, rest["opt_state"], rest["guard"])
+    return TrainState(params=restored.params, **restored.optimizer)
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """The state without the parameters, which samplers read alone."""
+    return {name: value for name, value in state._asdict().items() if name != "params"}

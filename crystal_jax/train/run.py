@@ -3,12 +3,19 @@
 The configuration is a file of configs/, as --config=configs/mp20_open.py or, where the file has variants,
 --config=configs/mp20_open.py:lora; any of its values is changed by --config.section.key=value. A workdir that
 already holds this run's checkpoints is continued, as if it had never stopped.
+
+On a pod the same command runs on every host, with --distributed, and the workdir lies on a disk that all of them see
+(docs/PODS.md). The batches do not depend on how many hosts there are, so a run may go on with more or fewer.
+
+Exit status 75 says that the machine was taken away (SIGTERM) and the state saved: run the same command again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,43 +35,81 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "config", None, "Run configuration: FILE.py or FILE.py:variant.", flag_values=flag_values
     )
     flags.DEFINE_string("workdir", None, "Checkpoints and logs; a non-empty one is resumed.", flag_values=flag_values)
-    flags.DEFINE_bool("distributed", False, "This process is one of several of a pod slice.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "profile_steps", None, "START:STOP, steps to trace into the workdir's profile folder.", flag_values=flag_values
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "This process is one of several. TPU slices, GKE, SLURM and Open MPI say which; elsewhere the next three do.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT of the first process; or in the environment: JAX_COORDINATOR_ADDRESS.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "How many there are; or JAX_NUM_PROCESSES.", lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "Which one this is, from 0; or JAX_PROCESS_ID.", lower_bound=0, flag_values=flag_values
+    )
     flags.mark_flags_as_required(["config", "workdir"], flag_values)
 
 
 def main(flag_values: flags.FlagValues) -> None:
     """Entry of `crystal-jax train`."""
-    if flag_values.distributed:
-        import jax
-
-        jax.distributed.initialize()
     try:
         config = flag_values.config.to_dict()
     except OSError as error:  # ml_collections reports a file that does not load at the first use
         raise UserError(f"--config does not load: {' '.join(str(error.__cause__ or error).split())}") from error
-    train(config, workdir=Path(flag_values.workdir))
+    if flag_values.distributed:
+        from crystal_jax.train.processes import join
+
+        join(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
+    train(config, workdir=Path(flag_values.workdir), profile_steps=flag_values.profile_steps)
 
 
-def train(config: Mapping[str, Any], *, workdir: Path, stop_after: int | None = None) -> Experiment:
+def train(
+    config: Mapping[str, Any],
+    *,
+    workdir: Path,
+    stop_after: int | None = None,
+    profile_steps: str | None = None,
+) -> Experiment:
     """Trains as a configuration tree says, and returns its typed form.
 
     Args:
         config: The tree that a file of `configs/` returns, as nested dicts.
         workdir: Where checkpoints, `metrics.jsonl` and TensorBoard files go; continued if it holds this run.
         stop_after: Stop early after this step, with a checkpoint.
+        profile_steps: START:STOP, steps to trace into `workdir/profile`.
 
     Raises:
         UserError: a bad configuration, data set or workdir; a loss that is not finite.
+        Preempted: SIGTERM came; call it again to go on.
     """
+    started = time.time()
     # Late, so that --help and bad flags answer at once.
+    import jax
+
     from crystal_jax.checkpoint.workdir import claim
     from crystal_jax.data.examples import ExampleMaker
     from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
     from crystal_jax.model.lora import count_parameters
     from crystal_jax.model.sizes import gigabytes
-    from crystal_jax.sharding import make_mesh
+    from crystal_jax.sharding import make_mesh, rows_by_process
     from crystal_jax.train.loop import fit
+    from crystal_jax.train.probes import Probe
+    from crystal_jax.train.processes import is_first
     from crystal_jax.train.step import setup
+    from crystal_jax.train.trace import parse_steps
+
+    def say(line: str) -> None:
+        if is_first():
+            print(line, file=sys.stderr)
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["crystal-jax"])  # Grain's workers read absl flags of their own
@@ -75,33 +120,40 @@ def train(config: Mapping[str, Any], *, workdir: Path, stop_after: int | None = 
         raise UserError(
             f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}"
         )
+    profiled = parse_steps(profile_steps) if profile_steps else range(0)
     maker = ExampleMaker(tokenizer, experiment.text, experiment.task)
     directory, seq_len = Path(experiment.data.directory), experiment.data.seq_len
     records = {}
     for split in ("train", "val"):
         records[split], left_out = fitting(open_split(directory, split), maker, seq_len=seq_len)
-        _say(f"{split}: {len(records[split])} crystals from {directory}, {len(left_out)} left out")
+        say(f"{split}: {len(records[split])} crystals from {directory}, {len(left_out)} left out")
         for line in left_out[:3]:
-            _say(f"  left out: {line}")
+            say(f"  left out: {line}")
     claim(workdir, experiment)
     mesh = make_mesh(experiment.mesh)
     parts = setup(experiment, mesh)
-    _say(
+    say(
         f"{count_parameters(parts.state.params):,} parameters are trained, "
         f"{gigabytes(parts.frozen):.2f} GB are frozen; {os.fspath(workdir)}"
     )
-    limit = experiment.train.eval_batches
+    rows, process = rows_by_process(experiment.data.batch_size, mesh), jax.process_index()
     fit(
         experiment,
         parts,
-        train_batches(records["train"], maker, experiment.data),
-        validation_batches(records["val"], maker, experiment.data, limit=limit),
+        train_batches(records["train"], maker, experiment.data, rows=rows, process=process),
+        validation_batches(
+            records["val"],
+            dataclasses.replace(maker, classify=True),
+            experiment.data,
+            limit=experiment.train.eval_batches,
+            rows=rows[process],
+        ),
         mesh=mesh,
         workdir=workdir,
+        material_ids=[record.material_id for record in records["train"]],
+        probe=Probe(experiment, tokenizer, mesh) if experiment.train.samples else None,
+        started=started,
         stop_after=stop_after,
+        profile_steps=profiled,
     )
     return experiment
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

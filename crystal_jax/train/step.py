@@ -182,7 +182,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         learned = (optax.apply_updates(state.params, updates), opt_state)
         params, opt_state = choose(believed, learned, (state.params, state.opt_state))
-        metrics = {"loss": loss, "grad_norm": norm, "tokens": count}
+        metrics = {"loss": loss, "grad_norm": norm, "tokens": (batch["segments"] > 0).sum()}
         metrics |= {"skipped": guarded.skipped, "skipped_in_a_row": guarded.in_a_row}
         return TrainState(state.step + 1, params, opt_state, guarded), metrics
 

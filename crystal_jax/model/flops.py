@@ -1,0 +1,35 @@
+"""The arithmetic that training cannot do without, by which its speed is judged."""
+
+from __future__ import annotations
+
+from crystal_jax.config import PROJECTIONS, LlamaConfig, LoraConfig
+
+
+def train_flops_per_token(cfg: LlamaConfig, lora: LoraConfig) -> float:
+    """Floating-point operations of a training step for each token, an addition and a multiplication being two.
+
+    A product with W weights takes 2 W forward, 2 W for the gradient of its input, and 2 W for that of its weights,
+    which frozen ones do without: 6 N for full training, 4 N + 6 A with A weights in adapters. N counts the
+    projections and the output projection. Left out, so that the figure is low rather than high: products of queries
+    with keys and of weights with values (2 % for a 7B at 512 tokens), norms, rotary embedding, the optimizer, and
+    whatever is computed twice to save memory.
+    """
+    frozen, adapters = _weights(cfg, lora)
+    return 4.0 * frozen + 6.0 * adapters if lora.rank else 6.0 * frozen
+
+
+def _weights(cfg: LlamaConfig, lora: LoraConfig) -> tuple[int, int]:
+    """Weights that multiply each token, outside of adapters and in them."""
+    heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    sizes = {
+        "q": (cfg.embed_dim, heads),
+        "k": (cfg.embed_dim, kv_heads),
+        "v": (cfg.embed_dim, kv_heads),
+        "o": (heads, cfg.embed_dim),
+        "gate": (cfg.embed_dim, cfg.mlp_dim),
+        "up": (cfg.embed_dim, cfg.mlp_dim),
+        "down": (cfg.mlp_dim, cfg.embed_dim),
+    }
+    block = sum(sizes[name][0] * sizes[name][1] for name in PROJECTIONS)
+    adapters = sum(lora.rank * sum(sizes[name]) for name in lora.targets)
+    return cfg.num_layers * block + cfg.embed_dim * cfg.vocab_size, cfg.num_layers * adapters
