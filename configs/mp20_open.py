@@ -34,7 +34,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     config.execution = dict(scan_layers=False, remat=False)
     config.text = dict(version="v2", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
-    config.task = dict(infill=0.0, conditions=False, translate=True, permute=False, loss="completion")
+    config.task = dict(infill=0.0, conditions=False, translate=True, order="sorted", loss="completion")
     config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=12, packing_bins=64, seed=0)
     config.optimizer = dict(
         name="adamw" if variant == "lora" else "muon",
@@ -53,7 +53,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = ""
     if variant == "paper":
-        config.task = dict(infill=0.34, conditions=True, translate=True, permute=False, loss="completion")
+        config.task = dict(infill=0.34, conditions=True, translate=True, order="sorted", loss="completion")
         # Prompts are spelled out, and an infilling prompt holds a whole crystal.
         config.data.seq_len = 256
         config.data.batch_size = 6

@@ -35,7 +35,7 @@ def get_config(variant: str = "lora") -> ml_collections.ConfigDict:
     config.execution = dict(scan_layers=True, remat=True)
     config.text = dict(version="v2", coordinates="fractional")
     config.tokenizer = dict(name="huggingface", path="models/smollm2/tokenizer.json")
-    config.task = dict(infill=0.34, conditions=True, translate=True, permute=False, loss="completion")
+    config.task = dict(infill=0.34, conditions=True, translate=True, order="stored", loss="completion")
     # A row holds one or two crystals: most take 150 to 420 tokens, digit by digit.
     config.data = dict(directory="data/mp20/mp20_open", seq_len=512, batch_size=4, packing_bins=32, seed=0)
     config.optimizer = dict(

@@ -162,18 +162,21 @@ class TaskConfig:
         infill: Share of infilling examples; the paper uses 0.34.
         conditions: State properties before a generation example, as the paper does (20 % state none).
         translate: Move all sites by one random fractional vector, a new one at each access.
-        permute: Put the sites in random order, anew at each access.
+        order: Of the sites: `stored`, as the data set has them (the paper); `sorted` by the coordinates that are printed,
+            x before y before z, after any translation; `random`, anew at each access.
         loss: `completion`, or `all`, as published: the prompt counts too.
     """
 
     infill: float
     conditions: bool
     translate: bool
-    permute: bool
+    order: Literal["stored", "sorted", "random"]
     loss: Literal["completion", "all"]
 
     def __post_init__(self):
         _require(0 <= self.infill <= 1, f"task.infill={self.infill} is not a share between 0 and 1")
+        orders = ("stored", "sorted", "random")
+        _require(self.order in orders, f"task.order={self.order!r} is none of {', '.join(orders)}")
         _require(self.loss in ("completion", "all"), f"task.loss={self.loss!r} is neither 'completion' nor 'all'")
 
 

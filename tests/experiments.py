@@ -107,7 +107,7 @@ def training_config(directory: str, **changes: dict[str, Any]) -> dict[str, Any]
         execution=dict(scan_layers=False, remat=False),
         text=dict(version="v2", coordinates="fractional"),
         tokenizer=dict(name="atom_coordinate"),
-        task=dict(infill=0.3, conditions=True, translate=True, permute=False, loss="completion"),
+        task=dict(infill=0.3, conditions=True, translate=True, order="stored", loss="completion"),
         data=dict(directory=directory, seq_len=384, batch_size=4, packing_bins=4, seed=0),
         optimizer=dict(
             peak_lr=3e-3,

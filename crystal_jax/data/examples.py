@@ -80,7 +80,9 @@ class ExampleMaker:
         crystal = crystal_of(record)
         if self.task.translate:
             crystal = crystal.translated(rng.random(3))
-        if self.task.permute:
+        if self.task.order == "sorted":
+            crystal = self.text_format.sorted(crystal)
+        elif self.task.order == "random":
             crystal = crystal.permuted(rng.permutation(len(crystal.symbols)))
         text = self.text_format.encode(crystal)
         if rng.random() < self.task.infill:

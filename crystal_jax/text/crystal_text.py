@@ -125,6 +125,14 @@ class TextFormat:
             lines += [symbol, " ".join(self._printed(x) for x in position)]
         return "\n".join(lines)
 
+    def sorted(self, crystal: Crystal) -> Crystal:
+        """The sites in the order of their coordinates as printed: by x, where that is equal by y, then by z.
+
+        A model that reads them so need only look at the last site to know which places are taken.
+        """
+        printed = [[float(self._printed(x)) for x in position] for position in self._positions(crystal).tolist()]
+        return crystal.permuted(sorted(range(len(printed)), key=printed.__getitem__))
+
     def _positions(self, crystal: Crystal) -> Float[np.ndarray, "n 3"]:
         if self.coordinates == "cartesian":
             return crystal.frac_coords @ crystal.matrix

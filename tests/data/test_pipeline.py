@@ -10,7 +10,7 @@ from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.prompts import MASK
 from crystal_jax.text.tokenizer import load_tokenizer
 
-TASK = TaskConfig(infill=0.4, conditions=True, translate=True, permute=True, loss="completion")
+TASK = TaskConfig(infill=0.4, conditions=True, translate=True, order="random", loss="completion")
 DATA = DataConfig(directory="", seq_len=256, batch_size=3, packing_bins=4, seed=0)
 
 
@@ -78,13 +78,22 @@ def test_position_determines_the_batch(records):
 
 
 def test_epochs_differ_and_each_covers_all(records):
-    make = maker(infill=0.0, conditions=False, translate=False, permute=False)
+    make = maker(infill=0.0, conditions=False, translate=False, order="stored")
     cfg = DataConfig(directory="", seq_len=17, batch_size=1, packing_bins=1, seed=0)
     batches = train_batches(records, make, cfg)
     n = len(records)
     epochs = [[next(batches)["targets"].tobytes() for _ in range(n)] for _ in range(2)]
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0]) == sorted(epochs[1])
+
+
+def test_sorted_sites_are_in_order_after_every_translation(records):
+    make = maker(infill=0.0, conditions=False, order="sorted")
+    for seed in range(3):
+        _, text = make.texts(records[0], np.random.default_rng(seed))
+        positions = [[float(x) for x in line.split()] for line in text.split("\n")[3::2]]
+        assert len(positions) > 1
+        assert positions == sorted(positions)
 
 
 def test_validation_is_the_same_each_time(records):

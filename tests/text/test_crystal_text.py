@@ -119,3 +119,10 @@ def test_translation_wraps_and_permutation_keeps_atoms_together():
     turned = crystal.permuted([1, 0])
     assert turned.symbols == ("F", "Li")
     np.testing.assert_allclose(turned.frac_coords[0], [0.9, 0.5, 0])
+
+
+def test_sorting_is_by_printed_coordinates():
+    coordinates = np.array([[0.5, 0.1, 0.1], [0.304, 0.9, 0.0], [0.296, 0.1, 0.0], [0.999, 0.2, 0.7]])
+    crystal = Crystal(np.full(3, 5.0), np.full(3, 90.0), coordinates, ("O", "Na", "Cl", "H"))
+    # 0.296 and 0.304 are both printed 0.30, so that y decides; 0.999 is printed 0.00.
+    assert TextFormat().sorted(crystal).symbols == ("H", "Cl", "Na", "O")
