@@ -48,7 +48,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=10_000, log_every=20, eval_every=1_000, save_every=1_000, eval_batches=32, keep=2, seed=0
+        num_steps=12_000, log_every=20, eval_every=1_000, save_every=1_000, eval_batches=32, keep=2, seed=0
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = ""

@@ -162,7 +162,7 @@ class TaskConfig:
         infill: Share of infilling examples; the paper uses 0.34.
         conditions: State properties before a generation example, as the paper does (20 % state none).
         translate: Move all sites by one random fractional vector, a new one at each access.
-        order: Of the sites: `stored`, as the data set has them (the paper); `sorted` by the coordinates that are printed,
+        order: Of the sites: `stored`, as the data set has them (the paper); `sorted` by their printed coordinates,
             x before y before z, after any translation; `random`, anew at each access.
         loss: `completion`, or `all`, as published: the prompt counts too.
     """
