@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes .venv from pinned requirements, once, and activates it.
 # PYTHON chooses the interpreter (3.11 or 3.12).
 

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# A TPU slice by Google's queued resources, and a command on all of its hosts.
+#
+#   launch/tpu_vm.sh --action=all --name=crystal --project=P --zone=Z --bucket=B \
+#       -- train --config=configs/llama2_7b.py:tpu --workdir=bucket/runs/7b --distributed
+#
+# --action=create   ask for the slice
+#          wait     until it is there
+#          setup    copy this repository to every host, install it, mount the bucket at ~/crystal_jax/bucket
+#          run      the command behind --, on every host; what they say comes here
+#          all      these four, and again from the start whenever the slice is taken away, until the command is done
+#          status   of the slice
+#          delete   the slice
+# --name=NAME       of the slice; the default is crystal
+# --project=, --zone=, --bucket=    where it is, and the Cloud Storage bucket for data, models and runs
+# --type=v5litepod-16               the accelerator, with --runtime=v2-alpha-tpuv5-lite
+# --spot=yes        cheaper, and taken away at times
+# --dry_run         print the commands only
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/options.sh
+OPTIONS="action name project zone bucket type runtime spot"
+action="" name=crystal project="" zone="" bucket="" type=v5litepod-16 runtime=v2-alpha-tpuv5-lite spot=yes
+read_options "$@"
+need action project zone
+where=("--project=$project" "--zone=$zone")
+
+create() {
+    local how=()
+    [ "$spot" != yes ] || how=(--spot)
+    run gcloud compute tpus queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
+        "--runtime-version=$runtime" "${where[@]}" ${how[@]+"${how[@]}"}
+}
+
+state() {
+    gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" 2> /dev/null
+}
+
+wait_until_active() {
+    if [ "$dry_run" = yes ]; then
+        echo "# until the state is ACTIVE, every 30 seconds:"
+        run gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
+        return
+    fi
+    local now
+    while now="$(state)" && [ "$now" != ACTIVE ]; do
+        case "$now" in
+            FAILED | SUSPENDING | SUSPENDED | "") return 1 ;;
+        esac
+        echo "$name: $now" >&2
+        sleep 30
+    done
+}
+
+on_all_hosts() {
+    run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"
+}
+
+setup() {
+    need bucket
+    local archive=crystal_jax.tar.gz
+    run git archive --format=tar.gz --prefix=crystal_jax/ "--output=/tmp/$archive" HEAD
+    run gcloud compute tpus tpu-vm scp "/tmp/$archive" "$name:" "${where[@]}" --worker=all
+    on_all_hosts "tar -xzf $archive && crystal_jax/launch/tpu_host.sh $(quoted "$bucket")"
+}
+
+run_command() {
+    need_command
+    on_all_hosts "cd crystal_jax && source .venv/bin/activate && crystal-jax $(quoted "${command[@]}")"
+}
+
+delete() {
+    run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+}
+
+all() {
+    need bucket
+    need_command
+    while true; do
+        create
+        if wait_until_active && setup && run_command; then
+            return
+        fi
+        # A command that fails on a slice that is still there would fail again.
+        [ "$(state)" != ACTIVE ] || fail "the command failed, and the slice is there: see above, then --action=run"
+        echo "$name was taken away; asking for another" >&2
+        delete
+    done
+}
+
+case "$action" in
+    create) create ;;
+    wait) wait_until_active ;;
+    setup) setup ;;
+    run) run_command ;;
+    all) all ;;
+    status) run gcloud compute tpus queued-resources describe "$name" "${where[@]}" ;;
+    delete) delete ;;
+    *) fail "no --action=$action; there are: create, wait, setup, run, all, status, delete" ;;
+esac
