@@ -148,6 +148,18 @@ def split_rows(x: jax.Array) -> jax.Array:
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def split_width(x: jax.Array) -> jax.Array:
+    """As `split_rows` for the few tokens of a decode step, whose activations are far smaller than the weights.
+
+    Their width is split as the inputs of the weights are, so that the weights stay where they are. A prompt that all
+    rows share is one row, and not split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P("data" if x.shape[0] % mesh.shape["data"] == 0 else None, None, "fsdp"))
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Joins the rows that each host has read into global arrays, split over data and fsdp."""
     where = NamedSharding(mesh, BATCH)

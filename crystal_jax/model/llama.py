@@ -26,7 +26,7 @@ from crystal_jax.config import (
 from crystal_jax.model.attention import attend
 from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
-from crystal_jax.sharding import split_rows
+from crystal_jax.sharding import split_rows, split_width
 
 
 class Cache(NamedTuple):
@@ -340,7 +340,7 @@ class Llama(nnx.Module):
         mask = ((seen[:, None] & causal) | itself)[:, None]
         angles = rotary(jnp.maximum(positions, 0), head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
         graph, stacked = nnx.split(self.blocks)
-        x, num_layers = self._embed(tokens), self.cfg.num_layers
+        x, num_layers = split_width(self._embed(tokens)), self.cfg.num_layers
         if isinstance(cache.keys, tuple):
             keys, values = [], []
             for state, k, v in zip(unstack(stacked, num_layers), cache.keys, cache.values, strict=True):
@@ -354,7 +354,7 @@ class Llama(nnx.Module):
             x, keys, values = carry
             i, state = xs
             x, stored = nnx.merge(graph, state)(x, angles, mask, (keys, values, cache.length, i))
-            return (x, *stored), None
+            return (split_width(x), *stored), None
 
         carry: tuple = (x, cache.keys, cache.values)
         (x, all_keys, all_values), _ = jax.lax.scan(layer, carry, (jnp.arange(num_layers), stacked))

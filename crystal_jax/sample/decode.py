@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from crystal_jax.model.llama import Cache, Llama, empty_cache
 from crystal_jax.sample.constraints import DeviceAutomaton, advance, mask_logits, to_device
-from crystal_jax.sharding import DECODE_RULES, tree_shardings
+from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
 from crystal_jax.text.grammar import TokenAutomaton
 
 
@@ -155,6 +156,10 @@ def make_generate(
     stacked = mesh is not None and mesh.devices.flat[0].platform == "tpu"
 
     def generate(params: nnx.State, prompt: Array, keys: Array) -> Samples:
+        with contextlib.nullcontext() if mesh is None else on_mesh(mesh):
+            return traced(params, prompt, keys)
+
+    def traced(params: nnx.State, prompt: Array, keys: Array) -> Samples:
         model: Llama = nnx.merge(graph, params)
         first = read_prompt(
             model, tables, prompt, rows=keys.shape[0], start=automaton.start, max_tokens=limit, stacked=stacked

@@ -22,6 +22,10 @@ from crystal_jax.train.optimizer import make_optimizer
 
 Batch = dict[str, Array]
 
+# A weight of at most so many MiB is gathered before it is multiplied with, not while. In pieces, the products of a 7B
+# over 16 chips write and read their sums so often that memory takes longer than arithmetic (docs/TPU.md).
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
 
 class TrainState(NamedTuple):
     """Everything that changes during training; frozen weights are not in it."""
@@ -186,7 +190,8 @@ def make_train_step(
         metrics |= {"skipped": guarded.skipped, "skipped_in_a_row": guarded.in_a_row}
         return TrainState(state.step + 1, params, opt_state, guarded), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+    options = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None), compiler_options=options)
 
 
 def make_eval_step(graph: nnx.GraphDef, mesh: Mesh) -> EvalStep:

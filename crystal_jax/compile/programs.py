@@ -1,0 +1,174 @@
+"""The programs that training and sampling run, lowered for devices that are not there, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from crystal_jax.checkpoint.workdir import abstract_parameters
+from crystal_jax.compile import arithmetic
+from crystal_jax.config import Experiment, LlamaConfig, MeshConfig
+from crystal_jax.sample.constraints import DeviceAutomaton
+from crystal_jax.sample.decode import Progress, Sampler, read_prompt, write_token
+from crystal_jax.sharding import BATCH, DECODE_RULES, abstract, on_mesh, tree_shardings
+from crystal_jax.train.step import plan
+
+WHATS = ("train", "prefill", "decode")
+# LLaMA-2's spelling of crystals of at most 20 atoms (text/grammar.py), the generation prompt, and the mean completion
+# of mp20_open. tests/compile checks them against the tokenizer, where it is at hand.
+STATES, COLUMNS, MAX_TOKENS, PROMPT_TOKENS = 728, 97, 387, 38
+MEAN_COMPLETION = 207
+SAMPLER = Sampler(temperature=1.0, top_p=1.0)
+_ROWS_AT_MOST = 256  # on a chip's share of the mesh: beyond, a step takes longer and hardly yields more
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A program before compilation.
+
+    Attributes:
+        program: From `jax.jit(...).lower`.
+        flops: What it must compute, on all chips together.
+        bytes: What it must read on a chip, where that is known.
+        arguments: What its arguments take on a chip, bytes.
+        rows: Rows of a batch, in training or sampling.
+        length: Tokens of a row, or positions of the cache.
+    """
+
+    program: jax.stages.Lowered
+    flops: float
+    bytes: float | None
+    arguments: int
+    rows: int
+    length: int
+
+
+def lower(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) -> Lowered:
+    """Lowers one of `WHATS`; nothing is allocated. Training has the rows of its configuration, sampling `rows`.
+
+    Raises:
+        UserError: an array does not divide over the mesh.
+    """
+    return lower_train(experiment, mesh) if what == "train" else lower_sampling(what, experiment, mesh, rows=rows)
+
+
+def lower_train(experiment: Experiment, mesh: Mesh) -> Lowered:
+    """The training step of `train/step.py`."""
+    planned = plan(experiment, mesh)
+    arguments = planned.state, planned.frozen, planned.batch
+    return Lowered(
+        planned.train_step.lower(*arguments),
+        flops=arithmetic.train_flops(experiment),
+        bytes=None,
+        arguments=arithmetic.bytes_on_a_chip(arguments),
+        rows=experiment.data.batch_size,
+        length=experiment.data.seq_len,
+    )
+
+
+def sampling_mesh(model: LlamaConfig, weights: int, *, devices: int, hbm: int) -> MeshConfig:
+    """How sampling splits a model, when nobody says: no further than its weights need.
+
+    Weights are read for every token, whatever the batch, and chips that share them must talk in every layer. So they
+    are split over tensor until they take a quarter of a chip's memory, at most over all key and value heads, and then
+    over fsdp until they take a half; the rest of the chips take rows of their own.
+    """
+    tensor = fsdp = 1
+    while weights / tensor > hbm / 4 and devices % (2 * tensor) == 0 and model.num_kv_heads % (2 * tensor) == 0:
+        tensor *= 2
+    while weights / (tensor * fsdp) > hbm / 2 and devices % (2 * tensor * fsdp) == 0:
+        fsdp *= 2
+    return MeshConfig(data=devices // (tensor * fsdp), fsdp=fsdp, tensor=tensor)
+
+
+def sampling_rows(model: LlamaConfig, states: tuple[nnx.State, ...], mesh: Mesh, *, hbm: int) -> int:
+    """As many rows as leave a tenth of the memory free, a power of two on each part of the mesh."""
+    position = 2 * model.num_layers * model.num_kv_heads * model.head_dim * jnp.dtype(model.dtype).itemsize
+    row = position * (PROMPT_TOKENS + MAX_TOKENS) / mesh.shape["tensor"]
+    free = 0.9 * hbm - arithmetic.bytes_on_a_chip(states)
+    each = min(max(int(free / row), 1), _ROWS_AT_MOST)
+    return 2 ** int(math.log2(each)) * mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) -> Lowered:
+    """`read_prompt` (prefill) or `write_token` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
+
+    Weights and cache are in the orders of axes that the compiler likes best, as they are within the loop of
+    `make_generate`; the cache is updated in place.
+    """
+    graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
+    everywhere = NamedSharding(mesh, P())
+
+    def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+    sizes: tuple[Any, ...] = (
+        whole((COLUMNS,), jnp.int32),
+        whole((STATES, COLUMNS), jnp.bool_),
+        whole((STATES, COLUMNS), jnp.int32),
+    )
+    tables = DeviceAutomaton(*sizes)
+    prompt = whole((PROMPT_TOKENS,), jnp.int32)
+    keys = jax.ShapeDtypeStruct((rows,), jax.random.key(0).dtype, sharding=NamedSharding(mesh, BATCH))
+
+    def prefill(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, prompt: jax.Array) -> Progress:
+        with on_mesh(mesh):
+            model = nnx.merge(graph, params, frozen)
+            return read_prompt(model, tables, prompt, rows=rows, start=0, max_tokens=MAX_TOKENS, stacked=True)
+
+    def decode(
+        params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, keys: jax.Array, progress: Progress
+    ) -> Progress:
+        with on_mesh(mesh):
+            return write_token(nnx.merge(graph, params, frozen), tables, SAMPLER, keys, progress)
+
+    held = params, frozen, tables
+    carried = jax.eval_shape(prefill, *held, prompt)
+    where = tree_shardings(carried, mesh, DECODE_RULES)
+    # Where an order is free, the arguments must not say theirs.
+    unplaced = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), held)
+    free_held, free_carried = (
+        jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
+        for shardings in (jax.tree.map(lambda leaf: leaf.sharding, held), where)
+    )
+    ranks = dict.fromkeys(experiment.lora.targets, experiment.lora.rank)
+    capacity = carried.cache.valid.shape[1]
+
+    def flops(rows: int) -> float:
+        cfg = experiment.model
+        return arithmetic.decode_flops(cfg, rows=rows, capacity=capacity, columns=COLUMNS, adapter_ranks=ranks)
+
+    if what == "prefill":
+        arguments: tuple = (held, prompt)
+        jitted = jax.jit(prefill, in_shardings=(*free_held, everywhere), out_shardings=free_carried)
+        program = jitted.lower(*unplaced, prompt)
+        # The cache has places for the whole text, and every token of the prompt looks at all of them.
+        products, needed = PROMPT_TOKENS * flops(1), None
+    else:
+        jitted = jax.jit(
+            decode,
+            donate_argnums=4,
+            in_shardings=(*free_held, keys.sharding, free_carried),
+            out_shardings=free_carried,
+        )
+        program = jitted.lower(*unplaced, keys, carried)
+        placed = abstract(carried, where)
+        arguments = (held, placed)
+        products = flops(rows)
+        needed = arithmetic.decode_bytes((params, frozen), (placed.cache.keys, placed.cache.values))
+    return Lowered(
+        program,
+        flops=products,
+        bytes=needed,
+        arguments=arithmetic.bytes_on_a_chip(arguments),
+        rows=rows,
+        length=capacity,
+    )

@@ -1,0 +1,132 @@
+"""Compiles a configuration's programs for TPUs without a TPU, and says what they need.
+
+The very training step, and sampling's prompt reader (prefill) and token writer (decode), are compiled by the TPU's own
+compiler for the slice that --topology names: generation and shape in chips, as v5e:4x4 or v5p:4x4x4. Printed, and
+written to --output as JSON: memory of a chip against its limit, products against what the model's equations ask for,
+memory traffic, what chips send each other, and an estimate of the time of a step at the chip's published peaks. A
+program that does not fit is refused, with the bytes it needs. The compiler comes with: pip install 'crystal-jax[tpu]'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from crystal_jax.config import Experiment, MeshConfig, from_config_dict
+from crystal_jax.errors import UserError
+from crystal_jax.files import write_text
+from crystal_jax.text.tokenizer import load_tokenizer
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Run configuration: FILE.py or FILE.py:variant.", flag_values=flag_values
+    )
+    flags.DEFINE_string("topology", None, "Slice: generation and shape, as v5e:4x4.", flag_values=flag_values)
+    flags.DEFINE_integer("num_slices", 1, "How many such slices, on one network.", flag_values=flag_values)
+    flags.DEFINE_enum("what", "all", ["train", "prefill", "decode", "all"], "Which program.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "mesh",
+        None,
+        "Another mesh: '1,-1,1' or 'data:1,fsdp:-1,tensor:1'; EasyLM's names work too.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer("rows", None, "Rows sampled side by side; by default what fits.", flag_values=flag_values)
+    flags.DEFINE_enum(
+        "optimization_level", "default", ["default", "O1"], "O1 compiles several times faster.", flag_values=flag_values
+    )
+    flags.DEFINE_multi_string("xla", [], "A flag of the compiler, as NAME=VALUE.", flag_values=flag_values)
+    flags.DEFINE_string("output", None, "Directory for one JSON file a program.", flag_values=flag_values)
+    flags.DEFINE_bool("hlo", False, "Write the compiled programs' text there, too.", flag_values=flag_values)
+    flags.mark_flags_as_required(["config", "topology"], flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Entry of `crystal-jax compile`."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a TPU that is there is not needed, and may be busy
+    try:
+        config = flag_values.config.to_dict()
+    except OSError as error:  # ml_collections reports a file that does not load at the first use
+        raise UserError(f"--config does not load: {' '.join(str(error.__cause__ or error).split())}") from error
+    if malformed := [option for option in flag_values.xla if "=" not in option]:
+        raise UserError(f"--xla={malformed[0]} is not written NAME=VALUE")
+    try:
+        mesh = MeshConfig.parse(flag_values.mesh) if flag_values.mesh else None
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    compile_config(
+        config,
+        name=config_flags.get_config_filename(flag_values["config"]),
+        topology_name=flag_values.topology,
+        num_slices=flag_values.num_slices,
+        whats=("train", "prefill", "decode") if flag_values.what == "all" else (flag_values.what,),
+        mesh=mesh,
+        rows=flag_values.rows,
+        optimization_level=flag_values.optimization_level,
+        compiler_options=dict(option.split("=", 1) for option in flag_values.xla),
+        output=Path(flag_values.output) if flag_values.output else None,
+        hlo=flag_values.hlo,
+    )
+
+
+def compile_config(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    topology_name: str,
+    num_slices: int = 1,
+    whats: Sequence[str] = ("train",),
+    mesh: MeshConfig | None = None,
+    rows: int | None = None,
+    optimization_level: str = "default",
+    compiler_options: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    hlo: bool = False,
+) -> list[dict[str, Any]]:
+    """Compiles some programs of a configuration tree; see `case.compile_case` for the arguments.
+
+    Raises:
+        UserError: a bad configuration or topology, or a program that does not fit.
+    """
+    # Late, so that --help and bad flags answer at once.
+    from crystal_jax.compile.case import compile_case
+    from crystal_jax.compile.show import show
+    from crystal_jax.compile.topology import topology
+
+    experiment, where = experiment_of(config), topology(topology_name, num_slices=num_slices)
+    reports = []
+    for what in whats:
+        report = compile_case(
+            experiment,
+            where,
+            config=name,
+            what=what,
+            mesh=mesh,
+            rows=rows,
+            optimization_level=optimization_level,
+            compiler_options=compiler_options,
+        )
+        print(show(report), flush=True)
+        reports.append(report.to_json())
+        if output is not None:
+            write_text(output / f"{what}.json", json.dumps(reports[-1], indent=2) + "\n")
+            if hlo:
+                write_text(output / f"{what}.hlo.txt", report.text)
+    return reports
+
+
+def experiment_of(config: Mapping[str, Any]) -> Experiment:
+    """The typed configuration; the tokenizer is only looked for where the vocabulary's size is not stated."""
+    if "vocab_size" in config.get("model", {}):
+        return from_config_dict(config, vocab_size=0)
+    tokenizer = dict(config.get("tokenizer", {}))
+    loaded = load_tokenizer(tokenizer.get("name", ""), tokenizer.get("path") or None)
+    return from_config_dict(config, vocab_size=loaded.vocab_size)
