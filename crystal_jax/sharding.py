@@ -66,15 +66,18 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices")
     types = (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
-    if slices == 1:
+    if devices[0].platform != "tpu":
         return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, *others = sizes
     if data % slices:
-        raise UserError(
-            f"mesh data={data} is no multiple of the {slices} slices; only that axis may cross between them"
-        )
-    grid = mesh_utils.create_hybrid_device_mesh((data // slices, *others), (slices, 1, 1), devices=devices)
+        raise UserError(f"mesh data={data} is no multiple of the {slices} slices; only that axis may cross between them")
+    # An axis of the mesh may take part of an axis of the torus: 8 x 8 in a cube of 4 x 4 x 4.
+    if slices > 1:
+        inner, outer = (data // slices, *others), (slices, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=types)
 
 

@@ -79,12 +79,12 @@ def sampling_mesh(model: LlamaConfig, weights: int, *, devices: int, hbm: int) -
 
     Weights are read for every token, whatever the batch, and chips that share them must talk in every layer. So they
     are split over tensor until they take a quarter of a chip's memory, at most over all key and value heads, and then
-    over fsdp until they take a half; the rest of the chips take rows of their own.
+    over fsdp until they take 60 %; the rest of the chips take rows of their own.
     """
     tensor = fsdp = 1
     while weights / tensor > hbm / 4 and devices % (2 * tensor) == 0 and model.num_kv_heads % (2 * tensor) == 0:
         tensor *= 2
-    while weights / (tensor * fsdp) > hbm / 2 and devices % (2 * tensor * fsdp) == 0:
+    while weights / (tensor * fsdp) > 0.6 * hbm and devices % (2 * tensor * fsdp) == 0:
         fsdp *= 2
     return MeshConfig(data=devices // (tensor * fsdp), fsdp=fsdp, tensor=tensor)
 
