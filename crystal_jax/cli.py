@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("crystal_jax.evaluate.run", "measure validity, distributions and uniqueness of crystals"),
     "compile": ("crystal_jax.compile.run", "what a configuration needs on a TPU slice, without a TPU"),
     "convert": ("crystal_jax.checkpoint.run", "convert models: Hugging Face, Meta, EasyLM, PEFT, GGUF, workdirs"),
+    "sweep": ("crystal_jax.sweep.run", "train one configuration many times, here or as jobs, and tabulate it"),
     "report": ("crystal_jax.report.run", "turn an evaluation into one HTML page"),
 }
 

@@ -1,0 +1,1 @@
+"""Many runs of one configuration, and one table of what came of them."""

@@ -1,0 +1,113 @@
+"""A sweep file → its runs.
+
+A sweep file has `CONFIG`, a configuration as `train --config` takes it, and `get_sweep()`, which returns a list of
+overrides, each a dict from dotted keys to values; `grid` makes such a list of all combinations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from crystal_jax.config import from_config_dict
+from crystal_jax.errors import UserError
+
+Overrides = Mapping[str, Any]
+
+_LONGEST_NAME = 100  # of a folder
+_ANY_VOCABULARY = 10**6  # fills in what only the tokenizer knows; the values are checked, not used
+
+
+def grid(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All combinations of some values of some keys; the last key changes fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+        name: Says what is special about it; the name of its workdir. It depends on the overrides alone, so that a
+            sweep can grow.
+        config: The configuration, FILE.py or FILE.py:variant.
+        overrides: Dotted keys of it → values.
+    """
+
+    name: str
+    config: str
+    overrides: Overrides
+
+    def flags(self) -> list[str]:
+        """What `crystal-jax train` is told, but for the workdir."""
+        return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in self.overrides.items())]
+
+
+def load_sweep(path: Path, common: Overrides | None = None) -> list[Run]:
+    """The runs of a sweep file, each checked against its configuration.
+
+    Args:
+        path: The sweep file.
+        common: Overrides of all runs; they are no part of the names.
+
+    Raises:
+        UserError: the file or its configuration does not load, or has no such key, or a value is impossible.
+    """
+    module = _load(path)
+    config = getattr(module, "CONFIG", None)
+    if not isinstance(config, str) or not callable(getattr(module, "get_sweep", None)):
+        raise UserError(f"{path} is no sweep: it needs CONFIG = 'FILE.py' and a function get_sweep()")
+    runs = [Run(_name(each), config, {**each, **(common or {})}) for each in module.get_sweep()]
+    if not runs:
+        raise UserError(f"{path}: get_sweep() returns no runs")
+    for run in runs:
+        _check(run)
+    if twice := sorted(name for name in {run.name for run in runs} if sum(r.name == name for r in runs) > 1):
+        raise UserError(f"{path}: get_sweep() has the same run twice: {twice[0]}")
+    return runs
+
+
+def _check(run: Run) -> None:
+    file, _, variant = run.config.partition(":")
+    module = _load(Path(file))
+    try:
+        config = module.get_config(variant) if variant else module.get_config()
+        config.update_from_flattened_dict(run.overrides)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.config} with {run.name}: {_first_line(error)}") from error
+    from_config_dict(config.to_dict(), vocab_size=_ANY_VOCABULARY)
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"{path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is code, and may raise anything
+        raise UserError(f"{path} does not load: {_first_line(error)}") from error
+    return module
+
+
+def _name(overrides: Overrides) -> str:
+    """Keys without their sections, where that is clear, and values, in letters that any disk takes."""
+    short = [key.rpartition(".")[2] for key in overrides]
+    keys = short if len(set(short)) == len(short) else list(overrides)
+    text = ",".join(f"{key}={value}" for key, value in zip(keys, overrides.values(), strict=True)) or "default"
+    name = re.sub(r"[^\w.=,+-]+", "-", text)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip().splitlines()
+    return text[0] if text else type(error).__name__
