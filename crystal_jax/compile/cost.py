@@ -21,6 +21,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"optimization-barrier", "add-dependency", "while", "call", "conditional"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_ELSEWHERE = {*COLLECTIVES, "custom-call"}  # within a fusion: a collective on its way
 _SEE_THROUGH = {"bitcast", "reshape", "convert", "copy", "transpose"}
 
 
@@ -72,6 +73,7 @@ def count(program: Program, *, chips_per_slice: int | None = None) -> Cost:
 class _Counter:
     def __init__(self, program: Program, chips_per_slice: int | None):
         self.program, self.chips_per_slice, self.cost = program, chips_per_slice, Cost()
+        self.begun: set[str] = set()
 
     def run(self) -> Cost:
         self._visit(self.program[self.program.entry], 1)
@@ -106,19 +108,32 @@ class _Counter:
         self.cost.bytes += times * hbm_bytes(self.program, computation, instruction)
         self._products_and_collectives(computation, instruction, times)
 
-    def _products_and_collectives(self, computation: Computation, instruction: Instruction, times: int) -> None:
+    def _products_and_collectives(
+        self, computation: Computation, instruction: Instruction, times: int, *, fused: bool = False
+    ) -> None:
         opcode = instruction.opcode
         kind = opcode.removesuffix("-start")
         if opcode in ("convolution", "dot"):
             self.cost.flops += times * product_flops(computation, instruction)
         elif kind in COLLECTIVES:
+            if fused and not self._begins(instruction):
+                return
             self._collective(computation, instruction, kind, times)
+            if fused:
+                self.cost.bytes += times * (_hbm(operand_shapes(computation, instruction)) + _hbm(instruction.shapes))
         elif opcode == "custom-call" and instruction.option(r'custom_call_target="(tpu_custom_call)"'):
             self.cost.kernels += times
         elif opcode in ("fusion", "async-start"):
             inner = self.program[str(instruction.called("calls"))]
             for part in inner:
-                self._products_and_collectives(inner, part, times)
+                self._products_and_collectives(inner, part, times, fused=True)
+
+    def _begins(self, instruction: Instruction) -> bool:
+        """Whether a fused collective is seen first: a part of it is in each product that it overlaps with."""
+        channel = instruction.option(r"channel_id=(\d+)") or instruction.name
+        seen = channel in self.begun
+        self.begun.add(channel)
+        return not seen
 
     def _collective(self, computation: Computation, instruction: Instruction, kind: str, times: int) -> None:
         held = sum(shape.bytes for shape in operand_shapes(computation, instruction))
@@ -261,6 +276,9 @@ def hbm_bytes(program: Program, computation: Computation, instruction: Instructi
     if opcode in ("dynamic-update-slice", "scatter"):
         update = shapes[1 if opcode == "dynamic-update-slice" else 2]
         return (shapes[0].in_hbm + update.in_hbm) * update.bytes
+    if opcode in ("slice-start", "dynamic-slice-start"):  # its tuple is source, target, context
+        target = instruction.shapes[1]
+        return (shapes[0].in_hbm + target.in_hbm) * target.bytes
     if opcode == "copy-start":  # its tuple is target, source, context
         return _hbm(instruction.shapes[:1]) + _hbm(shapes)
     if opcode.endswith("-start"):
@@ -303,6 +321,8 @@ def _read(program: Program, computation: Computation, name: str, whole: int) -> 
             total += share(user.shapes[0])
         elif user.opcode == "dynamic-update-slice" and first:
             continue  # in place
+        elif user.opcode in _ELSEWHERE or (user.opcode == "tuple" and user.name == computation.root):
+            continue  # counted with the collective, or passed on
         elif _sees_through(program, user) and computation.root != user.name:
             total += _read(program, computation, user.name, whole)
         elif user.opcode == "fusion":
@@ -325,6 +345,8 @@ def _sees_through(program: Program, instruction: Instruction) -> bool:
 def _written(program: Program, computation: Computation, name: str, shape: Shape) -> int:
     """What is written of a fused computation's result, if it is an array updated in place."""
     instruction = computation[name]
+    if instruction.opcode in _ELSEWHERE or instruction.opcode == "parameter":
+        return 0
     if instruction.opcode == "dynamic-update-slice":
         return computation[instruction.operands[1]].shapes[0].bytes
     if instruction.opcode in ("bitcast", "reshape"):

@@ -1,0 +1,72 @@
+"""What docs/TPU.md says around its tables."""
+
+HEAD = """
+# On TPUs, by the compiler's figures
+
+Written by `python -m crystal_jax.compile.table`; not measured on a TPU. The programs that training and sampling run
+are compiled for slices that are not there, by the TPU's own compiler ({packages}; {levels}). What is known of them
+then:
+
+- **HBM a chip**: arguments + temporaries, and the peak against what the compiler leaves a program. A program that
+  does not fit is refused.
+- **products / equations**: floating-point operations of matrix products in the compiled program, with the turns of
+  its loops, against those that the equations ask for: every product forward and for the gradient of its input; with
+  recomputation once more, all but a block's last; for the gradient of weights only where they are trained, which
+  frozen ones are not. Attention counts all pairs of places of a row.
+- **HBM traffic**: what all instructions of a step read and write; of a sliced array, the slice; nothing that stays in
+  the chip's fast memory. **Received**: what a chip gets from others: of a gathered array, the parts of the others; of
+  a summed one, twice that.
+- **Step, estimate**: the longest of products, HBM traffic and received bytes, each at the chip's published peak
+  (below). Real steps are longer: no part reaches its peak, and not all overlap. **MFU, estimate** is a bound in the
+  same sense; it counts 4 operations a frozen weight and token, and neither attention nor recomputation. **Crystals an
+  hour** are those trained on, at 282 places a crystal, or written, at 207 tokens a crystal if every finished row is
+  replaced at once.
+
+`crystal-jax compile --config=configs/llama2_70b.py --topology=v5p:4x4x4` prints the same of any configuration.
+Topologies are named by their shape in chips. Google Cloud's names of v4 and v5p count cores, of which a chip has two:
+v4-8 is 4 chips, and the 64 chips of v5p:4x4x4 are a v5p-128.
+
+## Training
+"""
+
+TRAINING = """
+Meshes are data × fsdp × tensor. Rows are packed with whole crystals; `paper` has the published batch, `tpu` about 234
+crystals a step.
+
+## Sampling
+"""
+
+SAMPLING = """
+`decode` writes one token in every row, `prefill` reads the prompt that all rows share, once on every part of the
+mesh. Rows fill the memory up to nine tenths, at most 256 on each part of the mesh; the cache has 425 positions,
+LLaMA-2's longest prompt and crystal. Models are split over tensor until their weights take a quarter of a chip's
+memory, then over fsdp until they take 60 %: weights are read for every token, and chips that share them must talk in
+every layer. Weights and cache are in the orders of axes that the compiler asks for.
+
+## Targets
+"""
+
+CHOICES_HEAD = """
+## What each choice brings
+
+A training step, changed in one thing at a time; 7B on v5e-16, 70B on v5e-64.
+"""
+
+CHOICES = """
+And before these figures, of a 7B on v5e-16:
+
+- Activations were not told to stay split by rows. They took over the embedding's split of the width, and the compiler
+  summed every layer's outputs over all chips instead of gathering its weights: peak 10.4 GiB instead of 2.8.
+- One decode step with weights and cache in the usual order of axes: both were rewritten in another order in every
+  step. 512 rows on a mesh of 1 × 1 × 16: 4.0 GiB of temporaries and 44.7 GiB of traffic; with the orders left to the
+  compiler, 0.02 GiB and 12.7 GiB.
+- Decoding at optimisation level O1 reads slices of the weights and the cache twice or three times: traffic of a 70B
+  on v5e-64 was 2.56 times its weights and cache, at the default level 1.01.
+
+## Peaks
+"""
+
+TAIL = """
+Links: half of the published bidirectional bandwidth, in a slice with more than one chip along every axis of the
+torus. The HBM limit is what the compiler states when it refuses a program.
+"""

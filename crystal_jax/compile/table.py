@@ -1,0 +1,356 @@
+"""Writes docs/TPU.md: every shipped LLaMA-2 configuration compiled for the slices it is meant for.
+
+python -m crystal_jax.compile.table --work=build/tpu --output=docs/TPU.md
+
+Each program takes half a minute to some minutes; its report is kept in the work folder, and the same command goes on
+where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from crystal_jax.compile import prose
+from crystal_jax.compile.case import compile_case, usable_links
+from crystal_jax.compile.chips import CHIPS
+from crystal_jax.compile.topology import topology
+from crystal_jax.config import Experiment, MeshConfig, from_config_dict
+from crystal_jax.errors import UserError
+from crystal_jax.files import write_text
+
+_GIB = 2**30
+Result = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One program to compile: a configuration's variant on a slice, possibly changed.
+
+    Attributes:
+        size, variant: configs/llama2_{size}.py:{variant}.
+        topology, what, num_slices: As the command's flags.
+        mesh: Another mesh than the configuration's.
+        changes: Values of the configuration, by their dotted names.
+        xla: Flags of the compiler.
+        level: Another optimisation level than the table's.
+        note: What the row of a comparison says.
+    """
+
+    size: str
+    variant: str
+    topology: str
+    what: str = "train"
+    num_slices: int = 1
+    mesh: str = ""
+    changes: tuple[tuple[str, Any], ...] = ()
+    xla: tuple[tuple[str, str], ...] = ()
+    level: str = ""
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of its report's file."""
+        parts = [self.size, self.variant, self.topology, self.what, self.mesh, self.level]
+        parts += [f"{self.num_slices}slices"] if self.num_slices > 1 else []
+        parts += [f"{name}={value}" for name, value in (*self.changes, *self.xla)]
+        return re.sub(r"[^\w.=,-]", "-", "_".join(part for part in parts if part))
+
+
+# Slices as Google Cloud calls them: the numbers of v4 and v5p count cores, of which a chip has two.
+SLICES: Mapping[str, str] = {
+    "v5e:4x4": "v5e-16",
+    "v5e:8x8": "v5e-64",
+    "v5e:16x16": "v5e-256",
+    "v4:2x2x1": "v4-8",
+    "v4:2x2x4": "v4-32",
+    "v5p:4x4x4": "v5p-128",
+}
+TARGETS = (
+    ("7b", "tpu", "v5e:4x4"),
+    ("7b", "tpu", "v4:2x2x1"),
+    ("13b", "tpu", "v5e:4x4"),
+    ("13b", "tpu", "v4:2x2x4"),
+    ("70b", "tpu", "v5e:8x8"),
+    ("70b", "int8", "v5e:8x8"),
+    ("70b", "tpu", "v5e:16x16"),
+    ("70b", "int8", "v5e:16x16"),
+    ("70b", "tpu", "v5p:4x4x4"),
+    ("70b", "int8", "v5p:4x4x4"),
+)
+PAPER = (("7b", "paper", "v5e:4x4"), ("13b", "paper", "v5e:4x4"), ("70b", "paper", "v5p:4x4x4"))
+TRAINING = (
+    *(Case(size=s, variant=v, topology=t) for s, v, t in (*TARGETS, *PAPER)),
+    Case(size="7b", variant="tpu", topology="v5e:4x4", num_slices=2, mesh="2,16,1"),
+)
+SAMPLING = tuple(
+    Case(size=s, variant=v, topology=t, what=what, level="default")
+    for s, v, t in TARGETS
+    for what in ("prefill", "decode")
+)
+_WINDOWS = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+
+
+def _choice(note: str, *, size: str = "7b", where: str = "v5e:4x4", **changed: Any) -> Case:
+    return Case(size=size, variant="tpu", topology=where, note=note, **changed)
+
+
+CHOICES = (
+    _choice("7B as shipped"),
+    _choice("products start before all of a weight is there (XLA's default)", xla=((_WINDOWS, "0"),)),
+    _choice("no recomputation", changes=(("execution.remat", False),)),
+    _choice("4 micro-batches", changes=(("optimizer.accumulate", 4),)),
+    _choice("fsdp 4, tensor 4", mesh="1,4,4"),
+    _choice("128 rows of 512", changes=(("data.seq_len", 512), ("data.batch_size", 128))),
+    _choice("32 rows of 2,048", changes=(("data.seq_len", 2048), ("data.batch_size", 32))),
+    _choice("logits of counted places only, 128 at once", changes=(("execution.loss_chunk", 128),)),
+    _choice("no dropout", changes=(("lora.dropout", 0.0),)),
+    _choice("70B as shipped", size="70b", where="v5e:8x8"),
+    _choice("XLA's default, as above", size="70b", where="v5e:8x8", xla=((_WINDOWS, "0"),)),
+    _choice("fsdp 64", size="70b", where="v5e:8x8", mesh="1,64,1"),
+    _choice("fsdp 16, tensor 4", size="70b", where="v5e:8x8", mesh="1,16,4"),
+    _choice("4 micro-batches", size="70b", where="v5e:8x8", changes=(("optimizer.accumulate", 4),)),
+)
+
+
+def main() -> None:
+    """Compiles what is not there yet, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", type=Path, default=Path("configs"))
+    parser.add_argument("--work", type=Path, default=Path("build/tpu"), help="reports, kept")
+    parser.add_argument("--output", type=Path, default=Path("docs/TPU.md"))
+    parser.add_argument("--optimization_level", choices=("default", "O1"), default="O1")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    results = {}
+    for case in (*TRAINING, *SAMPLING, *CHOICES):
+        results[case.key] = load_or_compile(case, args.configs, args.work, level=args.optimization_level)
+    write_text(args.output, document(results, level=args.optimization_level))
+
+
+def load_or_compile(case: Case, configs: Path, work: Path, *, level: str) -> Result:
+    """The report of a case, out of the work folder if it is there; a refused program has `refused` instead."""
+    path = work / level / f"{case.key}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    print(f"compiling {case.key}", file=sys.stderr, flush=True)
+    try:
+        report: Result = compile_case(
+            experiment_of(case, configs),
+            topology(case.topology, num_slices=case.num_slices),
+            config=f"configs/llama2_{case.size}.py:{case.variant}",
+            what=case.what,
+            mesh=MeshConfig.parse(case.mesh) if case.mesh else None,
+            optimization_level=case.level or level,
+            compiler_options=dict(case.xla),
+        ).to_json()
+    except UserError as error:
+        report = {"refused": str(error)}
+    write_text(path, json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def experiment_of(case: Case, configs: Path) -> Experiment:
+    """The case's configuration, changed as it says."""
+    path = configs / f"llama2_{case.size}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"no configuration {path}; give --configs=FOLDER")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(case.variant)
+    for name, value in case.changes:
+        section, key = name.split(".")
+        config[section][key] = value
+    return from_config_dict(config.to_dict(), vocab_size=0)
+
+
+def document(results: Mapping[str, Result], *, level: str) -> str:
+    """The whole page."""
+    made_by = next(r["versions"] for r in results.values() if "versions" in r)
+    levels = f"optimisation level {level}, sampling at the default level" if level != "default" else "default level"
+    packages = ", ".join(f"{name} {made_by[name]}" for name in ("jax", "libtpu", "flax"))
+    parts = [
+        prose.HEAD.format(packages=packages, levels=levels),
+        training_table(results),
+        prose.TRAINING,
+        sampling_table(results),
+        prose.SAMPLING,
+        verdicts(results),
+        prose.CHOICES_HEAD,
+        choices_table(results),
+        prose.CHOICES,
+        chips_table(),
+        prose.TAIL,
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(row) for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _where(case: Case) -> str:
+    slices = f"{case.num_slices} × " if case.num_slices > 1 else ""
+    return f"{slices}{SLICES[case.topology]} ({case.topology})"
+
+
+def _mesh(result: Result) -> str:
+    return " × ".join(str(size) for size in result["mesh"].values())
+
+
+def _memory(result: Result) -> str:
+    memory = result["memory"]
+    sizes = (memory[name] / _GIB for name in ("arguments", "temporaries", "peak", "limit"))
+    return "{:.2f} + {:.2f}, peak {:.2f} of {:.2f}".format(*sizes)
+
+
+def _received(result: Result) -> str:
+    kinds = sorted(result["cost"]["collectives"].items(), key=lambda item: -item[1]["bytes"])
+    shown = [f"{kind} {traffic['bytes'] / _GIB:.1f}" for kind, traffic in kinds if traffic["bytes"] / _GIB >= 0.05]
+    return ", ".join(shown) or "–"
+
+
+def _time(result: Result) -> str:
+    names = {"compute": "products", "memory": "HBM", "links": "links", "network": "network"}
+    times = {name: result["estimate"][key] or 0.0 for key, name in names.items()}
+    return f"{1e3 * result['estimate']['step']:,.0f} ms ({max(times, key=lambda name: times[name])})"
+
+
+def training_table(results: Mapping[str, Result]) -> str:
+    """One row a configuration and slice."""
+    head = ["config", "slice", "mesh", "rows × tokens", "HBM a chip, GiB", "products / equations", "HBM traffic, GiB"]
+    head += ["received, GiB", "step, estimate", "MFU, estimate", "crystals an hour, estimate", "compiled in, s"]
+    rows = []
+    for case in TRAINING:
+        result, name = results[case.key], f"{case.size} `{case.variant}`"
+        if "refused" in result:
+            rows.append([name, _where(case), result["refused"], *[""] * (len(head) - 3)])
+            continue
+        cost, estimate = result["cost"], result["estimate"]
+        rows.append(
+            [
+                name,
+                _where(case),
+                _mesh(result),
+                f"{result['rows']} × {result['length']}",
+                _memory(result),
+                f"{cost['flops'] / result['expected_flops']:.3f}",
+                f"{cost['bytes'] / _GIB:,.0f}",
+                _received(result),
+                _time(result),
+                f"{estimate['mfu']:.0%}",
+                f"{estimate['crystals_per_hour']:,.0f}",
+                f"{result['compile_seconds']:.0f}",
+            ]
+        )
+    return _table(head, rows)
+
+
+def sampling_table(results: Mapping[str, Result]) -> str:
+    """One row a configuration, slice and program."""
+    head = ["config", "slice", "program", "mesh", "rows", "HBM a chip, GiB", "HBM traffic, GiB", "/ weights and cache"]
+    head += ["received, GiB", "step, estimate", "crystals an hour, estimate", "compiled in, s"]
+    rows = []
+    for case in SAMPLING:
+        result, name = results[case.key], f"{case.size} `{case.variant}`"
+        if "refused" in result:
+            rows.append([name, _where(case), case.what, result["refused"], *[""] * (len(head) - 4)])
+            continue
+        needed, hourly = result["expected_bytes"], result["estimate"]["crystals_per_hour"]
+        rows.append(
+            [
+                name,
+                _where(case),
+                case.what,
+                _mesh(result),
+                f"{result['rows']:,}",
+                _memory(result),
+                f"{result['cost']['bytes'] / _GIB:.1f}",
+                f"{result['cost']['bytes'] / needed:.2f}" if needed else "",
+                _received(result),
+                f"{1e3 * result['estimate']['step']:.1f} ms",
+                f"{hourly:,.0f}" if hourly else "",
+                f"{result['compile_seconds']:.0f}",
+            ]
+        )
+    return _table(head, rows)
+
+
+def verdicts(results: Mapping[str, Result]) -> str:
+    """The targets, met or missed, from the figures."""
+    every = [(case, results[case.key]) for case in (*TRAINING, *SAMPLING)]
+    refused = [f"{c.size} `{c.variant}` {c.what} on {_where(c)}" for c, r in every if "refused" in r]
+    done = [(case, result) for case, result in every if "refused" not in result]
+    products = [(c, r["cost"]["flops"] / r["expected_flops"]) for c, r in done if c.what != "prefill"]
+    traffic = [(c, r["cost"]["bytes"] / r["expected_bytes"]) for c, r in done if c.what == "decode"]
+
+    def verdict(ratios: list[tuple[Case, float]], limit: float) -> str:
+        above = [f"{c.size} `{c.variant}` {c.what} on {_where(c)} ({r:.2f})" for c, r in ratios if r > limit]
+        return f"met by {len(ratios) - len(above)} of {len(ratios)}" + (
+            f"; missed by {', '.join(above)}" if above else ""
+        )
+
+    rows = [
+        ["everything fits", "met" if not refused else f"missed by {', '.join(refused)}"],
+        ["products ≤ 1.15 × the equations', training and decode", verdict(products, 1.15)],
+        ["decode: HBM traffic ≤ 1.2 × weights and cache", verdict(traffic, 1.2)],
+    ]
+    return _table(["target", "result"], rows)
+
+
+def choices_table(results: Mapping[str, Result]) -> str:
+    """What each choice brings, by the compiler's figures."""
+    head = ["training step", "temporaries, GiB", "peak, GiB", "products, TFLOP", "HBM traffic, GiB", "received, GiB"]
+    head += ["step, estimate"]
+    rows = []
+    for case in CHOICES:
+        result = results[case.key]
+        if "refused" in result:
+            found = re.search(r"it needs (\S+) of", result["refused"])
+            rows.append([case.note, f"refused: {found[1] if found else result['refused']}", *[""] * (len(head) - 2)])
+            continue
+        memory, cost = result["memory"], result["cost"]
+        rows.append(
+            [
+                case.note,
+                f"{memory['temporaries'] / _GIB:.2f}",
+                f"{memory['peak'] / _GIB:.2f}",
+                f"{cost['flops'] / 1e12:.1f}",
+                f"{cost['bytes'] / _GIB:,.0f}",
+                _received(result),
+                _time(result),
+            ]
+        )
+    return _table(head, rows)
+
+
+def chips_table() -> str:
+    """The peaks that the estimates divide by."""
+    head = ["chip", "bf16, TFLOP/s", "HBM, GB/s", "links, GB/s received", "HBM limit, GiB", "source"]
+    rows = [
+        [
+            chip.name,
+            f"{chip.tflops:g}",
+            f"{chip.hbm_gbps:g}",
+            f"{usable_links(chip, (2,) * chip.ici_axes):g}",
+            f"{chip.hbm_limit / _GIB:.2f}",
+            chip.source,
+        ]
+        for chip in CHIPS.values()
+    ]
+    return _table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
