@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -126,3 +129,14 @@ def training_config(directory: str, **changes: dict[str, Any]) -> dict[str, Any]
     for section, values in changes.items():
         tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
     return tree
+
+
+CONFIGS = sorted(p for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem != "__init__")
+
+
+def load_config(path: Path) -> ModuleType:
+    """A file of configs/, which are no part of the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,6 +1,5 @@
 """Every file in configs/ builds, and opens with its result, its cost and its command."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,15 +7,12 @@ import pytest
 from crystal_jax.config import from_config_dict
 from crystal_jax.demo import demo_config
 from crystal_jax.text.tokenizer import load_tokenizer
-
-CONFIGS = sorted(p for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem != "__init__")
+from tests.experiments import CONFIGS, load_config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_builds_and_says_what_to_expect(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_config(path)
     for word in ("Result:", "Cost:", "Command:"):
         assert word in module.__doc__
     for variant in module.VARIANTS:

@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from crystal_jax.config import MeshConfig, from_config_dict
+from crystal_jax.errors import UserError
+from crystal_jax.model.llama import empty_cache
+from crystal_jax.sharding import DECODE_RULES, make_mesh, on_mesh, split_rows, split_width, tree_shardings
+from tests.experiments import TINY, training_config
+
+
+@pytest.mark.parametrize(
+    "text", ["1,-1,2", "dp:1,fsdp:-1,mp:2", "data:1, fsdp:-1, tensor:2", "tensor:2,data:1,fsdp:-1"]
+)
+def test_meshes_in_our_notation_and_in_easylms(text):
+    assert MeshConfig.parse(text) == MeshConfig(data=1, fsdp=-1, tensor=2)
+    assert from_config_dict({**training_config(""), "mesh": text}, vocab_size=98).mesh == MeshConfig.parse(text)
+
+
+@pytest.mark.parametrize("text", ["1,1", "1,x,1", "1,1,1,1", "dp:1,dp:1,mp:1", "sp:1,fsdp:1,mp:1", ""])
+def test_what_is_no_mesh(text):
+    with pytest.raises(UserError, match=r"config\.mesh: mesh .* is not written like '1,-1,1'"):
+        from_config_dict({**training_config(""), "mesh": text}, vocab_size=98)
+    with pytest.raises(ValueError, match="order of devices"):
+        MeshConfig.parse("!1,-1,1")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [("2,-1,3", "does not fit 4 devices"), ("-1,-1,1", "at most one is -1"), ("0,2,2", "sizes are positive")],
+)
+def test_meshes_that_do_not_fit(sizes, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(MeshConfig.parse(sizes))
+
+
+@pytest.mark.parametrize(
+    ("stacked", "spec"), [(False, P(("data", "fsdp"), "tensor")), (True, P(None, ("data", "fsdp"), "tensor"))]
+)
+def test_a_cache_is_split_by_rows_and_heads(stacked, spec):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
+    cache = jax.eval_shape(lambda: empty_cache(TINY, batch=4, capacity=5, stacked=stacked))
+    where = tree_shardings({"cache": cache}, mesh, DECODE_RULES)["cache"]
+    assert {s.spec for s in jax.tree.leaves((where.keys, where.values))} == {spec}
+    assert where.valid.spec == P(("data", "fsdp"))
+    assert where.length.spec == P()
+
+
+def test_an_array_that_does_not_divide_is_named_with_its_shape_and_axis():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=1))
+    cache = jax.eval_shape(lambda: empty_cache(TINY, batch=6, capacity=5))
+    message = r"cache/keys/0 of shape \(6, 2, 5, 8\): axis 0 does not divide over the 4 devices of 'data' x 'fsdp'"
+    with pytest.raises(UserError, match=message):
+        tree_shardings({"cache": cache}, mesh, DECODE_RULES)
+
+
+def test_activations_are_split_on_the_mesh_of_the_step():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=1))
+    x = jax.device_put(jnp.ones((4, 1, 8)), NamedSharding(mesh, P()))
+
+    @jax.jit
+    def step(x):
+        with on_mesh(mesh):
+            return split_rows(x + 0), split_width(x + 1), split_width(x[:1] + 2)
+
+    rows, width, shared = (y.sharding.shard_shape(y.shape) for y in step(x))
+    assert (rows, width, shared) == ((1, 1, 8), (2, 1, 4), (1, 1, 4))
+    assert split_rows(x) is x  # without a mesh, nothing
