@@ -56,12 +56,13 @@ on_all_hosts() {
     run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"
 }
 
+# In one chain, as bash does not stop at errors within a condition.
 setup() {
     need bucket
     local archive=crystal_jax.tar.gz
-    run git archive --format=tar.gz --prefix=crystal_jax/ "--output=/tmp/$archive" HEAD
-    run gcloud compute tpus tpu-vm scp "/tmp/$archive" "$name:" "${where[@]}" --worker=all
-    on_all_hosts "tar -xzf $archive && crystal_jax/launch/tpu_host.sh $(quoted "$bucket")"
+    run git archive --format=tar.gz --prefix=crystal_jax/ "--output=/tmp/$archive" HEAD &&
+        run gcloud compute tpus tpu-vm scp "/tmp/$archive" "$name:" "${where[@]}" --worker=all &&
+        on_all_hosts "tar -xzf $archive && crystal_jax/launch/tpu_host.sh $(quoted "$bucket")"
 }
 
 run_command() {
@@ -76,15 +77,21 @@ delete() {
 all() {
     need bucket
     need_command
+    local status
+    create
     while true; do
-        create
-        if wait_until_active && setup && run_command; then
-            return
+        status=0
+        { wait_until_active && setup && run_command; } || status=$?
+        [ "$status" != 0 ] || return 0
+        sleep 60 # the state follows the machines
+        if [ "$(state)" != ACTIVE ]; then
+            echo "$name was taken away; asking for another" >&2
+            delete || true
+            create
+        elif [ "$status" != 75 ]; then
+            # What fails on a slice that is still there would fail again.
+            fail "status $status, see above; the slice is there: --action=run, or --action=delete"
         fi
-        # A command that fails on a slice that is still there would fail again.
-        [ "$(state)" != ACTIVE ] || fail "the command failed, and the slice is there: see above, then --action=run"
-        echo "$name was taken away; asking for another" >&2
-        delete
     done
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -210,7 +211,7 @@ class _Report:
                 f"{what}; {self._guard.patience} steps in a row were so far above the median that they were skipped: "
                 "try a lower optimizer.peak_lr, or larger guard.loss_factor and guard.norm_factor"
             )
-        self._bar.write(f"skipped: {what}")
+        self._say(f"skipped: {what}")
 
     def _names(self, crystals: np.ndarray) -> list[str]:
         """Of the crystals in the whole batch; all processes ask at the same step."""
@@ -222,7 +223,11 @@ class _Report:
         if values:
             self._log.write(step, values)
             said = ", ".join(f"{name.removeprefix('val_')} {value:.4f}" for name, value in values.items())
-            self._bar.write(f"step {step}: {said}")
+            self._say(f"step {step}: {said}")
+
+    def _say(self, line: str) -> None:
+        if is_first():
+            self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Ends bar and log."""

@@ -1,8 +1,11 @@
+import dataclasses
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from crystal_jax.config import DataConfig, TaskConfig
-from crystal_jax.data.examples import ExampleMaker
+from crystal_jax.data.examples import ExampleMaker, crystal_of
 from crystal_jax.data.mp20 import open_split
 from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
 from crystal_jax.errors import UserError
@@ -107,3 +110,57 @@ def test_what_does_not_fit_is_named(records):
     kept, left_out = fitting(records, maker(), seq_len=256)
     assert len(kept) == len(records)
     assert left_out == []
+
+
+SHARDED = DataConfig(directory="", seq_len=64, batch_size=4, packing_bins=4, seed=0, shards=4)
+
+
+@pytest.mark.parametrize(
+    ("shards", "rows"),
+    [
+        (4, [(0, 1), (2, 3)]),
+        (4, [(0,), (1,), (2,), (3,)]),
+        (2, [(0, 2), (1, 3)]),  # a mesh may give a process rows that are apart
+        (2, [(0, 1), (0, 1), (2, 3), (2, 3)]),  # and the same rows to two
+        (1, [(0, 1), (2, 3)]),
+    ],
+)
+def test_the_global_batch_does_not_depend_on_who_reads_it(records, shards, rows):
+    cfg = dataclasses.replace(SHARDED, shards=shards)
+    whole = train_batches(records, maker(), cfg)
+    parts = [train_batches(records, maker(), cfg, rows=rows, process=i) for i in range(len(rows))]
+    assert sorted(shard for part in parts for shard in part.owned) == list(range(shards))
+    for _ in range(3):
+        batch = next(whole)
+        for theirs, part in zip(rows, parts, strict=True):
+            for name, values in next(part).items():
+                np.testing.assert_array_equal(values, batch[name][list(theirs)])
+
+
+def test_a_position_moves_to_another_number_of_processes(records):
+    pair = [train_batches(records, maker(), SHARDED, rows=[(0, 1), (2, 3)], process=i) for i in range(2)]
+    for part in pair:
+        next(part), next(part)
+    state = {name: place for part in pair for name, place in part.get_state().items()}
+    alone = train_batches(records, maker(), SHARDED)
+    alone.set_state(state)
+    following = next(alone)
+    expected = [next(part) for part in pair]
+    for name, values in following.items():
+        np.testing.assert_array_equal(values, np.concatenate([part[name] for part in expected]))
+    fewer = train_batches(records, maker(), dataclasses.replace(SHARDED, shards=2))
+    with pytest.raises(UserError, match=r"data.shards=4, not 2"):
+        fewer.set_state(state)
+
+
+def test_every_example_can_be_traced_to_its_crystal(records):
+    make = maker(infill=0.0, conditions=False)
+    batch = next(train_batches(records, make, SHARDED))
+    for row in range(4):
+        held = [i for i in batch["crystals"][row] if i]
+        assert len(held) == batch["segments"][row].max()
+        for segment, number in enumerate(held, start=1):
+            where = (batch["segments"][row] == segment) & (batch["weights"][row] == 1)
+            text = make.tokenizer.decode(batch["targets"][row][where].tolist())
+            written = Counter(make.text_format.decode(text).symbols)
+            assert written == Counter(crystal_of(records[number - 1]).symbols)

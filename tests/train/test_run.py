@@ -3,8 +3,12 @@ import shutil
 
 import pytest
 
+from crystal_jax.checkpoint.workdir import best_step, read_experiment
+from crystal_jax.data.mp20 import open_split
 from crystal_jax.errors import UserError
+from crystal_jax.model.flops import train_flops_per_token
 from crystal_jax.train.run import train
+from crystal_jax.train.trace import parse_steps
 from tests.experiments import training_config
 
 
@@ -93,7 +97,96 @@ def test_bad_configurations_are_one_clear_line(dataset, tmp_path, changes, messa
     assert "\n" not in str(caught.value)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_crystals(dataset, tmp_path):
     config = training_config(str(dataset), optimizer={"peak_lr": 1e30, "clip_norm": 1e30, "warmup_steps": 1})
-    with pytest.raises(UserError, match=r"step \d+ is .*(nan|inf)"):
+    with pytest.raises(
+        UserError, match=r"step (\d+) is .*(nan|inf).*its batch held csv-\S+, .* and \d+ more"
+    ) as caught:
         train(config, workdir=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    (row,) = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    ids = {record.material_id for record in open_split(dataset, "train")}
+    assert len(row["crystals"]) > 3
+    assert ids.issuperset(row["crystals"])
+    assert not (tmp_path / f"run/checkpoints/{row['step']}").exists()
+
+
+TINY = {"model": {"num_layers": 1}, "task": {"infill": 0.0, "conditions": False}, "data": {"seq_len": 32}}
+
+
+@pytest.fixture(scope="module")
+def judged(dataset, tmp_path_factory):
+    """A run that samples, traces two steps, and keeps the best checkpoint."""
+    workdir = tmp_path_factory.mktemp("judged") / "run"
+    config = training_config(
+        str(dataset),
+        **TINY,
+        optimizer={"peak_lr": 0.3},
+        train={"num_steps": 8, "eval_every": 1, "save_every": 1, "keep": 2, "samples": 5, "peak_tflops": 1e-3},
+    )
+    train(config, workdir=workdir, profile_steps="2:3")
+    return workdir
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(judged):
+    losses = curve(judged, "val_loss")
+    best = min(losses, key=losses.get)
+    assert {int(p.name) for p in (judged / "checkpoints").iterdir() if p.name.isdecimal()} == {best, 7, 8}
+    assert best_step(judged) == best
+
+
+def test_the_log_says_where_the_time_goes(judged):
+    rows = [json.loads(line) for line in (judged / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 0
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    for row in steps:
+        assert row["tokens_per_second"] > 0
+        assert 0 < row["goodput"] < 1
+        assert row["data_wait_seconds"] > 0
+    flops = train_flops_per_token(read_experiment(judged).model, read_experiment(judged).lora)
+    assert steps[-1]["mfu"] == pytest.approx(steps[-1]["tokens_per_second"] * flops / (4 * 1e9))
+    spent = [
+        sum(row.get(f"{name}_seconds", 0) for row in steps) for name in ("compile", "validation", "save", "sampling")
+    ]
+    assert all(spent)
+    productive = [row["productive_seconds"] for row in steps]
+    assert productive == sorted(productive)
+    assert not [name for name in steps[-1] if name.startswith("memory")]  # a CPU does not count it
+
+
+def test_validation_is_told_by_what_a_token_writes(judged):
+    names = ("lattice", "element", "coordinate", "end")
+    parts = {name: curve(judged, f"val_loss_{name}")[8] for name in names}
+    # Two atoms each: 6 numbers of the lattice, 2 elements, 6 coordinates, the end.
+    mean = (6 * parts["lattice"] + 2 * parts["element"] + 6 * parts["coordinate"] + parts["end"]) / 15
+    assert mean == pytest.approx(curve(judged, "val_loss")[8], rel=1e-5)
+
+
+def test_samples_are_judged_at_checkpoints(judged):
+    for name in ("sample_validity", "sample_structural_validity", "sample_compositional_validity"):
+        found = curve(judged, name)
+        assert sorted(found) == list(range(1, 9))
+        assert {round(5 * value, 6) for value in found.values()} <= set(range(6))
+    assert all(
+        curve(judged, "sample_validity")[i] <= curve(judged, "sample_structural_validity")[i] for i in range(1, 9)
+    )
+
+
+def test_steps_are_traced_when_asked(judged):
+    assert list((judged / "profile").rglob("*.xplane.pb"))
+    with pytest.raises(UserError, match="--profile_steps=9: give the first and the last"):
+        parse_steps("9")
+
+
+def test_a_spike_is_skipped_reported_and_in_the_end_stops_the_run(dataset, tmp_path, capfd):
+    guard = {"window": 2, "loss_factor": 1.0001, "norm_factor": 0.0, "patience": 2}
+    config = training_config(
+        str(dataset), **TINY, guard=guard, optimizer={"peak_lr": 3.0, "warmup_steps": 0}, train={"num_steps": 50}
+    )
+    with pytest.raises(UserError, match=r"2 steps in a row were so far above the median.*guard.loss_factor"):
+        train(config, workdir=tmp_path / "run")
+    skipped = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert len(skipped) >= 2
+    assert "skipped: the loss of step" in capfd.readouterr().err
+    assert skipped[-1]["step"] == skipped[-2]["step"] + 1

@@ -1,0 +1,8 @@
+"""What the server of `supervised.py` imports before it forks. Nothing here may touch a device."""
+
+import jax.experimental.multihost_utils  # noqa: F401
+
+import crystal_jax.train.loop
+import crystal_jax.train.probes
+import crystal_jax.train.processes
+import crystal_jax.train.run  # noqa: F401

@@ -1,0 +1,134 @@
+"""Training in processes of their own that may be killed, started again and again by a supervisor.
+
+Starting Python and importing JAX is most of the life of such a process, so a server that has imported everything forks
+them, and they share a compilation cache.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+ROOT = str(Path(__file__).parents[2])
+if ROOT not in sys.path:  # the server finds this module by it
+    sys.path.insert(0, ROOT)
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.train.imported"])
+SAVING = "*.orbax-checkpoint-tmp*"  # a checkpoint that is being written
+PREEMPTED = 75
+
+
+def _work(config, workdir, process, num_processes, devices, port, cache, stop_after):
+    """One process of a run; ends with the exit status of the command line."""
+    log = os.open(f"{workdir}.process{process}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    # No device has been touched yet, so this still counts.
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={devices // num_processes} --xla_backend_optimization_level=0"
+    )
+    import jax
+
+    from crystal_jax.errors import Preempted
+    from crystal_jax.train.processes import join
+    from crystal_jax.train.run import train
+
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if num_processes > 1:
+        join(f"localhost:{port}", num_processes, process)
+    try:
+        train(config, workdir=Path(workdir), stop_after=stop_after)
+    except Preempted as stop:
+        print(stop)
+        sys.exit(PREEMPTED)
+
+
+class Group:
+    """The processes of one run; with `with`, none of them outlives the block."""
+
+    def __init__(self, config, workdir, cache, *, processes=1, devices=4, stop_after=None):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        arguments = [
+            (config, str(workdir), i, processes, devices, port, str(cache), stop_after) for i in range(processes)
+        ]
+        self.processes = [_CONTEXT.Process(target=_work, args=each) for each in arguments]
+
+    def __enter__(self):
+        for process in self.processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def alive(self):
+        return all(process.is_alive() for process in self.processes)
+
+    def signal(self, which, number):
+        os.kill(self.processes[which].pid, number)
+
+    def wait(self, timeout=300):
+        """Exit statuses; negative ones are signals."""
+        deadline = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(deadline - time.monotonic(), 0))
+        return [process.exitcode for process in self.processes]
+
+
+def run(config, workdir, cache, **kwargs):
+    """From start to end, undisturbed."""
+    with Group(config, workdir, cache, **kwargs) as group:
+        assert set(group.wait()) == {0}, Path(f"{workdir}.process0.log").read_text()[-2000:]
+
+
+def curve(workdir, key="loss"):
+    """The values of one metric by step."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {row["step"]: row[key] for row in rows if key in row}
+
+
+def saved(workdir):
+    """Steps of the finished checkpoints."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+def run_and_kill(config, workdir, cache, *, kills, seed, **kwargs):
+    """Kills the run `kills` times, half of them at a random step and half while it saves, then lets it finish.
+
+    Returns:
+        How many kills left a half-written checkpoint behind.
+    """
+    rng, mid_save = random.Random(seed), 0
+    checkpoints = workdir / "checkpoints"
+    for kill in range(kills):
+        before = saved(workdir)
+        target = (before or [0])[-1] + rng.randint(1, config["train"]["save_every"] + 1)
+        with Group(config, workdir, cache, **kwargs) as group:
+            deadline = time.monotonic() + 300
+            while time.monotonic() < deadline:
+                assert group.alive(), Path(f"{workdir}.process0.log").read_text()[-2000:]
+                if kill % 2 and any(checkpoints.glob(SAVING)) and saved(workdir) == before:
+                    break
+                if not kill % 2 and max(curve(workdir), default=0) >= target:
+                    break
+                time.sleep(0.001)
+            else:
+                raise AssertionError(f"nothing to kill at in five minutes: {workdir}")
+            group.signal(rng.randrange(len(group.processes)), signal.SIGKILL)
+        mid_save += any(checkpoints.glob(SAVING))
+    run(config, workdir, cache, **kwargs)
+    return mid_save

@@ -1,0 +1,111 @@
+"""Runs of several processes, killed at random: what a pod does to a run, on this machine."""
+
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.experiments import training_config
+from tests.train.supervised import PREEMPTED, Group, curve, run, run_and_kill, saved
+
+STEPS = 64
+
+
+@pytest.fixture(scope="module")
+def config(dataset):
+    # Two streams, so that two processes have one each; small, so that a step takes milliseconds.
+    return training_config(
+        str(dataset),
+        model={"num_layers": 1, "vocab_size": 1084},  # divides over two
+        task={"infill": 0.0, "conditions": False},
+        data={"seq_len": 32, "batch_size": 4, "shards": 2},
+        train={"num_steps": STEPS, "eval_every": 8, "save_every": 4, "keep": 2},
+        guard={"window": 8},
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def alone(config, cache, tmp_path_factory):
+    """The workdir of an undisturbed run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    run(config, workdir, cache)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def pair(config, cache, tmp_path_factory):
+    """The same of two processes with two devices each."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    run(config, workdir, cache, processes=2)
+    return workdir
+
+
+def values(workdir, key="loss"):
+    found = curve(workdir, key)
+    return [found[step] for step in sorted(found)]
+
+
+def test_the_number_of_processes_does_not_change_the_losses(alone, pair, config, cache, tmp_path):
+    run(config, tmp_path / "four", cache, processes=4, stop_after=8)
+    assert len(values(alone)) == STEPS
+    for key in ("loss", "val_loss", "val_loss_coordinate"):
+        np.testing.assert_allclose(values(pair, key), values(alone, key), rtol=1e-4)
+        four = values(tmp_path / "four", key)
+        np.testing.assert_allclose(four, values(alone, key)[: len(four)], rtol=1e-5)
+    assert len(values(tmp_path / "four")) == 8
+
+
+def test_killed_fourteen_times_alone(alone, config, cache, tmp_path):
+    mid_save = run_and_kill(config, tmp_path / "run", cache, kills=14, seed=0)
+    assert mid_save >= 4
+    assert curve(tmp_path / "run") == curve(alone)  # to the bit
+    assert curve(tmp_path / "run", "val_loss") == curve(alone, "val_loss")
+
+
+def test_killed_eight_times_as_a_pair(pair, config, cache, tmp_path):
+    """Any one of the two dies; a launcher then takes down the other."""
+    mid_save = run_and_kill(config, tmp_path / "run", cache, kills=8, seed=1, processes=2)
+    assert mid_save >= 2
+    assert curve(tmp_path / "run") == curve(pair)
+    assert curve(tmp_path / "run", "val_loss") == curve(pair, "val_loss")
+
+
+@pytest.mark.parametrize(
+    ("begun", "processes", "mesh"), [("pair", 1, (1, 2, 2)), ("alone", 2, (4, 1, 1))], ids=["two-to-one", "one-to-two"]
+)
+def test_a_run_goes_on_elsewhere(request, config, cache, tmp_path, begun, processes, mesh):
+    """From a checkpoint, with another number of processes and on another mesh."""
+    source, workdir = request.getfixturevalue(begun), tmp_path / "run"
+    shutil.copytree(source, workdir)
+    shutil.rmtree(workdir / f"checkpoints/{STEPS}")
+    start = saved(workdir)[-1]
+    elsewhere = {**config, "mesh": dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))}
+    run(elsewhere, workdir, cache, processes=processes)
+    assert saved(workdir)[-1] == STEPS
+    assert start == STEPS - config["train"]["save_every"]
+    np.testing.assert_allclose(values(workdir), values(source), rtol=1e-5)
+    assert values(workdir) != values(source)  # so it was computed anew
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_at_once_and_says_so(alone, pair, config, cache, tmp_path, processes):
+    workdir = tmp_path / "run"
+    rarely = {**config, "train": {**config["train"], "save_every": STEPS}}
+    with Group(rarely, workdir, cache, processes=processes) as group:
+        while max(curve(workdir), default=0) < 3:
+            assert group.alive()
+            time.sleep(0.001)
+        group.signal(processes - 1, signal.SIGTERM)  # one of them is enough
+        assert group.wait() == [PREEMPTED] * processes
+    (step,) = saved(workdir)
+    assert 3 <= step < STEPS
+    assert max(curve(workdir)) == step
+    run(rarely, workdir, cache, processes=processes)
+    assert curve(workdir) == curve(pair if processes == 2 else alone)
