@@ -12,18 +12,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from crystal_jax.config import Experiment, LlamaConfig, input_axes
-
-
-def projection_weights(cfg: LlamaConfig) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of each projection of a block."""
-    heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    sizes = {"q": heads, "k": kv_heads, "v": kv_heads, "o": heads}
-    sizes |= dict.fromkeys(("gate", "up", "down"), cfg.mlp_dim)
-    return {
-        name: (size, cfg.embed_dim) if name == "down" or input_axes(name) == 2 else (cfg.embed_dim, size)
-        for name, size in sizes.items()
-    }
+from crystal_jax.config import Experiment, LlamaConfig
+from crystal_jax.model.flops import projection_sizes
 
 
 def train_flops(experiment: Experiment) -> float:
@@ -37,7 +27,7 @@ def train_flops(experiment: Experiment) -> float:
     tokens = experiment.data.batch_size * experiment.data.seq_len
     trained = lora.rank == 0
     total = 0.0
-    for name, (inputs, outputs) in projection_weights(cfg).items():
+    for name, (inputs, outputs) in projection_sizes(cfg).items():
         recomputed = remat and name != "down"
         total += cfg.num_layers * 2 * inputs * outputs * (2 + trained + recomputed)
         if name in lora.targets and not trained:
@@ -51,7 +41,7 @@ def train_flops(experiment: Experiment) -> float:
 def decode_flops(cfg: LlamaConfig, *, rows: int, capacity: int, columns: int, adapter_ranks: dict[str, int]) -> float:
     """Operations of one token in each of `rows` rows; attention goes over the whole cache, whatever is in it yet."""
     total = 0.0
-    for name, (inputs, outputs) in projection_weights(cfg).items():
+    for name, (inputs, outputs) in projection_sizes(cfg).items():
         total += 2 * inputs * outputs + 2 * adapter_ranks.get(name, 0) * (inputs + outputs)
     total = cfg.num_layers * (total + 4 * capacity * cfg.num_heads * cfg.head_dim)
     return rows * (total + 2 * cfg.embed_dim * columns)

@@ -19,7 +19,6 @@ class Chip:
         ici_axes: Axes of the torus that the links belong to.
         dcn_gbps: What a chip can receive from other slices, 10⁹ bytes a second; None where it is not published.
         hbm_limit: What a program may use, bytes: the compiler (libtpu 0.0.42) says so when it refuses one.
-        cores: Cores of a chip, as the names of machines count them: a v4-8 has 4 chips, a v5litepod-16 has 16.
         source: Of the figures, but for the limit.
     """
 
@@ -30,7 +29,6 @@ class Chip:
     ici_axes: int
     dcn_gbps: float | None
     hbm_limit: int
-    cores: int
     source: str
 
 
@@ -46,7 +44,6 @@ CHIPS: Mapping[str, Chip] = {
             ici_axes=3,
             dcn_gbps=None,
             hbm_limit=int(30.75 * _GIB),
-            cores=2,
             source="cloud.google.com/tpu/docs/v4; links: Jouppi et al., arXiv:2304.01433 (six of 50 GB/s)",
         ),
         Chip(
@@ -57,7 +54,6 @@ CHIPS: Mapping[str, Chip] = {
             ici_axes=2,
             dcn_gbps=25 / 8,
             hbm_limit=int(15.75 * _GIB),
-            cores=1,
             source="cloud.google.com/tpu/docs/v5e",
         ),
         Chip(
@@ -68,7 +64,6 @@ CHIPS: Mapping[str, Chip] = {
             ici_axes=3,
             dcn_gbps=50 / 8,
             hbm_limit=int(95.74 * _GIB),
-            cores=2,
             source="cloud.google.com/tpu/docs/v5p",
         ),
         Chip(
@@ -79,7 +74,6 @@ CHIPS: Mapping[str, Chip] = {
             ici_axes=2,
             dcn_gbps=None,
             hbm_limit=int(31.25 * _GIB),
-            cores=1,
             source="cloud.google.com/tpu/docs/v6e",
         ),
     )

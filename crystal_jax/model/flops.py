@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crystal_jax.config import PROJECTIONS, LlamaConfig, LoraConfig
+from crystal_jax.config import LlamaConfig, LoraConfig
 
 
 def train_flops_per_token(cfg: LlamaConfig, lora: LoraConfig) -> float:
@@ -18,10 +18,10 @@ def train_flops_per_token(cfg: LlamaConfig, lora: LoraConfig) -> float:
     return 4.0 * frozen + 6.0 * adapters if lora.rank else 6.0 * frozen
 
 
-def _weights(cfg: LlamaConfig, lora: LoraConfig) -> tuple[int, int]:
-    """Weights that multiply each token, outside of adapters and in them."""
+def projection_sizes(cfg: LlamaConfig) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each projection of a block."""
     heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    sizes = {
+    return {
         "q": (cfg.embed_dim, heads),
         "k": (cfg.embed_dim, kv_heads),
         "v": (cfg.embed_dim, kv_heads),
@@ -30,6 +30,11 @@ def _weights(cfg: LlamaConfig, lora: LoraConfig) -> tuple[int, int]:
         "up": (cfg.embed_dim, cfg.mlp_dim),
         "down": (cfg.mlp_dim, cfg.embed_dim),
     }
-    block = sum(sizes[name][0] * sizes[name][1] for name in PROJECTIONS)
+
+
+def _weights(cfg: LlamaConfig, lora: LoraConfig) -> tuple[int, int]:
+    """Weights that multiply each token, outside of adapters and in them."""
+    sizes = projection_sizes(cfg)
+    block = sum(inputs * outputs for inputs, outputs in sizes.values())
     adapters = sum(lora.rank * sum(sizes[name]) for name in lora.targets)
     return cfg.num_layers * block + cfg.embed_dim * cfg.vocab_size, cfg.num_layers * adapters
