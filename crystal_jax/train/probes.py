@@ -18,6 +18,7 @@ from pymatgen.core import Composition
 from crystal_jax.checkpoint.workdir import abstract_parameters
 from crystal_jax.config import SAMPLE_RATES, Experiment
 from crystal_jax.evaluate.oxidation import load_oxidation_table
+from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
 from crystal_jax.sample.decode import Sampler, make_generate
@@ -58,6 +59,7 @@ class Probe:
         verdicts = np.array([self._judge(ids) for ids in tokens.tolist()])
         return dict(zip(SAMPLE_RATES, verdicts.mean(axis=0).tolist(), strict=True))
 
+    @quiet()
     def _judge(self, ids: list[int]) -> tuple[bool, bool, bool]:
         """Whether a sample is valid, and whether its structure and its composition are."""
         ids = list(itertools.takewhile(lambda i: i != self._tokenizer.eos_id, ids))
