@@ -44,7 +44,7 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         seq_len=640 if paper else 1024,
         batch_size=16 if paper else 64,
         packing_bins=16 if paper else 64,
-        shards=16,
+        shards=16 if paper else 32,
         seed=0,
     )
     config.optimizer = dict(
