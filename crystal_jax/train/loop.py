@@ -261,6 +261,9 @@ def _save(
 
 
 def _restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState, data: BatchStream) -> TrainState:
+    folder = Path(checkpoints.directory) / str(step)
+    if not any((folder / "data").glob("stream_*.json")):
+        raise UserError(f"{folder} was written by an earlier version: sample from it, or begin in another --workdir")
     items = dict(
         params=ocp.args.StandardRestore(like.params),
         optimizer=ocp.args.StandardRestore(_rest(like)),

@@ -27,7 +27,7 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"--distributed: {str(error).splitlines()[0]}; where no TPU, GKE, SLURM or MPI says it, give "
+            f"--distributed: {str(error).splitlines()[0].rstrip('.')}; where no TPU, GKE, SLURM or MPI says it, give "
             "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
         ) from error
 

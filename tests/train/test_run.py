@@ -99,9 +99,7 @@ def test_bad_configurations_are_one_clear_line(dataset, tmp_path, changes, messa
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_crystals(dataset, tmp_path):
     config = training_config(str(dataset), optimizer={"peak_lr": 1e30, "clip_norm": 1e30, "warmup_steps": 1})
-    with pytest.raises(
-        UserError, match=r"step \d+ is .*(nan|inf).*its batch held \S+, .* and \d+ more"
-    ) as caught:
+    with pytest.raises(UserError, match=r"step \d+ is .*(nan|inf).*its batch held \S+, .* and \d+ more") as caught:
         train(config, workdir=tmp_path / "run")
     assert "\n" not in str(caught.value)
     (row,) = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
@@ -190,3 +188,17 @@ def test_a_spike_is_skipped_reported_and_in_the_end_stops_the_run(dataset, tmp_p
     assert len(skipped) >= 2
     assert "skipped: the loss of step" in capfd.readouterr().err
     assert skipped[-1]["step"] == skipped[-2]["step"] + 1
+
+
+def test_another_number_of_streams_is_refused(judged, dataset):
+    config = training_config(str(dataset), **{**TINY, "data": {"seq_len": 32, "shards": 2}}, train={"num_steps": 9})
+    with pytest.raises(UserError, match=r"this run has data.shards=1, not 2"):
+        train(config, workdir=judged)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(judged, dataset, tmp_path):
+    shutil.copytree(judged, tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints/8/data").iterdir():
+        path.rename(path.with_name("process_0-of-1.json"))
+    with pytest.raises(UserError, match=r"checkpoints/8 was written by an earlier version: sample from it"):
+        train(training_config(str(dataset), **TINY, train={"num_steps": 9}), workdir=tmp_path / "run")
