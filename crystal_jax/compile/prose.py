@@ -52,6 +52,11 @@ CHOICES_HEAD = """
 A training step, changed in one thing at a time; 7B on v5e-16, 70B on v5e-64.
 """
 
+ROWS = """
+A decode step with fewer rows reads less beyond its weights and cache, as more of what it computes stays on the chip.
+But each weight that it reads is of use to fewer rows, and it writes fewer crystals an hour:
+"""
+
 CHOICES = """
 What came before these figures:
 

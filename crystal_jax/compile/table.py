@@ -40,6 +40,7 @@ class Case:
         size, variant: configs/llama2_{size}.py:{variant}.
         topology, what, num_slices: As the command's flags.
         mesh: Another mesh than the configuration's.
+        rows: Rows sampled side by side; 0 is as many as fit.
         changes: Values of the configuration, by their dotted names.
         xla: Flags of the compiler.
         level: Another optimisation level than the table's.
@@ -52,6 +53,7 @@ class Case:
     what: str = "train"
     num_slices: int = 1
     mesh: str = ""
+    rows: int = 0
     changes: tuple[tuple[str, Any], ...] = ()
     xla: tuple[tuple[str, str], ...] = ()
     level: str = ""
@@ -62,6 +64,7 @@ class Case:
         """The name of its report's file."""
         parts = [self.size, self.variant, self.topology, self.what, self.mesh, self.level]
         parts += [f"{self.num_slices}slices"] if self.num_slices > 1 else []
+        parts += [f"{self.rows}rows"] if self.rows else []
         parts += [f"{name}={value}" for name, value in (*self.changes, *self.xla)]
         return re.sub(r"[^\w.=,-]", "-", "_".join(part for part in parts if part))
 
@@ -120,6 +123,18 @@ CHOICES = (
 )
 
 
+# Rows and meshes of a decode step where the cache of a layer does not stay on the chip.
+ROWS = tuple(
+    Case(size="70b", variant=variant, topology="v5p:4x4x4", what="decode", level="default", rows=rows, mesh=mesh)
+    for variant, mesh, choices in (
+        ("tpu", "", (0, 1024, 512)),
+        ("int8", "", (0,)),
+        ("int8", "8,1,8", (2048, 1024, 512)),
+    )
+    for rows in choices
+)
+
+
 def main() -> None:
     """Compiles what is not there yet, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,7 +145,7 @@ def main() -> None:
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     results = {}
-    for case in (*TRAINING, *SAMPLING, *CHOICES):
+    for case in (*TRAINING, *SAMPLING, *CHOICES, *ROWS):
         results[case.key] = load_or_compile(case, args.configs, args.work, level=args.optimization_level)
     write_text(args.output, document(results, level=args.optimization_level))
 
@@ -148,6 +163,7 @@ def load_or_compile(case: Case, configs: Path, work: Path, *, level: str) -> Res
             config=f"configs/llama2_{case.size}.py:{case.variant}",
             what=case.what,
             mesh=MeshConfig.parse(case.mesh) if case.mesh else None,
+            rows=case.rows or None,
             optimization_level=case.level or level,
             compiler_options=dict(case.xla),
         ).to_json()
@@ -186,6 +202,8 @@ def document(results: Mapping[str, Result], *, level: str) -> str:
         verdicts(results),
         prose.CHOICES_HEAD,
         choices_table(results),
+        prose.ROWS,
+        rows_table(results),
         prose.CHOICES,
         chips_table(),
         prose.TAIL,
@@ -330,6 +348,26 @@ def choices_table(results: Mapping[str, Result]) -> str:
                 _time(result),
             ]
         )
+    return _table(head, rows)
+
+
+def rows_table(results: Mapping[str, Result]) -> str:
+    """Memory traffic and yield of a decode step, by how much is in a chip's share of it."""
+    head = ["70B decode on " + _where(ROWS[0]), "mesh", "rows", "HBM traffic, GiB", "/ weights and cache"]
+    head += ["step, estimate", "crystals an hour, estimate"]
+    done = [(case, results[case.key]) for case in ROWS if "refused" not in results[case.key]]
+    rows = [
+        [
+            f"`{case.variant}`",
+            _mesh(result),
+            f"{result['rows']:,}",
+            f"{result['cost']['bytes'] / _GIB:.1f}",
+            f"{result['cost']['bytes'] / result['expected_bytes']:.2f}",
+            f"{1e3 * result['estimate']['step']:.1f} ms",
+            f"{result['estimate']['crystals_per_hour']:,.0f}",
+        ]
+        for case, result in done
+    ]
     return _table(head, rows)
 
 
