@@ -36,16 +36,27 @@ class Cache(NamedTuple):
     factor of five over any layout with a layer axis in front. On a TPU the layers are a loop, and what a loop reads
     and writes must be one array.
 
+    Each row has its own length, so that rows at different places of different texts are read side by side.
+
     Attributes:
-        keys, values: num_layers arrays of shape [b, k, s, h], or one [l, b, k, s, h].
-        valid: Which positions hold a token (a left-padded row begins with positions that hold none).
-        length: Positions filled, the same for all rows.
+        keys, values: num_layers arrays of shape [b, k, s, h], or one [l, b, k, s, h]. What stands beyond a row's length
+            is never attended to.
+        length: Positions filled in each row.
     """
 
     keys: tuple[Float[Array, "b k s h"], ...] | Float[Array, "l b k s h"]
     values: tuple[Float[Array, "b k s h"], ...] | Float[Array, "l b k s h"]
-    valid: Bool[Array, "b s"]
-    length: Int[Array, ""]
+    length: Int[Array, " b"]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether all layers are in one array."""
+        return not isinstance(self.keys, tuple)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that a row has room for."""
+        return (self.keys if self.stacked else self.keys[0]).shape[-2]
 
 
 def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int, stacked: bool = False) -> Cache:
@@ -57,19 +68,23 @@ def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int, stacked: bool = 
             return jnp.zeros((cfg.num_layers, *shape), cfg.dtype)
         return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.num_layers))
 
-    return Cache(blank(), blank(), jnp.zeros((batch, capacity), bool), jnp.zeros((), jnp.int32))
+    return Cache(blank(), blank(), jnp.zeros(batch, jnp.int32))
 
 
-def _write(stored: Array, new: Float[Array, "b k t h"], start: Array, layer: Array | None) -> tuple[Array, Array]:
+def _write(stored: Array, new: Float[Array, "b k t h"], start: Int[Array, " b"], layer: Array | None) -> tuple:
     """Puts a layer's new keys or values into its array, or into the array of all layers, in place.
 
     Returns:
         The array, and all that the layer has in it.
     """
     if layer is None:
-        stored = jax.lax.dynamic_update_slice(stored, new, (0, 0, start, 0))
+        stored = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0)))(stored, new, start)
         return stored, stored
-    stored = jax.lax.dynamic_update_slice(stored, new[None], (layer, 0, 0, start, 0))
+
+    def row(old: Array, new: Array, at: Array) -> Array:
+        return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, at, 0))
+
+    stored = jax.vmap(row, in_axes=(1, 0, 0), out_axes=1)(stored, new, start)
     return stored, jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
 
 
@@ -324,30 +339,25 @@ class Llama(nnx.Module):
         return x
 
     def extend(
-        self, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"], cache: Cache
+        self, tokens: Int[Array, "b t"], count: Int[Array, " b"], cache: Cache
     ) -> tuple[Float[Array, "b t d"], Cache]:
-        """Reads further tokens into a cache; returns their last hidden states, for `unembed`.
+        """Reads the first `count` of a row's tokens into its cache; returns last hidden states, for `unembed`.
 
-        A token's position is the number of valid tokens before it, so that left padding moves nothing.
+        The tokens after them are computed in vain, and overwritten by the next. The cache has room for all t.
         """
-        t, capacity = tokens.shape[1], cache.valid.shape[1]
-        seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
-        positions = cache.valid.sum(axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1
-        places = cache.length + jnp.arange(t)
-        # Each place sees itself too, valid or not: a row of the softmax must not be empty.
-        causal = jnp.arange(capacity) <= places[:, None]
-        itself = jnp.arange(capacity) == places[:, None]
-        mask = ((seen[:, None] & causal) | itself)[:, None]
-        angles = rotary(jnp.maximum(positions, 0), head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
+        positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
+        mask = (jnp.arange(cache.capacity) <= positions[..., None])[:, None]
+        angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
         graph, stacked = nnx.split(self.blocks)
         x, num_layers = split_width(self._embed(tokens)), self.cfg.num_layers
-        if isinstance(cache.keys, tuple):
+        length = cache.length + count
+        if not cache.stacked:
             keys, values = [], []
             for state, k, v in zip(unstack(stacked, num_layers), cache.keys, cache.values, strict=True):
                 x, (k, v) = nnx.merge(graph, state)(x, angles, mask, (k, v, cache.length, None))
                 keys.append(k)
                 values.append(v)
-            return x, Cache(tuple(keys), tuple(values), seen, cache.length + t)
+            return x, Cache(tuple(keys), tuple(values), length)
 
         def layer(carry: tuple, xs: tuple[Array, nnx.State]) -> tuple[tuple, None]:
             # The cache is carried, which is in place; as the scan's xs and ys there would be two of it.
@@ -358,7 +368,7 @@ class Llama(nnx.Module):
 
         carry: tuple = (x, cache.keys, cache.values)
         (x, all_keys, all_values), _ = jax.lax.scan(layer, carry, (jnp.arange(num_layers), stacked))
-        return x, Cache(all_keys, all_values, seen, cache.length + t)
+        return x, Cache(all_keys, all_values, length)
 
     def unembed(self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None) -> Float[Array, "b t v"]:
         """Logits in float32, of the whole vocabulary or of the given token ids only."""

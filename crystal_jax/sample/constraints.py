@@ -1,45 +1,198 @@
-"""The grammar on the device: two tables, looked up for each row at each step."""
+"""What each row may write next, as tables and arrays on the device.
+
+Two things decide it: the grammar, whose automaton all rows share, and the row's own limits on its composition. Both
+work on *columns*: indices into the few tokens that the grammar uses.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Int
+from pymatgen.core import Composition
 
+from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.grammar import TokenAutomaton
+
+_INDEX = {symbol: i for i, symbol in enumerate(ELEMENTS)}
 
 
 class DeviceAutomaton(NamedTuple):
-    """A `TokenAutomaton` as arrays. A *column* is an index into `token_ids`, the few tokens the grammar uses.
+    """A `TokenAutomaton` as arrays.
 
     Attributes:
-        token_ids: Shape [k].
+        token_ids: Token id of each column; shape [k].
         allowed: Which columns each state admits; shape [n_states, k].
         next_state: The state after a column, where it is admitted; shape [n_states, k].
+        forced: Columns that must follow a state, one after another, until there is a choice; shape [n_states, j].
+        num_forced: How many of `forced` count; shape [n_states].
+        after: The state after them; shape [n_states].
+        completed: Index of the element that they complete, or -1; shape [n_states].
+        kind: Which part of an element symbol a state is in, 0 for none; shape [n_states].
+        reach: Elements that are still possible after a column, for each kind; shape [n_kinds, k, e].
+        complete: Index of the element that a column completes, or -1; shape [n_kinds, k].
+        end: The state after EOS, and EOS's column.
+        max_atoms: Most atoms that the grammar has room for.
     """
 
     token_ids: Int[Array, " k"]
     allowed: Bool[Array, "n_states k"]
     next_state: Int[Array, "n_states k"]
+    forced: Int[Array, "n_states j"]
+    num_forced: Int[Array, " n_states"]
+    after: Int[Array, " n_states"]
+    completed: Int[Array, " n_states"]
+    kind: Int[Array, " n_states"]
+    reach: Bool[Array, "n_kinds k e"]
+    complete: Int[Array, "n_kinds k"]
+    end: tuple[int, int]
+    max_atoms: int
 
 
-def to_device(automaton: TokenAutomaton) -> DeviceAutomaton:
-    """The tables as they are looked up."""
-    return DeviceAutomaton(
-        jnp.asarray(automaton.token_ids),
-        jnp.asarray(automaton.allowed),
-        jnp.asarray(automaton.next_state),
+def to_device(automaton: TokenAutomaton, *, jump: bool = True) -> DeviceAutomaton:
+    """The tables as they are looked up; without `jump` no state forces anything, and each token is drawn."""
+    runs = [_forced_run(automaton, state) if jump else () for state in range(len(automaton.next_state))]
+    forced = np.zeros((len(runs), max(map(len, runs))), np.int32)
+    after, completed = np.arange(len(runs), dtype=np.int32), np.full(len(runs), -1, np.int32)
+    for state, run in enumerate(runs):
+        forced[state, : len(run)] = run
+        for column in run:
+            completed[state] = max(completed[state], automaton.complete[automaton.kind[after[state]], column])
+            after[state] = automaton.next_state[after[state], column]
+    arrays = dict(
+        token_ids=automaton.token_ids,
+        allowed=automaton.allowed,
+        next_state=automaton.next_state,
+        forced=forced,
+        num_forced=np.array([len(run) for run in runs], np.int32),
+        after=after,
+        completed=completed,
+        kind=automaton.kind,
+        reach=automaton.reach,
+        complete=automaton.complete,
     )
+    end = automaton.end, int(automaton.allowed[automaton.end].argmax())
+    return DeviceAutomaton(**jax.tree.map(jnp.asarray, arrays), end=end, max_atoms=automaton.max_atoms)
 
 
-def mask_logits(
-    automaton: DeviceAutomaton, state: Int[Array, " b"], logits: Float[Array, "b k"]
-) -> Float[Array, "b k"]:
-    """Gives every column that the grammar forbids in `state` probability zero."""
-    return jnp.where(automaton.allowed[state], logits, -jnp.inf)
+def _forced_run(automaton: TokenAutomaton, state: int) -> tuple[int, ...]:
+    """The columns after a state that leave no choice. EOS is drawn as any other, since nothing reads it."""
+    run: list[int] = []
+    while automaton.allowed[state].sum() == 1:
+        column = int(automaton.allowed[state].argmax())
+        state = int(automaton.next_state[state, column])
+        if state == automaton.end:
+            break
+        run.append(column)
+    return tuple(run)
 
 
-def advance(automaton: DeviceAutomaton, state: Int[Array, " b"], column: Int[Array, " b"]) -> Int[Array, " b"]:
-    """The states after one more token in each row."""
-    return automaton.next_state[state, column]
+class Limits(NamedTuple):
+    """What a row's composition must be.
+
+    Attributes:
+        elements: Which may occur; shape [b, e] (no b for a single row).
+        formula: Atoms of each element in a formula unit; all 0 where no formula is asked for. Shape [b, e].
+        min_atoms, max_atoms: Of the cell; shape [b].
+    """
+
+    elements: Bool[Array, "b e"]
+    formula: Int[Array, "b e"]
+    min_atoms: Int[Array, " b"]
+    max_atoms: Int[Array, " b"]
+
+
+def make_limits(
+    *,
+    elements: Sequence[str] = ELEMENTS,
+    formula: str | None = None,
+    min_atoms: int = 1,
+    max_atoms: int = 20,
+) -> Limits:
+    """Limits of one row, as NumPy arrays.
+
+    Args:
+        elements: Elements that may occur.
+        formula: The composition is a multiple of this formula, such as LiFePO4.
+        min_atoms: Fewest atoms in the cell.
+        max_atoms: Most atoms in the cell.
+
+    Raises:
+        ValueError: no composition is within the limits, or something in them is no element or formula.
+    """
+    if unknown := set(elements) - set(ELEMENTS):
+        raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
+    if not elements:
+        raise ValueError("A crystal needs at least one allowed element")
+    if not 1 <= min_atoms <= max_atoms:
+        raise ValueError(f"min_atoms={min_atoms} must be at least 1 and at most max_atoms={max_atoms}")
+    unit = formula_unit(formula) if formula else {}
+    if foreign := set(unit) - set(elements):
+        raise ValueError(f"{formula} has {', '.join(sorted(foreign))}, which the allowed elements leave out")
+    size = sum(unit.values())
+    if unit and not any(min_atoms <= n <= max_atoms for n in range(size, max_atoms + 1, size)):
+        raise ValueError(f"no multiple of {formula} ({size} atoms) has {min_atoms} to {max_atoms} atoms")
+    allowed, counts = np.zeros(len(ELEMENTS), bool), np.zeros(len(ELEMENTS), np.int32)
+    allowed[[_INDEX[symbol] for symbol in elements]] = True
+    for symbol, number in unit.items():
+        counts[_INDEX[symbol]] = number
+    return Limits(allowed, counts, np.int32(min_atoms), np.int32(max_atoms))
+
+
+def formula_unit(formula: str) -> Mapping[str, int]:
+    """Atoms of each element in the reduced formula: 4 of Li4Fe4P4O16 is LiFePO4.
+
+    Raises:
+        ValueError: it is no formula, or has broken numbers of atoms.
+    """
+    try:
+        composition = Composition(formula)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{formula!r} is not a chemical formula") from error
+    unit = composition.reduced_composition.get_el_amt_dict()
+    if not unit or any(number != round(number) for number in unit.values()):
+        raise ValueError(f"{formula!r} is not a formula with whole numbers of atoms")
+    return {symbol: round(number) for symbol, number in unit.items()}
+
+
+def permitted(
+    tables: DeviceAutomaton, limits: Limits, counts: Int[Array, "b e"], state: Int[Array, " b"]
+) -> Bool[Array, "b k"]:
+    """The columns that the limits leave open, given how many atoms of each element a row has.
+
+    An element is open if some composition within the limits has one more of it; the end, if this one is within them.
+    """
+    total, size = counts.sum(axis=-1), limits.formula.sum(axis=-1)
+    asked = size > 0
+    units = jnp.arange(1, tables.max_atoms + 1)
+    whole = units[:, None] * limits.formula[:, None]  # [b, m, e]
+    atoms = units * size[:, None]
+    fits = (atoms >= limits.min_atoms[:, None]) & (atoms <= limits.max_atoms[:, None])
+    contains = fits & (whole >= counts[:, None]).all(axis=-1)
+    more = (contains[..., None] & (whole > counts[:, None])).any(axis=1)
+    open_elements = limits.elements & jnp.where(asked[:, None], more, (total < limits.max_atoms)[:, None])
+    exact = (contains & (atoms == total[:, None])).any(axis=-1)
+    may_end = jnp.where(asked, exact, total >= limits.min_atoms)
+
+    kind = tables.kind[state]
+    # A product with every kind, of which the row's is picked: [b, k, e] would be far more to read.
+    reached = jnp.einsum("be,nke->bnk", open_elements.astype(jnp.float32), tables.reach.astype(jnp.float32))
+    reachable = jnp.take_along_axis(reached, kind[:, None, None], axis=1)[:, 0] > 0
+    columns = reachable | ~tables.reach.any(axis=-1)[kind]
+    ends = jnp.arange(columns.shape[-1]) == tables.end[1]
+    unfinished = (state != tables.end[0])[:, None]
+    return jnp.where(ends & unfinished, may_end[:, None], columns)
+
+
+def count_atoms(
+    tables: DeviceAutomaton, counts: Int[Array, "b e"], state: Int[Array, " b"], column: Int[Array, " b"]
+) -> Int[Array, "b e"]:
+    """The numbers of atoms after a column and what it forces; either may complete an element symbol."""
+    every = jnp.arange(counts.shape[-1])
+    drawn = tables.complete[tables.kind[state], column]
+    forced = tables.completed[tables.next_state[state, column]]
+    return counts + (drawn[:, None] == every) + (forced[:, None] == every)

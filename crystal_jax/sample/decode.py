@@ -1,60 +1,47 @@
-"""Sampling on the device: one prompt, many rows, a KV cache, and the grammar at every step."""
+"""Sampling on the device: rows of different texts, at different places, side by side.
+
+A row is a place in the batch. `fill` puts the beginning of a text into some rows, `write` draws one token in each row
+and reads it, together with the tokens that the grammar forces after it. Which text goes where is the scheduler's.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from crystal_jax.config import LlamaConfig
 from crystal_jax.model.llama import Cache, Llama, empty_cache
-from crystal_jax.sample.constraints import DeviceAutomaton, advance, mask_logits, to_device
-from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
-from crystal_jax.text.grammar import TokenAutomaton
+from crystal_jax.sample.constraints import DeviceAutomaton, Limits, count_atoms, permitted
+from crystal_jax.text.crystal_text import ELEMENTS
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """How a token is drawn.
+def draw(
+    keys: Key[Array, " b"], logits: Float[Array, "b k"], temperature: Float[Array, " b"], top_p: Float[Array, " b"]
+) -> Int[Array, " b"]:
+    """One column for each row; a logit of -inf is never drawn.
 
-    Attributes:
-        temperature: Logits are divided by it; 0 takes the most likely token.
-        top_p: Draw from the smallest set of tokens that holds this share of probability (Holtzman et al., 2020).
+    Logits are divided by the temperature, and 0 takes the most likely. Drawn is from the smallest set of columns that
+    holds the share `top_p` of the probability (Holtzman et al., arXiv:1904.09751). One uniform number a row looks up the
+    cumulative distribution: Gumbel noise would take one a column.
     """
-
-    temperature: float
-    top_p: float
-
-    def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-
-    def draw(self, keys: Key[Array, " b"], logits: Float[Array, "b k"]) -> Int[Array, " b"]:
-        """One column for each row; a logit of -inf is never drawn.
-
-        One uniform number a row looks up the cumulative distribution: Gumbel noise would take one a column.
-        """
-        if self.temperature == 0:
-            return logits.argmax(axis=-1)
-        probabilities = jax.nn.softmax(logits / self.temperature, axis=-1)
-        if self.top_p < 1:
-            probabilities = jnp.where(_outside_nucleus(probabilities, self.top_p), 0.0, probabilities)
-        cumulative = jnp.cumsum(probabilities, axis=-1)
-        threshold = jax.vmap(jax.random.uniform)(keys)[:, None] * cumulative[:, -1:]
-        # Sums are rounded, so they alone could point at a forbidden column, or past the last.
-        reached = (cumulative > threshold) & (probabilities > 0)
-        return jnp.where(reached.any(axis=-1), reached.argmax(axis=-1), probabilities.argmax(axis=-1))
+    greedy = temperature == 0
+    probabilities = jax.nn.softmax(logits / jnp.where(greedy, 1, temperature)[:, None], axis=-1)
+    outside = jax.lax.cond(
+        (top_p < 1).any(), _outside_nucleus, lambda p, _: jnp.zeros(p.shape, bool), probabilities, top_p[:, None]
+    )
+    probabilities = jnp.where(outside, 0.0, probabilities)
+    cumulative = jnp.cumsum(probabilities, axis=-1)
+    threshold = jax.vmap(jax.random.uniform)(keys)[:, None] * cumulative[:, -1:]
+    # Sums are rounded, so they alone could point at a forbidden column, or past the last.
+    reached = (cumulative > threshold) & (probabilities > 0)
+    likeliest = logits.argmax(axis=-1)
+    return jnp.where(reached.any(axis=-1) & ~greedy, reached.argmax(axis=-1), likeliest)
 
 
-def _outside_nucleus(probabilities: Float[Array, "b k"], top_p: float) -> Bool[Array, "b k"]:
+def _outside_nucleus(probabilities: Float[Array, "b k"], top_p: Float[Array, "b 1"]) -> Bool[Array, "b k"]:
     """Columns before which, from the most likely one on, the share is reached already."""
     ordered = jnp.sort(probabilities, axis=-1, descending=True)
     before = jnp.cumsum(ordered, axis=-1) - ordered
@@ -62,120 +49,162 @@ def _outside_nucleus(probabilities: Float[Array, "b k"], top_p: float) -> Bool[A
     return probabilities < smallest
 
 
-class Samples(NamedTuple):
-    """Finished rows.
+class Wish(NamedTuple):
+    """What is asked of a text, an array element a row.
 
     Attributes:
-        tokens: Token ids, EOS where a row has ended; shape [b, max_tokens].
-        log_prob: Natural logarithm of the model's probability of the row, at temperature 1, among the texts of
-            the grammar; shape [b].
+        key: Of its random numbers; with the number of a token it decides the draw.
+        temperature, top_p: See `draw`.
+        limits: Of its composition.
     """
 
-    tokens: Int[Array, "b max_tokens"]
-    log_prob: Float[Array, " b"]
+    key: Key[Array, " b"]
+    temperature: Float[Array, " b"]
+    top_p: Float[Array, " b"]
+    limits: Limits
 
 
-class Progress(NamedTuple):
-    """What is carried from token to token.
+class Rows(NamedTuple):
+    """The texts being written.
 
     Attributes:
-        step: Tokens written so far.
-        cache: Of the prompt and of what is written.
+        cache: Of their prompts and of what is written.
         logits: Of the next token, over the grammar's columns.
-        state: Where each row is in the grammar.
-        columns: What is written, as columns of the grammar.
-        log_prob: As in `Samples`, so far.
+        state: Where each is in the grammar; a free row is at the end.
+        written: Tokens written, EOS included.
+        columns: Those tokens, as columns of the grammar.
+        counts: Atoms of each element so far.
+        log_prob: Natural logarithm of the model's probability of the text, at temperature 1, among those of the grammar.
+        log_kept: The same of the share of probability that the limits left, multiplied over the tokens.
+        wish: What is asked of each.
     """
 
-    step: Int[Array, ""]
     cache: Cache
     logits: Float[Array, "b k"]
     state: Int[Array, " b"]
-    columns: Int[Array, "b max_tokens"]
+    written: Int[Array, " b"]
+    columns: Int[Array, "b n"]
+    counts: Int[Array, "b e"]
     log_prob: Float[Array, " b"]
+    log_kept: Float[Array, " b"]
+    wish: Wish
 
 
-Generate = Callable[[nnx.State, Int[Array, " t"], Key[Array, " b"]], Samples]
+class Prompts(NamedTuple):
+    """Prompts read once, for any number of rows: a cache of n rows, and the logits of what follows."""
+
+    cache: Cache
+    logits: Float[Array, "n k"]
 
 
-def read_prompt(
-    model: Llama,
-    tables: DeviceAutomaton,
-    prompt: Int[Array, " t"],
-    *,
-    rows: int,
-    start: int,
-    max_tokens: int,
-    stacked: bool = False,
-) -> Progress:
-    """The state before the first token; all rows have the same prompt.
+def free_rows(
+    cfg: LlamaConfig, tables: DeviceAutomaton, *, rows: int, prompt_tokens: int, max_tokens: int, stacked: bool = False
+) -> Rows:
+    """Rows that write nothing yet.
 
-    It is read once and its cache is shared out. `stacked` loops over the layers (see `Cache`).
+    Args:
+        cfg: The model's.
+        tables: The grammar's.
+        rows: How many.
+        prompt_tokens: Length of the longest prompt.
+        max_tokens: Length of the longest text, EOS included.
+        stacked: Loop over the layers (see `Cache`).
     """
-    cache = empty_cache(model.cfg, batch=1, capacity=prompt.shape[0] + max_tokens, stacked=stacked)
-    hidden, cache = model.extend(prompt[None], jnp.ones((1, prompt.shape[0]), bool), cache)
-    keys, values = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=int(stacked)), (cache.keys, cache.values))
-    return Progress(
-        step=jnp.zeros((), jnp.int32),
-        cache=Cache(keys, values, jnp.repeat(cache.valid, rows, axis=0), cache.length),
-        logits=jnp.repeat(model.unembed(hidden[:, -1:], tables.token_ids)[:, 0], rows, axis=0),
-        state=jnp.full(rows, start, jnp.int32),
-        columns=jnp.zeros((rows, max_tokens), jnp.int32),
-        log_prob=jnp.zeros(rows),
+    # A step writes as many tokens as it may force, wanted or not.
+    room = max_tokens + tables.forced.shape[1]
+    columns, elements = tables.token_ids.shape[0], len(ELEMENTS)
+    ints, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows)
+    limits = Limits(jnp.zeros((rows, elements), bool), jnp.zeros((rows, elements), jnp.int32), ints, ints)
+    return Rows(
+        cache=empty_cache(cfg, batch=rows, capacity=prompt_tokens + room, stacked=stacked),
+        logits=jnp.zeros((rows, columns)),
+        state=jnp.full(rows, tables.end[0], jnp.int32),
+        written=ints,
+        columns=jnp.zeros((rows, room), jnp.int32),
+        counts=jnp.zeros((rows, elements), jnp.int32),
+        log_prob=floats,
+        log_kept=floats,
+        wish=Wish(jax.random.split(jax.random.key(0), rows), floats, floats, limits),
     )
 
 
-def write_token(
-    model: Llama, tables: DeviceAutomaton, sampler: Sampler, keys: Key[Array, " b"], progress: Progress
-) -> Progress:
-    """Draws one token in each row, and reads it."""
-    logits = mask_logits(tables, progress.state, progress.logits)
-    column = sampler.draw(jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step), logits)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), column[:, None], axis=-1)[:, 0]
-    valid = jnp.ones((column.shape[0], 1), bool)
-    hidden, cache = model.extend(tables.token_ids[column][:, None], valid, progress.cache)
-    return Progress(
-        progress.step + 1,
-        cache,
-        model.unembed(hidden, tables.token_ids)[:, 0],
-        advance(tables, progress.state, column),
-        jax.lax.dynamic_update_slice(progress.columns, column[:, None], (0, progress.step)),
-        progress.log_prob + chosen,
+def read_prompts(
+    model: Llama, tables: DeviceAutomaton, tokens: Int[Array, "n t"], count: Int[Array, " n"], *, stacked: bool = False
+) -> Prompts:
+    """Reads prompts of `count` tokens each; what follows them in `tokens` is padding."""
+    cache = empty_cache(model.cfg, batch=tokens.shape[0], capacity=tokens.shape[1], stacked=stacked)
+    hidden, cache = model.extend(tokens, count, cache)
+    last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
+    return Prompts(cache, model.unembed(last, tables.token_ids)[:, 0])
+
+
+def fill(rows: Rows, prompts: Prompts, wish: Wish, source: Int[Array, " b"], *, start: int) -> Rows:
+    """Begins a text in each row whose `source` is not -1: after prompt `source`, as that row of `wish` says.
+
+    A pass over the prompts' part of the cache; the rest of a row is overwritten as it is written.
+    """
+    fresh, taken = source >= 0, jnp.maximum(source, 0)
+    axis = int(rows.cache.stacked)
+
+    def begin(old: Array, new: Array) -> Array:
+        new = jnp.take(new, taken, axis=axis)
+        head = jax.lax.slice_in_dim(old, 0, new.shape[-2], axis=-2)
+        head = jnp.where(fresh.reshape([-1 if i == axis else 1 for i in range(old.ndim)]), new, head)
+        return jax.lax.dynamic_update_slice_in_dim(old, head, 0, axis=-2)
+
+    def choose(old: Array, new: Array) -> Array:
+        return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    keys, values = (
+        jax.tree.map(begin, old, new)
+        for old, new in ((rows.cache.keys, prompts.cache.keys), (rows.cache.values, prompts.cache.values))
+    )
+    return Rows(
+        cache=Cache(keys, values, choose(rows.cache.length, prompts.cache.length[taken])),
+        logits=choose(rows.logits, prompts.logits[taken]),
+        state=choose(rows.state, jnp.full_like(rows.state, start)),
+        written=choose(rows.written, jnp.zeros_like(rows.written)),
+        columns=rows.columns,
+        counts=choose(rows.counts, jnp.zeros_like(rows.counts)),
+        log_prob=choose(rows.log_prob, jnp.zeros_like(rows.log_prob)),
+        log_kept=choose(rows.log_kept, jnp.zeros_like(rows.log_kept)),
+        wish=jax.tree.map(choose, rows.wish, wish),
     )
 
 
-def make_generate(
-    graph: nnx.GraphDef, automaton: TokenAutomaton, sampler: Sampler, mesh: Mesh | None = None
-) -> Generate:
-    """Returns jitted `generate(params, prompt, keys)`: one row for each key, all with the same prompt.
+def write(model: Llama, tables: DeviceAutomaton, rows: Rows) -> Rows:
+    """Draws a token in each row, appends what the grammar forces after it, and reads all of them at once.
 
-    A row depends on its key alone, not on its neighbours, so a seed gives the same samples in any batch size (up
-    to rounding, where the compiler orders sums otherwise). On a mesh the rows and the cache are split over it.
+    The draw depends on the row's key and on how many tokens it has, so a text does not depend on its neighbours, nor on
+    whether forced tokens are drawn one by one. A row at the end stays as it is.
     """
-    tables, end, limit = to_device(automaton), automaton.end, automaton.max_tokens
-    stacked = mesh is not None and mesh.devices.flat[0].platform == "tpu"
+    running = rows.state != tables.end[0]
+    within = jnp.where(tables.allowed[rows.state], rows.logits, -jnp.inf)
+    log_probs = jax.nn.log_softmax(within, axis=-1)
+    limited = jnp.where(permitted(tables, rows.wish.limits, rows.counts, rows.state), within, -jnp.inf)
+    keys = jax.vmap(jax.random.fold_in)(rows.wish.key, rows.written)
+    column = draw(keys, limited, rows.wish.temperature, rows.wish.top_p)
 
-    def generate(params: nnx.State, prompt: Array, keys: Array) -> Samples:
-        with contextlib.nullcontext() if mesh is None else on_mesh(mesh):
-            return traced(params, prompt, keys)
+    state = tables.next_state[rows.state, column]
+    ended = state == tables.end[0]
+    columns = jnp.concatenate([column[:, None], tables.forced[state]], axis=1)
+    added = jnp.where(running, 1 + tables.num_forced[state], 0)
+    # Nothing reads EOS.
+    hidden, cache = model.extend(tables.token_ids[columns], jnp.where(ended, 0, added), rows.cache)
+    last = jnp.take_along_axis(hidden, jnp.maximum(added - 1, 0)[:, None, None], axis=1)
 
-    def traced(params: nnx.State, prompt: Array, keys: Array) -> Samples:
-        model: Llama = nnx.merge(graph, params)
-        first = read_prompt(
-            model, tables, prompt, rows=keys.shape[0], start=automaton.start, max_tokens=limit, stacked=stacked
-        )
-        if mesh is not None:
-            first = jax.lax.with_sharding_constraint(first, tree_shardings(first, mesh, DECODE_RULES))
-
-        def unfinished(progress: Progress) -> Array:
-            return (progress.state != end).any()
-
-        def step(progress: Progress) -> Progress:
-            return write_token(model, tables, sampler, keys, progress)
-
-        last = jax.lax.while_loop(unfinished, step, first)
-        written = jnp.arange(limit) < last.step
-        end_column = tables.allowed[end].argmax()
-        return Samples(tables.token_ids[jnp.where(written, last.columns, end_column)], last.log_prob)
-
-    return jax.jit(generate)
+    chosen = jnp.take_along_axis(log_probs, column[:, None], axis=-1)[:, 0]
+    kept = jax.nn.logsumexp(jnp.where(limited > -jnp.inf, log_probs, -jnp.inf), axis=-1)
+    return Rows(
+        cache=cache,
+        logits=model.unembed(last, tables.token_ids)[:, 0],
+        state=jnp.where(running, tables.after[state], rows.state),
+        written=rows.written + added,
+        columns=jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(
+            rows.columns, columns, rows.written
+        ),
+        counts=count_atoms(tables, rows.counts, rows.state, column),
+        log_prob=rows.log_prob + jnp.where(running, chosen, 0),
+        log_kept=rows.log_kept + jnp.where(running, kept, 0),
+        wish=rows.wish,
+    )

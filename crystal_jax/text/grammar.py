@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -39,17 +39,31 @@ class TokenAutomaton:
             comes a state in which EOS alone is allowed.
         start: The state before the first token.
         max_tokens: Length of the longest accepted sequence, EOS included.
+        kind: Which part of an element symbol a state is in: 0 is none, 1 usually the beginning, and each further number
+            one first token of those that several symbols share. Shape [n_states].
+        reach: Which of `ELEMENTS` may still be written after a token, in a state of some kind. Shape [n_kinds, k, e].
+        complete: Index of the element that is complete with a token, or -1. Shape [n_kinds, k].
+        max_atoms: Most atoms of a text.
     """
 
     token_ids: Int[np.ndarray, " k"]
     next_state: Int[np.ndarray, "n_states k"]
     start: int
     max_tokens: int
+    kind: Int[np.ndarray, " n_states"]
+    reach: Bool[np.ndarray, "n_kinds k e"]
+    complete: Int[np.ndarray, "n_kinds k"]
+    max_atoms: int
 
     @property
     def allowed(self) -> Bool[np.ndarray, "n_states k"]:
         """Which tokens each state admits."""
         return self.next_state != FORBIDDEN
+
+    @property
+    def elements(self) -> frozenset[str]:
+        """The elements that can be written."""
+        return frozenset(ELEMENTS[i] for i in np.flatnonzero(self.reach.any(axis=(0, 1))))
 
     @property
     def end(self) -> int:
@@ -120,8 +134,11 @@ class _Builder:
                     raise ValueError(f"Token {token} begins two different continuations")
         return self.state(merged)
 
-    def table(self, start: int) -> TokenAutomaton:
-        """The automaton of what `start` reads, without the states that only helped to make others."""
+    def table(self, start: int, symbols: Mapping[str, Word], begins: Sequence[int]) -> TokenAutomaton:
+        """The automaton of what `start` reads, without the states that only helped to make others.
+
+        `symbols` are the spellings of the elements, and `begins` the states in which one may begin.
+        """
         reached, waiting = {start}, [start]
         while waiting:
             new = set(self.transitions[waiting.pop()].values()) - reached
@@ -138,7 +155,56 @@ class _Builder:
                 next_state[row[state], column[token]] = row[following]
             if state != self.end:
                 longest[state] = 1 + max(longest[following] for following in self.transitions[state].values())
-        return TokenAutomaton(np.array(used, np.int32), next_state, row[start], longest[start])
+        kinds = _SymbolKinds(next_state, {symbol: tuple(column[t] for t in word) for symbol, word in symbols.items()})
+        tables = kinds.tables([row[state] for state in begins])
+        return TokenAutomaton(
+            np.array(used, np.int32), next_state, row[start], longest[start], *tables, max_atoms=len(begins)
+        )
+
+
+class _SymbolKinds:
+    """Finds the states inside of element symbols; those in which the same tokens mean the same are of one kind."""
+
+    def __init__(self, next_state: Int[np.ndarray, "n_states k"], symbols: Mapping[str, Word]):
+        self._next_state = next_state
+        self._symbols = {ELEMENTS.index(symbol): columns for symbol, columns in symbols.items()}
+        # What a column means in a state: the elements it leaves possible, and the one it completes or -1.
+        self._meaning: dict[int, dict[int, tuple[tuple[int, ...], int]]] = {}
+
+    def tables(self, begins: Iterable[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`kind`, `reach` and `complete` of a `TokenAutomaton`."""
+        for begin in begins:
+            self._spell(begin, self._symbols)
+        kinds: dict[frozenset, int] = {}
+        kind = np.zeros(len(self._next_state), np.int32)
+        for state, meaning in self._meaning.items():
+            kind[state] = kinds.setdefault(frozenset(meaning.items()), len(kinds) + 1)
+        width = self._next_state.shape[1]
+        reach = np.zeros((len(kinds) + 1, width, len(ELEMENTS)), bool)
+        complete = np.full((len(kinds) + 1, width), -1, np.int32)
+        for meanings, number in kinds.items():
+            for column, (elements, done) in meanings:
+                reach[number, column, list(elements)] = True
+                complete[number, column] = done
+        return kind, reach, complete
+
+    def _spell(self, state: int, symbols: Mapping[int, Word]) -> None:
+        """Notes what the columns of a state mean in which the rest of one of `symbols` is to be written."""
+        by_first: dict[int, dict[int, Word]] = {}
+        for element, (first, *rest) in symbols.items():
+            by_first.setdefault(first, {})[element] = tuple(rest)
+        meaning = self._meaning.setdefault(state, {})
+        for column, following in by_first.items():
+            longer = {element: rest for element, rest in following.items() if rest}
+            done = next((element for element, rest in following.items() if not rest), -1)
+            meaning[column] = tuple(sorted(following)), -1 if longer else done
+            if longer:
+                after = int(self._next_state[state, column])
+                self._spell(after, longer)
+                if done >= 0:
+                    # "N" and "Np" may begin alike. That it was the shorter one, only the token after it tells.
+                    for other in np.flatnonzero(self._next_state[after] != FORBIDDEN).tolist():
+                        self._meaning[after].setdefault(other, ((done,), done))
 
 
 def crystal_automaton(
@@ -175,24 +241,25 @@ def crystal_automaton(
     elif text_format.version == "paper":
         coordinates = (*_FRACTIONS, "1.00")
     first, later = spell("\n", coordinates), spell(" ", coordinates)
-    symbols = spell("\n", elements)
+    symbols = {symbol: word for symbol in elements if (word := _spelling(tokenizer, "\n", symbol))}
 
     builder = _Builder(tokenizer.eos_id)
     finish = builder.state({tokenizer.eos_id: builder.end})
-    after_atom = finish
+    after_atom, begins = finish, []
     for atoms_before in reversed(range(max_atoms)):
         state = after_atom
-        for words in (later, later, first, symbols):
+        for words in (later, later, first, symbols.values()):
             state = builder.words(words, state)
         # The first atom must come; before each further one the crystal may end.
         after_atom = builder.either(finish, state) if atoms_before else state
+        begins.append(after_atom)
     state = after_atom
     for separator, values in [
         *((s, _ANGLES) for s in (" ", " ", "\n")),
         *((s, _LENGTHS) for s in (" ", " ", "")),
     ]:
         state = builder.words(spell(separator, values), state)
-    return builder.table(state)
+    return builder.table(state, symbols, begins)
 
 
 def _spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:

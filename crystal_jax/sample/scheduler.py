@@ -1,0 +1,208 @@
+"""Which text is written in which row: a queue of requests, and rows that are filled again as soon as they are free."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from crystal_jax.model.llama import Llama
+from crystal_jax.sample.constraints import Limits, make_limits, to_device
+from crystal_jax.sample.decode import Prompts, Rows, Wish, fill, free_rows, read_prompts, write
+from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
+from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.grammar import TokenAutomaton
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One text to be written.
+
+    Attributes:
+        index: Its number; with `seed` it decides the random numbers, so no two of one seed are alike.
+        prompt: Token ids, BOS included.
+        seed: Of a whole job.
+        temperature: Logits are divided by it; 0 takes the most likely token.
+        top_p: Draw from the smallest set of tokens that holds this share of probability.
+        limits: Of the composition, from `make_limits`.
+    """
+
+    index: int
+    prompt: tuple[int, ...]
+    seed: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    limits: Limits = dataclasses.field(default_factory=make_limits)
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A finished text.
+
+    Attributes:
+        request: What was asked for.
+        ids: Token ids, EOS left out.
+        log_prob, log_kept: See `Rows`.
+    """
+
+    request: Request
+    ids: tuple[int, ...]
+    log_prob: float
+    log_kept: float
+
+
+class Engine:
+    """Writes texts with one model, in a fixed number of rows, with functions that are compiled once.
+
+    On a mesh the rows and the cache are split over its devices. On several hosts each runs the same engine with the same
+    requests: what decides about the rows is the same everywhere.
+    """
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        params: nnx.State,
+        automaton: TokenAutomaton,
+        *,
+        mesh: Mesh,
+        rows: int,
+        prompt_tokens: int,
+        steps: int = 8,
+        jump: bool = True,
+    ):
+        """
+        Args:
+            graph, params: Of a `Llama` without adapters.
+            automaton: The grammar.
+            mesh: Where the parameters are.
+            rows: Texts written side by side; rounded up to a multiple of the devices that split them.
+            prompt_tokens: Length of the longest prompt, BOS included.
+            steps: Tokens drawn in each row between two looks of the host.
+            jump: Append what the grammar forces without a step of its own.
+        """
+        self._params, self._automaton, self._mesh = params, automaton, mesh
+        self._split = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.rows = rows + -rows % self._split
+        self._prompt_tokens = prompt_tokens
+        self._read: tuple[dict[tuple[int, ...], int], Prompts] | None = None
+        tables = to_device(automaton, jump=jump)
+        model: Llama = nnx.merge(graph, params)
+        stacked = mesh.devices.flat[0].platform == "tpu"
+
+        def begin() -> Rows:
+            return free_rows(
+                model.cfg,
+                tables,
+                rows=self.rows,
+                prompt_tokens=prompt_tokens,
+                max_tokens=automaton.max_tokens,
+                stacked=stacked,
+            )
+
+        self._where = tree_shardings(jax.eval_shape(begin), mesh, DECODE_RULES)
+        self._begin = jax.jit(begin, out_shardings=self._where)
+        whole = NamedSharding(mesh, jax.P())
+
+        def advance(params: nnx.State, rows: Rows) -> tuple[Rows, tuple]:
+            def unfinished(carry: tuple) -> jax.Array:
+                return (carry[0] < steps) & (carry[1].state != tables.end[0]).any()
+
+            def step(carry: tuple) -> tuple:
+                return carry[0] + 1, write(nnx.merge(graph, params), tables, carry[1])
+
+            with on_mesh(mesh):
+                _, rows = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), rows))
+            return rows, (rows.state == tables.end[0], rows.written, rows.columns, rows.log_prob, rows.log_kept)
+
+        def refill(rows: Rows, prompts: Prompts, wish: Wish, source: jax.Array) -> Rows:
+            return fill(rows, prompts, wish, source, start=automaton.start)
+
+        def read(params: nnx.State, tokens: jax.Array, count: jax.Array) -> Prompts:
+            with on_mesh(mesh):
+                return read_prompts(nnx.merge(graph, params), tables, tokens, count, stacked=stacked)
+
+        # What the host looks at is whole on every process.
+        self._advance = jax.jit(advance, donate_argnums=1, out_shardings=(self._where, whole))
+        self._refill = jax.jit(refill, donate_argnums=0, out_shardings=self._where)
+        self._keys = jax.jit(jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)))
+        self._prefill = jax.jit(read, out_shardings=whole)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Drawn]:
+        """Yields each request's text as soon as it is finished, in no particular order.
+
+        Raises:
+            ValueError: a prompt is longer than `prompt_tokens`, or limits ask for what the grammar cannot write.
+        """
+        waiting: Iterator[Request] = iter(requests)
+        given: list[Request | None] = [None] * self.rows
+        rows = self._begin()
+        while True:
+            free = [row for row in range(self.rows) if given[row] is None]
+            placed = dict(zip(free, waiting, strict=False))
+            for row, request in placed.items():
+                given[row] = request
+            if placed:
+                rows = self._refill(rows, *self._arrays(placed))
+            if not any(given):
+                return
+            rows, seen = self._advance(self._params, rows)
+            ended, written, columns, log_prob, log_kept = map(np.asarray, jax.device_get(seen))
+            for row in np.flatnonzero(ended).tolist():
+                if (request := given[row]) is not None:
+                    ids = self._automaton.token_ids[columns[row, : written[row] - 1]].tolist()
+                    yield Drawn(
+                        request=request, ids=tuple(ids), log_prob=float(log_prob[row]), log_kept=float(log_kept[row])
+                    )
+                    given[row] = None
+
+    def _arrays(self, placed: Mapping[int, Request]) -> tuple[Prompts, Wish, np.ndarray]:
+        """What `fill` takes: the prompts, the wishes, and which prompt goes where."""
+        for request in placed.values():
+            self._check(request)
+        number, prompts = self._prompts({request.prompt: None for request in placed.values()})
+        source = np.full(self.rows, -1, np.int32)
+        for row, request in placed.items():
+            source[row] = number[request.prompt]
+        any_request = next(iter(placed.values()))
+        asked = [placed.get(row, any_request) for row in range(self.rows)]
+        wish = Wish(
+            key=self._keys(np.array([r.seed for r in asked]), np.array([r.index for r in asked])),
+            temperature=np.array([r.temperature for r in asked], np.float32),
+            top_p=np.array([r.top_p for r in asked], np.float32),
+            limits=jax.tree.map(lambda *rows: np.stack(rows), *(r.limits for r in asked)),
+        )
+        return prompts, wish, source
+
+    def _prompts(self, wanted: Iterable[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], int], Prompts]:
+        """The prompts, read together, and the number of each; those of the last time serve again if they can."""
+        number = {prompt: i for i, prompt in enumerate(wanted)}
+        if self._read is None or not number.keys() <= self._read[0].keys():
+            # In powers of two, so that few sizes are compiled.
+            tokens = np.zeros((1 << (len(number) - 1).bit_length(), self._prompt_tokens), np.int32)
+            count = np.ones(len(tokens), np.int32)
+            for prompt, i in number.items():
+                tokens[i, : len(prompt)], count[i] = prompt, len(prompt)
+            self._read = number, self._prefill(self._params, tokens, count)
+        return self._read
+
+    def _check(self, request: Request) -> None:
+        if len(request.prompt) > self._prompt_tokens:
+            raise ValueError(f"a prompt of {len(request.prompt)} tokens; there is room for {self._prompt_tokens}")
+        most = int(request.limits.max_atoms)
+        if most > self._automaton.max_atoms:
+            raise ValueError(f"max_atoms={most}; there is room for {self._automaton.max_atoms}")
+        elements = [ELEMENTS.index(symbol) for symbol in self._automaton.elements]
+        beyond = np.delete(request.limits.formula, elements)
+        if beyond.any() or not request.limits.elements[elements].any():
+            raise ValueError("the tokenizer cannot write the elements that are asked for")
