@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 from pymatgen.core import Composition
 
 from crystal_jax.text.crystal_text import ELEMENTS
@@ -33,10 +33,12 @@ class DeviceAutomaton(NamedTuple):
         after: The state after them; shape [n_states].
         completed: Index of the element that they complete, or -1; shape [n_states].
         kind: Which part of an element symbol a state is in, 0 for none; shape [n_states].
-        reach: Elements that are still possible after a column, for each kind; shape [n_kinds, k, e].
+        reach: Elements that are still possible after a column, for each kind: 1, others 0. Shape [n_kinds, k, e].
+        in_symbol: Columns that mean some element, for each kind; shape [n_kinds, k].
         complete: Index of the element that a column completes, or -1; shape [n_kinds, k].
-        end: The state after EOS, and EOS's column.
-        max_atoms: Most atoms that the grammar has room for.
+        start, end: The state before the first token, and the one after EOS.
+        eos: EOS's column.
+        units: 1 to the most formula units that there is room for; shape [m].
     """
 
     token_ids: Int[Array, " k"]
@@ -47,10 +49,13 @@ class DeviceAutomaton(NamedTuple):
     after: Int[Array, " n_states"]
     completed: Int[Array, " n_states"]
     kind: Int[Array, " n_states"]
-    reach: Bool[Array, "n_kinds k e"]
+    reach: Float[Array, "n_kinds k e"]
+    in_symbol: Bool[Array, "n_kinds k"]
     complete: Int[Array, "n_kinds k"]
-    end: tuple[int, int]
-    max_atoms: int
+    start: Int[Array, ""]
+    end: Int[Array, ""]
+    eos: Int[Array, ""]
+    units: Int[Array, " m"]
 
 
 def to_device(automaton: TokenAutomaton, *, jump: bool = True) -> DeviceAutomaton:
@@ -72,11 +77,15 @@ def to_device(automaton: TokenAutomaton, *, jump: bool = True) -> DeviceAutomato
         after=after,
         completed=completed,
         kind=automaton.kind,
-        reach=automaton.reach,
+        reach=automaton.reach.astype(np.float32),
+        in_symbol=automaton.reach.any(axis=-1),
         complete=automaton.complete,
+        start=np.int32(automaton.start),
+        end=np.int32(automaton.end),
+        eos=automaton.allowed[automaton.end].argmax().astype(np.int32),
+        units=np.arange(1, automaton.max_atoms + 1, dtype=np.int32),
     )
-    end = automaton.end, int(automaton.allowed[automaton.end].argmax())
-    return DeviceAutomaton(**jax.tree.map(jnp.asarray, arrays), end=end, max_atoms=automaton.max_atoms)
+    return DeviceAutomaton(**jax.tree.map(jnp.asarray, arrays))
 
 
 def _forced_run(automaton: TokenAutomaton, state: int) -> tuple[int, ...]:
@@ -168,9 +177,8 @@ def permitted(
     """
     total, size = counts.sum(axis=-1), limits.formula.sum(axis=-1)
     asked = size > 0
-    units = jnp.arange(1, tables.max_atoms + 1)
-    whole = units[:, None] * limits.formula[:, None]  # [b, m, e]
-    atoms = units * size[:, None]
+    whole = tables.units[:, None] * limits.formula[:, None]  # [b, m, e]
+    atoms = tables.units * size[:, None]
     fits = (atoms >= limits.min_atoms[:, None]) & (atoms <= limits.max_atoms[:, None])
     contains = fits & (whole >= counts[:, None]).all(axis=-1)
     more = (contains[..., None] & (whole > counts[:, None])).any(axis=1)
@@ -180,11 +188,11 @@ def permitted(
 
     kind = tables.kind[state]
     # A product with every kind, of which the row's is picked: [b, k, e] would be far more to read.
-    reached = jnp.einsum("be,nke->bnk", open_elements.astype(jnp.float32), tables.reach.astype(jnp.float32))
+    reached = jnp.einsum("be,nke->bnk", open_elements.astype(jnp.float32), tables.reach)
     reachable = jnp.take_along_axis(reached, kind[:, None, None], axis=1)[:, 0] > 0
-    columns = reachable | ~tables.reach.any(axis=-1)[kind]
-    ends = jnp.arange(columns.shape[-1]) == tables.end[1]
-    unfinished = (state != tables.end[0])[:, None]
+    columns = reachable | ~tables.in_symbol[kind]
+    ends = jnp.arange(columns.shape[-1]) == tables.eos
+    unfinished = (state != tables.end)[:, None]
     return jnp.where(ends & unfinished, may_end[:, None], columns)
 
 

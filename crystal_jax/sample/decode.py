@@ -118,7 +118,7 @@ def free_rows(
     return Rows(
         cache=empty_cache(cfg, batch=rows, capacity=prompt_tokens + room, stacked=stacked),
         logits=jnp.zeros((rows, columns)),
-        state=jnp.full(rows, tables.end[0], jnp.int32),
+        state=jnp.full(rows, tables.end),
         written=ints,
         columns=jnp.zeros((rows, room), jnp.int32),
         counts=jnp.zeros((rows, elements), jnp.int32),
@@ -138,7 +138,7 @@ def read_prompts(
     return Prompts(cache, model.unembed(last, tables.token_ids)[:, 0])
 
 
-def fill(rows: Rows, prompts: Prompts, wish: Wish, source: Int[Array, " b"], *, start: int) -> Rows:
+def fill(tables: DeviceAutomaton, rows: Rows, prompts: Prompts, wish: Wish, source: Int[Array, " b"]) -> Rows:
     """Begins a text in each row whose `source` is not -1: after prompt `source`, as that row of `wish` says.
 
     A pass over the prompts' part of the cache; the rest of a row is overwritten as it is written.
@@ -162,7 +162,7 @@ def fill(rows: Rows, prompts: Prompts, wish: Wish, source: Int[Array, " b"], *, 
     return Rows(
         cache=Cache(keys, values, choose(rows.cache.length, prompts.cache.length[taken])),
         logits=choose(rows.logits, prompts.logits[taken]),
-        state=choose(rows.state, jnp.full_like(rows.state, start)),
+        state=choose(rows.state, jnp.broadcast_to(tables.start, rows.state.shape)),
         written=choose(rows.written, jnp.zeros_like(rows.written)),
         columns=rows.columns,
         counts=choose(rows.counts, jnp.zeros_like(rows.counts)),
@@ -178,7 +178,7 @@ def write(model: Llama, tables: DeviceAutomaton, rows: Rows) -> Rows:
     The draw depends on the row's key and on how many tokens it has, so a text does not depend on its neighbours, nor on
     whether forced tokens are drawn one by one. A row at the end stays as it is.
     """
-    running = rows.state != tables.end[0]
+    running = rows.state != tables.end
     within = jnp.where(tables.allowed[rows.state], rows.logits, -jnp.inf)
     log_probs = jax.nn.log_softmax(within, axis=-1)
     limited = jnp.where(permitted(tables, rows.wish.limits, rows.counts, rows.state), within, -jnp.inf)
@@ -186,7 +186,7 @@ def write(model: Llama, tables: DeviceAutomaton, rows: Rows) -> Rows:
     column = draw(keys, limited, rows.wish.temperature, rows.wish.top_p)
 
     state = tables.next_state[rows.state, column]
-    ended = state == tables.end[0]
+    ended = state == tables.end
     columns = jnp.concatenate([column[:, None], tables.forced[state]], axis=1)
     added = jnp.where(running, 1 + tables.num_forced[state], 0)
     # Nothing reads EOS.
@@ -205,6 +205,6 @@ def write(model: Llama, tables: DeviceAutomaton, rows: Rows) -> Rows:
         ),
         counts=count_atoms(tables, rows.counts, rows.state, column),
         log_prob=rows.log_prob + jnp.where(running, chosen, 0),
-        log_kept=rows.log_kept + jnp.where(running, kept, 0),
+        log_kept=rows.log_kept + jnp.where(running, jnp.minimum(kept, 0), 0),
         wish=rows.wish,
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.model.llama import Llama
-from crystal_jax.sample.constraints import Limits, make_limits, to_device
+from crystal_jax.sample.constraints import DeviceAutomaton, Limits, make_limits, to_device
 from crystal_jax.sample.decode import Prompts, Rows, Wish, fill, free_rows, read_prompts, write
 from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
 from crystal_jax.text.crystal_text import ELEMENTS
@@ -62,6 +64,16 @@ class Drawn:
     log_kept: float
 
 
+class Seen(NamedTuple):
+    """What the host looks at: of `Rows`, and which have ended."""
+
+    ended: Bool[Array, " b"]
+    written: Int[Array, " b"]
+    columns: Int[Array, "b n"]
+    log_prob: Float[Array, " b"]
+    log_kept: Float[Array, " b"]
+
+
 class Engine:
     """Writes texts with one model, in a fixed number of rows, with functions that are compiled once.
 
@@ -100,43 +112,41 @@ class Engine:
         model: Llama = nnx.merge(graph, params)
         stacked = mesh.devices.flat[0].platform == "tpu"
 
-        def begin() -> Rows:
+        def begin(tables: DeviceAutomaton) -> Rows:
+            longest = automaton.max_tokens
             return free_rows(
                 model.cfg,
                 tables,
                 rows=self.rows,
                 prompt_tokens=prompt_tokens,
-                max_tokens=automaton.max_tokens,
+                max_tokens=longest,
                 stacked=stacked,
             )
 
-        self._where = tree_shardings(jax.eval_shape(begin), mesh, DECODE_RULES)
-        self._begin = jax.jit(begin, out_shardings=self._where)
-        whole = NamedSharding(mesh, jax.P())
-
-        def advance(params: nnx.State, rows: Rows) -> tuple[Rows, tuple]:
+        def advance(params: nnx.State, tables: DeviceAutomaton, rows: Rows) -> tuple[Rows, Seen]:
             def unfinished(carry: tuple) -> jax.Array:
-                return (carry[0] < steps) & (carry[1].state != tables.end[0]).any()
+                return (carry[0] < steps) & (carry[1].state != tables.end).any()
 
             def step(carry: tuple) -> tuple:
                 return carry[0] + 1, write(nnx.merge(graph, params), tables, carry[1])
 
             with on_mesh(mesh):
                 _, rows = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), rows))
-            return rows, (rows.state == tables.end[0], rows.written, rows.columns, rows.log_prob, rows.log_kept)
+            return rows, Seen(rows.state == tables.end, rows.written, rows.columns, rows.log_prob, rows.log_kept)
 
-        def refill(rows: Rows, prompts: Prompts, wish: Wish, source: jax.Array) -> Rows:
-            return fill(rows, prompts, wish, source, start=automaton.start)
-
-        def read(params: nnx.State, tokens: jax.Array, count: jax.Array) -> Prompts:
+        def read(params: nnx.State, tables: DeviceAutomaton, tokens: jax.Array, count: jax.Array) -> Prompts:
             with on_mesh(mesh):
                 return read_prompts(nnx.merge(graph, params), tables, tokens, count, stacked=stacked)
 
-        # What the host looks at is whole on every process.
-        self._advance = jax.jit(advance, donate_argnums=1, out_shardings=(self._where, whole))
-        self._refill = jax.jit(refill, donate_argnums=0, out_shardings=self._where)
-        self._keys = jax.jit(jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)))
+        # What the host looks at is whole on every process, and the grammar's tables are on every device.
+        whole = NamedSharding(mesh, jax.P())
+        where = tree_shardings(jax.eval_shape(begin, tables), mesh, DECODE_RULES)
+        self._tables = jax.device_put(tables, whole)
+        self._begin = jax.jit(begin, out_shardings=where)
+        self._advance = jax.jit(advance, donate_argnums=2, out_shardings=(where, whole))
+        self._refill = jax.jit(fill, donate_argnums=1, out_shardings=where)
         self._prefill = jax.jit(read, out_shardings=whole)
+        self._keys = jax.jit(jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Drawn]:
         """Yields each request's text as soon as it is finished, in no particular order.
@@ -146,25 +156,31 @@ class Engine:
         """
         waiting: Iterator[Request] = iter(requests)
         given: list[Request | None] = [None] * self.rows
-        rows = self._begin()
+        rows = self._begin(self._tables)
         while True:
             free = [row for row in range(self.rows) if given[row] is None]
             placed = dict(zip(free, waiting, strict=False))
             for row, request in placed.items():
                 given[row] = request
             if placed:
-                rows = self._refill(rows, *self._arrays(placed))
+                rows = self._refill(self._tables, rows, *self._arrays(placed))
             if not any(given):
                 return
-            rows, seen = self._advance(self._params, rows)
-            ended, written, columns, log_prob, log_kept = map(np.asarray, jax.device_get(seen))
-            for row in np.flatnonzero(ended).tolist():
+            rows, shown = self._advance(self._params, self._tables, rows)
+            seen: Seen = jax.device_get(shown)
+            for row in np.flatnonzero(seen.ended).tolist():
                 if (request := given[row]) is not None:
-                    ids = self._automaton.token_ids[columns[row, : written[row] - 1]].tolist()
-                    yield Drawn(
-                        request=request, ids=tuple(ids), log_prob=float(log_prob[row]), log_kept=float(log_kept[row])
-                    )
+                    yield self._finished(request, seen, row)
                     given[row] = None
+
+    def _finished(self, request: Request, seen: Seen, row: int) -> Drawn:
+        ids = self._automaton.token_ids[seen.columns[row, : seen.written[row] - 1]].tolist()
+        return Drawn(
+            request=request,
+            ids=tuple(ids),
+            log_prob=float(seen.log_prob[row]),
+            log_kept=float(seen.log_kept[row]),
+        )
 
     def _arrays(self, placed: Mapping[int, Request]) -> tuple[Prompts, Wish, np.ndarray]:
         """What `fill` takes: the prompts, the wishes, and which prompt goes where."""
@@ -193,7 +209,7 @@ class Engine:
             count = np.ones(len(tokens), np.int32)
             for prompt, i in number.items():
                 tokens[i, : len(prompt)], count[i] = prompt, len(prompt)
-            self._read = number, self._prefill(self._params, tokens, count)
+            self._read = number, self._prefill(self._params, self._tables, tokens, count)
         return self._read
 
     def _check(self, request: Request) -> None:
