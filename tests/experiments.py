@@ -90,15 +90,15 @@ def logits(model: Llama, tokens, segments=None, positions=None):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _extend(graph, state, tokens, valid, cache):
+def _extend(graph, state, tokens, count, cache):
     model = nnx.merge(graph, state)
-    hidden, cache = model.extend(tokens, valid, cache)
+    hidden, cache = model.extend(tokens, count, cache)
     return model.unembed(hidden), cache
 
 
-def extend(model: Llama, tokens, valid, cache):
+def extend(model: Llama, tokens, count, cache):
     """Logits of further tokens and the longer cache, compiled."""
-    return _extend(*nnx.split(model), tokens, valid, cache)
+    return _extend(*nnx.split(model), tokens, count, cache)
 
 
 def training_config(directory: str, **changes: dict[str, Any]) -> dict[str, Any]:

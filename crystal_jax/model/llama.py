@@ -56,7 +56,7 @@ class Cache(NamedTuple):
     @property
     def capacity(self) -> int:
         """Positions that a row has room for."""
-        return (self.keys if self.stacked else self.keys[0]).shape[-2]
+        return jax.tree.leaves(self.keys)[0].shape[-2]
 
 
 def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int, stacked: bool = False) -> Cache:

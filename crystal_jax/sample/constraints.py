@@ -7,7 +7,7 @@ work on *columns*: indices into the few tokens that the grammar uses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,18 +101,18 @@ def _forced_run(automaton: TokenAutomaton, state: int) -> tuple[int, ...]:
 
 
 class Limits(NamedTuple):
-    """What a row's composition must be.
+    """What a row's composition must be; on the host, of one row, as NumPy arrays.
 
     Attributes:
-        elements: Which may occur; shape [b, e] (no b for a single row).
+        elements: Which may occur, bool; shape [b, e] (no b for a single row).
         formula: Atoms of each element in a formula unit; all 0 where no formula is asked for. Shape [b, e].
         min_atoms, max_atoms: Of the cell; shape [b].
     """
 
-    elements: Bool[Array, "b e"]
-    formula: Int[Array, "b e"]
-    min_atoms: Int[Array, " b"]
-    max_atoms: Int[Array, " b"]
+    elements: Any
+    formula: Any
+    min_atoms: Any
+    max_atoms: Any
 
 
 def make_limits(

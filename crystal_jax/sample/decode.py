@@ -24,8 +24,8 @@ def draw(
     """One column for each row; a logit of -inf is never drawn.
 
     Logits are divided by the temperature, and 0 takes the most likely. Drawn is from the smallest set of columns that
-    holds the share `top_p` of the probability (Holtzman et al., arXiv:1904.09751). One uniform number a row looks up the
-    cumulative distribution: Gumbel noise would take one a column.
+    holds the share `top_p` of the probability (Holtzman et al., arXiv:1904.09751). One uniform number a row looks up
+    the cumulative distribution: Gumbel noise would take one a column.
     """
     greedy = temperature == 0
     probabilities = jax.nn.softmax(logits / jnp.where(greedy, 1, temperature)[:, None], axis=-1)
@@ -74,7 +74,8 @@ class Rows(NamedTuple):
         written: Tokens written, EOS included.
         columns: Those tokens, as columns of the grammar.
         counts: Atoms of each element so far.
-        log_prob: Natural logarithm of the model's probability of the text, at temperature 1, among those of the grammar.
+        log_prob: Natural logarithm of the model's probability of the text so far, at temperature 1, among the texts of
+            the grammar.
         log_kept: The same of the share of probability that the limits left, multiplied over the tokens.
         wish: What is asked of each.
     """

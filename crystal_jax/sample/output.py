@@ -1,7 +1,7 @@
 """The samples on disk.
 
     run.json        the request, and what answered it
-    samples.jsonl   one sample a line, written batch by batch; a stopped job goes on from here
+    samples.jsonl   one sample a line, as they are finished; a stopped job goes on with those that are missing
     samples.csv     the reference's columns, gen_str (prompt and text), cif, model_name, and the formula
     cif/            one file a sample whose lattice forms a cell
 
@@ -15,7 +15,7 @@ import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,16 @@ class SamplesFile:
             write_text(self._rows_path, text[: text.rfind("\n") + 1])
 
     def rows(self) -> list[dict[str, Any]]:
-        """The samples written so far, in order."""
+        """The samples written so far, by their numbers."""
         if not self._rows_path.exists():
             return []
-        return [json.loads(line) for line in self._rows_path.read_text().splitlines()]
+        rows = [json.loads(line) for line in self._rows_path.read_text().splitlines()]
+        return sorted(rows, key=lambda row: row["index"])
 
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds samples; they are on disk when this returns."""
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a sample; it is in the file when this returns."""
         with self._rows_path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.write(json.dumps(row) + "\n")
 
     def finish(self, text_format: TextFormat, *, limit: int, model_name: str) -> Path:
         """Writes the CSV and the CIF files of the first `limit` samples; returns the CSV's path."""
@@ -77,7 +78,7 @@ class SamplesFile:
         table.writerow(["gen_str", "cif", "model_name", "formula"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen remarks on every noble gas
-            for row in tqdm(self.rows()[:limit], desc="write CIF", unit="crystal"):
+            for row in tqdm([row for row in self.rows() if row["index"] < limit], desc="write CIF", unit="crystal"):
                 crystal = text_format.decode(row["text"])
                 cif = to_cif(crystal)
                 composition = Composition(Counter(crystal.symbols))

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from crystal_jax.model.llama import Llama
+from crystal_jax.config import LlamaConfig
 from crystal_jax.sample.constraints import DeviceAutomaton, Limits, make_limits, to_device
 from crystal_jax.sample.decode import Prompts, Rows, Wish, fill, free_rows, read_prompts, write
 from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
@@ -77,14 +77,14 @@ class Seen(NamedTuple):
 class Engine:
     """Writes texts with one model, in a fixed number of rows, with functions that are compiled once.
 
-    On a mesh the rows and the cache are split over its devices. On several hosts each runs the same engine with the same
-    requests: what decides about the rows is the same everywhere.
+    On a mesh the rows and the cache are split over its devices. On several hosts each runs the same engine with the
+    same requests: what decides about the rows is the same everywhere.
     """
 
     def __init__(
         self,
         graph: nnx.GraphDef,
-        params: nnx.State,
+        cfg: LlamaConfig,
         automaton: TokenAutomaton,
         *,
         mesh: Mesh,
@@ -95,7 +95,8 @@ class Engine:
     ):
         """
         Args:
-            graph, params: Of a `Llama` without adapters.
+            graph: Of a `Llama`.
+            cfg: Its configuration.
             automaton: The grammar.
             mesh: Where the parameters are.
             rows: Texts written side by side; rounded up to a multiple of the devices that split them.
@@ -103,19 +104,17 @@ class Engine:
             steps: Tokens drawn in each row between two looks of the host.
             jump: Append what the grammar forces without a step of its own.
         """
-        self._params, self._automaton, self._mesh = params, automaton, mesh
-        self._split = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.rows = rows + -rows % self._split
+        self.mesh, self._automaton = mesh, automaton
+        self.rows = rows + -rows % (mesh.shape["data"] * mesh.shape["fsdp"])
         self._prompt_tokens = prompt_tokens
         self._read: tuple[dict[tuple[int, ...], int], Prompts] | None = None
         tables = to_device(automaton, jump=jump)
-        model: Llama = nnx.merge(graph, params)
         stacked = mesh.devices.flat[0].platform == "tpu"
 
         def begin(tables: DeviceAutomaton) -> Rows:
             longest = automaton.max_tokens
             return free_rows(
-                model.cfg,
+                cfg,
                 tables,
                 rows=self.rows,
                 prompt_tokens=prompt_tokens,
@@ -148,25 +147,25 @@ class Engine:
         self._prefill = jax.jit(read, out_shardings=whole)
         self._keys = jax.jit(jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)))
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Drawn]:
-        """Yields each request's text as soon as it is finished, in no particular order.
+    def run(self, params: nnx.State, requests: Iterable[Request]) -> Iterator[Drawn]:
+        """Yields each request's text as soon as it is finished, in no particular order; `params` are the model's.
 
         Raises:
             ValueError: a prompt is longer than `prompt_tokens`, or limits ask for what the grammar cannot write.
         """
         waiting: Iterator[Request] = iter(requests)
         given: list[Request | None] = [None] * self.rows
-        rows = self._begin(self._tables)
+        rows, self._read = self._begin(self._tables), None
         while True:
             free = [row for row in range(self.rows) if given[row] is None]
             placed = dict(zip(free, waiting, strict=False))
-            for row, request in placed.items():
-                given[row] = request
+            for row, asked in placed.items():
+                given[row] = asked
             if placed:
-                rows = self._refill(self._tables, rows, *self._arrays(placed))
+                rows = self._refill(self._tables, rows, *self._arrays(params, placed))
             if not any(given):
                 return
-            rows, shown = self._advance(self._params, self._tables, rows)
+            rows, shown = self._advance(params, self._tables, rows)
             seen: Seen = jax.device_get(shown)
             for row in np.flatnonzero(seen.ended).tolist():
                 if (request := given[row]) is not None:
@@ -182,11 +181,11 @@ class Engine:
             log_kept=float(seen.log_kept[row]),
         )
 
-    def _arrays(self, placed: Mapping[int, Request]) -> tuple[Prompts, Wish, np.ndarray]:
+    def _arrays(self, params: nnx.State, placed: Mapping[int, Request]) -> tuple[Prompts, Wish, np.ndarray]:
         """What `fill` takes: the prompts, the wishes, and which prompt goes where."""
         for request in placed.values():
             self._check(request)
-        number, prompts = self._prompts({request.prompt: None for request in placed.values()})
+        number, prompts = self._prompts(params, {request.prompt: None for request in placed.values()})
         source = np.full(self.rows, -1, np.int32)
         for row, request in placed.items():
             source[row] = number[request.prompt]
@@ -194,13 +193,15 @@ class Engine:
         asked = [placed.get(row, any_request) for row in range(self.rows)]
         wish = Wish(
             key=self._keys(np.array([r.seed for r in asked]), np.array([r.index for r in asked])),
-            temperature=np.array([r.temperature for r in asked], np.float32),
-            top_p=np.array([r.top_p for r in asked], np.float32),
+            temperature=jnp.array([r.temperature for r in asked]),
+            top_p=jnp.array([r.top_p for r in asked]),
             limits=jax.tree.map(lambda *rows: np.stack(rows), *(r.limits for r in asked)),
         )
         return prompts, wish, source
 
-    def _prompts(self, wanted: Iterable[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], int], Prompts]:
+    def _prompts(
+        self, params: nnx.State, wanted: Iterable[tuple[int, ...]]
+    ) -> tuple[dict[tuple[int, ...], int], Prompts]:
         """The prompts, read together, and the number of each; those of the last time serve again if they can."""
         number = {prompt: i for i, prompt in enumerate(wanted)}
         if self._read is None or not number.keys() <= self._read[0].keys():
@@ -209,14 +210,15 @@ class Engine:
             count = np.ones(len(tokens), np.int32)
             for prompt, i in number.items():
                 tokens[i, : len(prompt)], count[i] = prompt, len(prompt)
-            self._read = number, self._prefill(self._params, self._tables, tokens, count)
+            self._read = number, self._prefill(params, self._tables, tokens, count)
         return self._read
 
     def _check(self, request: Request) -> None:
         if len(request.prompt) > self._prompt_tokens:
             raise ValueError(f"a prompt of {len(request.prompt)} tokens; there is room for {self._prompt_tokens}")
         most = int(request.limits.max_atoms)
-        if most > self._automaton.max_atoms:
+        # Without a formula the grammar ends the text in time; with one it would end it before it is complete.
+        if request.limits.formula.any() and most > self._automaton.max_atoms:
             raise ValueError(f"max_atoms={most}; there is room for {self._automaton.max_atoms}")
         elements = [ELEMENTS.index(symbol) for symbol in self._automaton.elements]
         beyond = np.delete(request.limits.formula, elements)

@@ -5,14 +5,11 @@ The one place where training looks ahead, at the sampler and the evaluator: a lo
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from pymatgen.core import Composition
 
 from crystal_jax.checkpoint.workdir import abstract_parameters
@@ -21,9 +18,8 @@ from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
-from crystal_jax.sample.decode import Sampler, make_generate
 from crystal_jax.sample.output import to_cif
-from crystal_jax.sharding import BATCH
+from crystal_jax.sample.scheduler import Engine, Request
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import Tokenizer, encode_example
@@ -36,33 +32,30 @@ class Probe:
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh):
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()
         graph, *_ = abstract_parameters(experiment, mesh, experiment.quantize)
-        automaton = crystal_automaton(tokenizer, experiment.text)
-        generate = make_generate(graph, automaton, Sampler(temperature=1.0, top_p=1.0), mesh)
-        self._number = experiment.train.samples
-        seed, rows = experiment.train.seed, self._number + -self._number % mesh.size
+        self._number, self._seed = experiment.train.samples, experiment.train.seed
         # Tokenised as in training, where a completion always follows.
         self._prompt = generation_prompt()
         self._head, _ = encode_example(tokenizer, self._prompt, "0")
-        prompt: Any = np.array([tokenizer.bos_id, *self._head], np.int32)
-
-        def draw(params: nnx.State, frozen: nnx.State) -> jax.Array:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(rows))
-            keys = jax.lax.with_sharding_constraint(keys, NamedSharding(mesh, BATCH))
-            return generate(nnx.merge_state(params, frozen), prompt, keys).tokens
-
-        # Whole on every process, so that each can read it.
-        self._draw = jax.jit(draw, out_shardings=NamedSharding(mesh, jax.P()))
+        self._ids = (tokenizer.bos_id, *self._head)
+        self._engine = Engine(
+            graph,
+            experiment.model,
+            crystal_automaton(tokenizer, experiment.text),
+            mesh=mesh,
+            rows=self._number,
+            prompt_tokens=len(self._ids),
+        )
 
     def __call__(self, setup: Setup, state: TrainState) -> dict[str, float]:
         """Shares of all samples: `sample_validity`, `sample_structural_validity`, `sample_compositional_validity`."""
-        tokens = np.asarray(self._draw(state.params, setup.frozen))[: self._number]
-        verdicts = np.array([self._judge(ids) for ids in tokens.tolist()])
+        requests = (Request(index=i, prompt=self._ids, seed=self._seed) for i in range(self._number))
+        params = nnx.merge_state(state.params, setup.frozen)
+        verdicts = np.array([self._judge(drawn.ids) for drawn in self._engine.run(params, requests)])
         return dict(zip(SAMPLE_RATES, verdicts.mean(axis=0).tolist(), strict=True))
 
     @quiet()
-    def _judge(self, ids: list[int]) -> tuple[bool, bool, bool]:
+    def _judge(self, ids: tuple[int, ...]) -> tuple[bool, bool, bool]:
         """Whether a sample is valid, and whether its structure and its composition are."""
-        ids = list(itertools.takewhile(lambda i: i != self._tokenizer.eos_id, ids))
         crystal = self._text.decode(self._tokenizer.decode([*self._head, *ids]).removeprefix(self._prompt))
         found = parse(Entry("", to_cif(crystal), formula=Composition(Counter(crystal.symbols)).formula))
         structure = found.structure is not None and structural_fault(found.structure) is None

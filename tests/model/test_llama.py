@@ -43,7 +43,7 @@ def test_the_likeliest_story_of_real_weights(golden):
     model, ids = from_hugging_face(folder / "stories260K-hf"), [1]
     cache = empty_cache(model.cfg, batch=1, capacity=40)
     for _ in range(40):
-        found, cache = extend(model, jnp.array([ids[-1:]]), jnp.ones((1, 1), bool), cache)
+        found, cache = extend(model, jnp.array([ids[-1:]]), jnp.ones(1, int), cache)
         ids.append(int(found[0, 0].argmax()))
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tok512.model"))
     assert pieces.decode(ids).startswith(
@@ -61,17 +61,25 @@ def test_cached_decoding_equals_the_full_forward(tokens, tied, stacked):
     cache, pieces = empty_cache(cfg, batch=2, capacity=15, stacked=stacked), []
     for begin, end in ((0, 4), (4, 5), (5, 9), (9, 10), (10, 11)):
         part = tokens[:, begin:end]
-        piece, cache = extend(model, part, jnp.ones_like(part, bool), cache)
+        piece, cache = extend(model, part, jnp.full(2, end - begin), cache)
         pieces.append(piece)
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, atol=1e-5)
 
 
-def test_left_padding_moves_nothing(tokens):
-    model = build()
-    valid = jnp.array([[False] * 4 + [True] * 7, [True] * 11])
-    padded, _ = extend(model, tokens, valid, empty_cache(TINY, batch=2, capacity=11))
-    np.testing.assert_allclose(padded[0, 4:], logits(model, tokens[:1, 4:])[0], atol=1e-5)
-    np.testing.assert_allclose(padded[1], logits(model, tokens[1:])[0], atol=1e-5)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_rows_are_read_at_places_of_their_own(tokens, stacked):
+    """Two rows that are read in pieces of other lengths; what is beyond a piece is overwritten by the next."""
+    model, expected = build(), logits(build(), tokens)
+    cache, found = empty_cache(TINY, batch=2, capacity=15, stacked=stacked), [[], []]
+    place = [0, 0]
+    for counts in ((4, 1), (0, 4), (3, 3), (4, 3)):
+        chunk = jnp.stack([jnp.roll(tokens[row], -place[row])[:4] for row in range(2)])
+        piece, cache = extend(model, chunk, jnp.array(counts), cache)
+        for row, count in enumerate(counts):
+            found[row].append(piece[row, :count])
+            place[row] += count
+    assert cache.length.tolist() == place == [11, 11]
+    np.testing.assert_allclose(jnp.stack([jnp.concatenate(row) for row in found]), expected, atol=1e-5)
 
 
 def test_unembedding_some_columns_equals_choosing_them_afterwards(tokens):

@@ -1,0 +1,103 @@
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crystal_jax.sample.constraints import make_limits
+from crystal_jax.sample.scheduler import Request
+from tests.experiments import logits
+from tests.sample.engines import Untrained
+
+
+@pytest.fixture(scope="module")
+def short():
+    return Untrained("atom_coordinate", max_atoms=3)
+
+
+@pytest.fixture(scope="module")
+def reference(short):
+    """Twelve texts, two prompts, three rows, one token at a time."""
+    return draw_some(short, short.engine(3, jump=False))
+
+
+def draw_some(untrained, engine, number=12):
+    other = untrained.prompt[:1]
+    requests = [Request(index=i, prompt=other if i % 3 else untrained.prompt, seed=5) for i in range(number)]
+    return untrained.answers(engine, requests)
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(found[i].ids == expected[i].ids for i in expected)
+    np.testing.assert_allclose(
+        [found[i].log_prob for i in expected], [expected[i].log_prob for i in expected], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_texts_do_not_depend_on_their_neighbours(short, reference, rows):
+    same(draw_some(short, short.engine(rows)), reference)
+
+
+@pytest.mark.parametrize("mesh", [(4, 1, 1), (1, 2, 2)])
+def test_nor_on_the_mesh(short, reference, mesh):
+    same(draw_some(short, short.engine(4, mesh=mesh)), reference)
+
+
+def test_every_request_is_answered_once(reference):
+    assert sorted(reference) == list(range(12))
+    assert len({drawn.ids for drawn in reference.values()}) == 12
+
+
+@pytest.mark.parametrize(("name", "number"), [("atom_coordinate", 10_000), ("character", 500), ("llama2", 500)])
+def test_every_text_of_an_untrained_model_can_be_read(name, number, request):
+    """Nothing but the grammar keeps these in order."""
+    path = request.getfixturevalue("shared") / "tokenizer/tokenizer.model" if name == "llama2" else None
+    untrained = Untrained(name, path)
+    drawn = untrained.run(untrained.engine(500), number)
+    sizes = Counter(len(untrained.crystal(one).symbols) for one in drawn.values())
+    assert sizes.total() == number
+    assert {1, 2, 3} <= set(sizes) <= set(range(1, 21))
+
+
+def test_jumping_over_forced_tokens_changes_no_text(shared):
+    untrained = Untrained("llama2", shared / "tokenizer/tokenizer.model", max_atoms=4)
+    jumped, stepped = (untrained.run(untrained.engine(8, jump=jump), 24) for jump in (True, False))
+    same(jumped, stepped)
+
+
+def test_reported_log_probability_is_that_of_the_full_forward(short):
+    """The cache, the chosen columns and the masks must add up to the plain model under the grammar."""
+    automaton, prompt = short.automaton, short.prompt
+    column = {int(t): c for c, t in enumerate(automaton.token_ids)}
+    for drawn in short.run(short.engine(8), 8, temperature=0.7, top_p=0.9).values():
+        ids = (*drawn.ids, short.tokenizer.eos_id)
+        scores = np.asarray(logits(short.model, jnp.array([prompt + ids])))[0, len(prompt) - 1 : -1]
+        state, total = automaton.start, 0.0
+        for place, token in enumerate(ids):
+            masked = np.where(automaton.allowed[state], scores[place][automaton.token_ids], -np.inf)
+            total += float(jax.nn.log_softmax(masked)[column[token]])
+            state = int(automaton.next_state[state, column[token]])
+        assert state == automaton.end
+        assert total == pytest.approx(drawn.log_prob, abs=1e-3)
+        assert drawn.log_kept == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"prompt": (1,) * 999}, "a prompt of 999 tokens"),
+        ({"limits": make_limits(formula="NaCl", max_atoms=9)}, "max_atoms=9; there is room for 3"),
+    ],
+)
+def test_what_there_is_no_room_for(short, asked, message):
+    with pytest.raises(ValueError, match=message):
+        short.run(short.engine(2), 1, **asked)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(-1.0, 1.0), (float("nan"), 1.0), (1.0, 0.0), (1.0, 1.1)])
+def test_impossible_settings(temperature, top_p):
+    with pytest.raises(ValueError, match="must be"):
+        Request(index=0, prompt=(0,), temperature=temperature, top_p=top_p)
