@@ -17,16 +17,16 @@ from crystal_jax.checkpoint.workdir import abstract_parameters
 from crystal_jax.compile import arithmetic
 from crystal_jax.config import Experiment, LlamaConfig, MeshConfig
 from crystal_jax.sample.constraints import DeviceAutomaton
-from crystal_jax.sample.decode import Progress, Sampler, read_prompt, write_token
-from crystal_jax.sharding import BATCH, DECODE_RULES, abstract, on_mesh, tree_shardings
+from crystal_jax.sample.decode import Prompts, Rows, free_rows, read_prompts, write
+from crystal_jax.sharding import DECODE_RULES, abstract, on_mesh, tree_shardings
+from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.train.step import plan
 
 WHATS = ("train", "prefill", "decode")
 # LLaMA-2's spelling of crystals of at most 20 atoms (text/grammar.py), the generation prompt, and the mean completion
 # of mp20_open. tests/compile checks them against the tokenizer, where it is at hand.
-STATES, COLUMNS, MAX_TOKENS, PROMPT_TOKENS = 728, 97, 387, 38
+STATES, COLUMNS, KINDS, MAX_ATOMS, MAX_TOKENS, PROMPT_TOKENS = 728, 97, 21, 20, 387, 38
 MEAN_COMPLETION = 207
-SAMPLER = Sampler(temperature=1.0, top_p=1.0)
 _ROWS_AT_MOST = 256  # on a chip's share of the mesh: beyond, a step takes longer and hardly yields more
 
 
@@ -99,39 +99,46 @@ def sampling_rows(model: LlamaConfig, states: tuple[nnx.State, ...], mesh: Mesh,
 
 
 def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) -> Lowered:
-    """`read_prompt` (prefill) or `write_token` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
+    """`read_prompts` (prefill, of one prompt) or `write` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
 
-    Weights and cache are in the orders of axes that the compiler likes best, as they are within the loop of
-    `make_generate`; the cache is updated in place.
+    Weights and cache are in the orders of axes that the compiler likes best, as they are within the loop of the
+    scheduler; the cache is updated in place. Each token is drawn: with as many rows, forced ones are not worth a step
+    of several tokens.
     """
     graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
     everywhere = NamedSharding(mesh, P())
 
-    def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def whole(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-    sizes: tuple[Any, ...] = (
-        whole((COLUMNS,), jnp.int32),
-        whole((STATES, COLUMNS), jnp.bool_),
-        whole((STATES, COLUMNS), jnp.int32),
+    tables = DeviceAutomaton(
+        token_ids=whole(jnp.int32, COLUMNS),
+        allowed=whole(jnp.bool_, STATES, COLUMNS),
+        next_state=whole(jnp.int32, STATES, COLUMNS),
+        forced=whole(jnp.int32, STATES, 0),
+        **{name: whole(jnp.int32, STATES) for name in ("num_forced", "after", "completed", "kind")},
+        reach=whole(jnp.float32, KINDS, COLUMNS, len(ELEMENTS)),
+        in_symbol=whole(jnp.bool_, KINDS, COLUMNS),
+        complete=whole(jnp.int32, KINDS, COLUMNS),
+        **{name: whole(jnp.int32) for name in ("start", "end", "eos")},
+        units=whole(jnp.int32, MAX_ATOMS),
     )
-    tables = DeviceAutomaton(*sizes)
-    prompt = whole((PROMPT_TOKENS,), jnp.int32)
-    keys = jax.ShapeDtypeStruct((rows,), jax.random.key(0).dtype, sharding=NamedSharding(mesh, BATCH))
+    prompt = whole(jnp.int32, 1, PROMPT_TOKENS), whole(jnp.int32, 1)
 
-    def prefill(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, prompt: jax.Array) -> Progress:
+    def prefill(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, tokens: Any, count: Any) -> Prompts:
         with on_mesh(mesh):
-            model = nnx.merge(graph, params, frozen)
-            return read_prompt(model, tables, prompt, rows=rows, start=0, max_tokens=MAX_TOKENS, stacked=True)
+            return read_prompts(nnx.merge(graph, params, frozen), tables, tokens, count, stacked=True)
 
-    def decode(
-        params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, keys: jax.Array, progress: Progress
-    ) -> Progress:
+    def decode(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, rows: Rows) -> Rows:
         with on_mesh(mesh):
-            return write_token(nnx.merge(graph, params, frozen), tables, SAMPLER, keys, progress)
+            return write(nnx.merge(graph, params, frozen), tables, rows)
+
+    def begin(tables: DeviceAutomaton) -> Rows:
+        sizes = dict(prompt_tokens=PROMPT_TOKENS, max_tokens=MAX_TOKENS)
+        return free_rows(experiment.model, tables, rows=rows, **sizes, stacked=True)
 
     held = params, frozen, tables
-    carried = jax.eval_shape(prefill, *held, prompt)
+    carried = jax.eval_shape(begin, tables)
     where = tree_shardings(carried, mesh, DECODE_RULES)
     # Where an order is free, the arguments must not say theirs.
     unplaced = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), held)
@@ -140,29 +147,25 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
         for shardings in (jax.tree.map(lambda leaf: leaf.sharding, held), where)
     )
     ranks = dict.fromkeys(experiment.lora.targets, experiment.lora.rank)
-    capacity = carried.cache.valid.shape[1]
 
-    def flops(rows: int) -> float:
+    def flops(rows: int, capacity: int) -> float:
         cfg = experiment.model
         return arithmetic.decode_flops(cfg, rows=rows, capacity=capacity, columns=COLUMNS, adapter_ranks=ranks)
 
     if what == "prefill":
         arguments: tuple = (held, prompt)
-        jitted = jax.jit(prefill, in_shardings=(*free_held, everywhere), out_shardings=free_carried)
-        program = jitted.lower(*unplaced, prompt)
-        # The cache has places for the whole text, and every token of the prompt looks at all of them.
-        products, needed = PROMPT_TOKENS * flops(1), None
+        jitted = jax.jit(prefill, in_shardings=(*free_held, everywhere, everywhere), out_shardings=everywhere)
+        program = jitted.lower(*unplaced, *prompt)
+        length = PROMPT_TOKENS
+        # Every token looks at all places of the prompt, those after it too.
+        products, needed = flops(PROMPT_TOKENS, PROMPT_TOKENS), None
     else:
-        jitted = jax.jit(
-            decode,
-            donate_argnums=4,
-            in_shardings=(*free_held, keys.sharding, free_carried),
-            out_shardings=free_carried,
-        )
-        program = jitted.lower(*unplaced, keys, carried)
+        jitted = jax.jit(decode, donate_argnums=3, in_shardings=(*free_held, free_carried), out_shardings=free_carried)
+        program = jitted.lower(*unplaced, carried)
         placed = abstract(carried, where)
         arguments = (held, placed)
-        products = flops(rows)
+        length = placed.cache.capacity
+        products = flops(rows, length)
         needed = arithmetic.decode_bytes((params, frozen), (placed.cache.keys, placed.cache.values))
     return Lowered(
         program,
@@ -170,5 +173,5 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
         bytes=needed,
         arguments=arithmetic.bytes_on_a_chip(arguments),
         rows=rows,
-        length=capacity,
+        length=length,
     )
