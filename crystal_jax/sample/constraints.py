@@ -153,18 +153,18 @@ def make_limits(
 
 
 def formula_unit(formula: str) -> Mapping[str, int]:
-    """Atoms of each element in the reduced formula: 4 of Li4Fe4P4O16 is LiFePO4.
+    """Atoms of each element in the smallest whole formula: of Li4Fe4P4O16, those of LiFePO4.
 
     Raises:
-        ValueError: it is no formula, or has broken numbers of atoms.
+        ValueError: it is no formula.
     """
     try:
-        composition = Composition(formula)
+        whole, _ = Composition(formula).get_integer_formula_and_factor()
     except (ValueError, KeyError) as error:
         raise ValueError(f"{formula!r} is not a chemical formula") from error
-    unit = composition.reduced_composition.get_el_amt_dict()
-    if not unit or any(number != round(number) for number in unit.values()):
-        raise ValueError(f"{formula!r} is not a formula with whole numbers of atoms")
+    unit = Composition(whole).get_el_amt_dict()
+    if not unit or set(unit) - set(ELEMENTS):
+        raise ValueError(f"{formula!r} is not a chemical formula of elements that can be written")
     return {symbol: round(number) for symbol, number in unit.items()}
 
 

@@ -25,8 +25,9 @@ class Untrained:
     def __init__(self, name: str, path=None, *, max_atoms: int = 20):
         self.tokenizer: Tokenizer = load_tokenizer(name, path)
         self.automaton: TokenAutomaton = crystal_automaton(self.tokenizer, FORMAT, max_atoms=max_atoms)
-        sizes = dict(embed_dim=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4)
-        self.model: Llama = build(dataclasses.replace(TINY, vocab_size=self.tokenizer.vocab_size, **sizes))
+        size = self.tokenizer.vocab_size
+        sizes = dict(embed_dim=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=4)
+        self.model: Llama = build(dataclasses.replace(TINY, vocab_size=size + size % 2, **sizes))
         self.prompt = (self.tokenizer.bos_id, *encode_example(self.tokenizer, generation_prompt(), "0")[0])
 
     def engine(self, rows: int, *, mesh=(1, 1, 1), **options) -> Engine:
