@@ -30,12 +30,12 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         tie_embeddings=False,
         dtype="float32",
     )
-    config.lora = dict(rank=8 if variant == "lora" else 0, alpha=32.0, targets=("q", "k", "v", "o"))
-    config.execution = dict(scan_layers=False, remat=False)
+    config.lora = dict(rank=8 if variant == "lora" else 0, alpha=32.0, targets=("q", "k", "v", "o"), dropout=0.0)
+    config.execution = dict(scan_layers=False, remat=False, loss_chunk=0)
     config.text = dict(version="v2", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.0, conditions=False, translate=True, order="sorted", loss="completion")
-    config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=12, packing_bins=64, seed=0)
+    config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=12, packing_bins=64, seed=0, shards=1)
     config.optimizer = dict(
         name="adamw" if variant == "lora" else "muon",
         peak_lr=3e-3 if variant == "lora" else 5e-3,
@@ -48,7 +48,15 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=12_000, log_every=20, eval_every=1_000, save_every=1_000, eval_batches=32, keep=2, seed=0
+        num_steps=12_000,
+        log_every=20,
+        eval_every=1_000,
+        save_every=1_000,
+        eval_batches=32,
+        keep=2,
+        seed=0,
+        best="val_loss",
+        samples=0,
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = ""
