@@ -127,8 +127,8 @@ def infill(
         checkpoint: The workdir of a training run with infilling.
         cif: The crystal. Its sites are sorted where the model was trained so, and not translated.
         output: Directory, new or of the same request.
-        element: The element to replace; or
-        site: a site whose element it is, from 0, as pymatgen reads the file.
+        element: The element to replace; either this or `site` is given.
+        site: A site whose element it is, from 0, as pymatgen reads the file.
         temperature: p^(1/temperature), normalised over the allowed elements.
         top_k: How many become CIF files.
         radius_rule: Allow only what `swaps` admits.
