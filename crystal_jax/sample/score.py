@@ -25,8 +25,8 @@ from crystal_jax.text.prompts import generation_prompt
 if TYPE_CHECKING:
     from crystal_jax.sample.likelihood import Likelihood
 
-# Texts of so many batches are sorted by length together, and written together: with fewer, the last batch of each length,
-# which is seldom full, would be much of the work.
+# Texts of so many batches are sorted by length together, and written together: with fewer, the last batch of each
+# length, which is seldom full, would be much of the work.
 _BATCHES_AT_ONCE = 32
 
 

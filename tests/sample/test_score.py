@@ -96,6 +96,7 @@ def test_a_stopped_job_goes_on_and_gives_the_same_scores(trained, crystals, scor
         score(trained, samples=crystals, output=tmp_path / "out", translations=3, seed=6)
 
 
+@pytest.mark.filterwarnings("ignore:No Pauling electronegativity")
 def test_what_cannot_be_scored_keeps_its_row(trained, records, tmp_path, capsys):
     cubic = Lattice.cubic(4)
     cifs = {
