@@ -42,6 +42,7 @@ def experiment() -> Experiment:
     config["data"] |= dict(directory=str(_args.data), seq_len=512, batch_size=8, packing_bins=64)
     config["task"] |= dict(conditions=True, infill=0.34)
     config["tokenizer"] = dict(name="llama2", path=str(_args.tokenizer))
+    config["execution"]["loss_chunk"] = 128
     config["lora"] = dict(rank=8, alpha=32.0, targets=("q", "v"))
     return from_config_dict(config, vocab_size=load_tokenizer("llama2", _args.tokenizer).vocab_size)
 

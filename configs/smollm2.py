@@ -32,12 +32,12 @@ def get_config(variant: str = "lora") -> ml_collections.ConfigDict:
         dtype="float32",
     )
     config.lora = dict(rank=8 if lora else 0, alpha=32.0, targets=("q", "v"), dropout=0.05)
-    config.execution = dict(scan_layers=True, remat=True)
+    config.execution = dict(scan_layers=True, remat=True, loss_chunk=128)
     config.text = dict(version="v2", coordinates="fractional")
     config.tokenizer = dict(name="huggingface", path="models/smollm2/tokenizer.json")
     config.task = dict(infill=0.34, conditions=True, translate=True, order="stored", loss="completion")
     # A row holds one or two crystals: most take 150 to 420 tokens, digit by digit.
-    config.data = dict(directory="data/mp20/mp20_open", seq_len=512, batch_size=4, packing_bins=32, seed=0)
+    config.data = dict(directory="data/mp20/mp20_open", seq_len=512, batch_size=4, packing_bins=32, seed=0, shards=1)
     config.optimizer = dict(
         name="adamw",
         peak_lr=1e-3,
@@ -49,7 +49,17 @@ def get_config(variant: str = "lora") -> ml_collections.ConfigDict:
         clip_norm=1.0,
         accumulate=1,
     )
-    config.train = dict(num_steps=1_000, log_every=5, eval_every=100, save_every=50, eval_batches=8, keep=2, seed=0)
+    config.train = dict(
+        num_steps=1_000,
+        log_every=5,
+        eval_every=100,
+        save_every=50,
+        eval_batches=8,
+        keep=2,
+        seed=0,
+        best="val_loss",
+        samples=0,
+    )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = "models/smollm2" if lora else ""
     return config
