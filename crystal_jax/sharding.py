@@ -71,7 +71,9 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, *others = sizes
     if data % slices:
-        raise UserError(f"mesh data={data} is no multiple of the {slices} slices; only that axis may cross between them")
+        raise UserError(
+            f"mesh data={data} is no multiple of the {slices} slices; only that axis may cross between them"
+        )
     # An axis of the mesh may take part of an axis of the torus: 8 x 8 in a cube of 4 x 4 x 4.
     if slices > 1:
         inner, outer = (data // slices, *others), (slices, 1, 1)
@@ -160,7 +162,9 @@ def split_width(x: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, P("data" if x.shape[0] % mesh.shape["data"] == 0 else None, None, "fsdp"))
+    return jax.lax.with_sharding_constraint(
+        x, P("data" if x.shape[0] % mesh.shape["data"] == 0 else None, None, "fsdp")
+    )
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
