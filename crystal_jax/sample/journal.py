@@ -11,8 +11,8 @@ from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
 
 
-def claim(directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
-    """Makes the directory this request's, by its `run.json`, or checks that it already is.
+def claim(directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any], *, what: str = "the output") -> None:
+    """Makes the directory this request's, by its `run.json`, or checks that it already is; `what` stands in errors.
 
     Raises:
         UserError: it holds something else.
@@ -22,7 +22,7 @@ def claim(directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any
         found = json.loads(run.read_text())["request"]
         if changed := [k for k in {**found, **request} if found.get(k) != request.get(k)]:
             raise UserError(
-                f"{directory} holds the output of another request (other {', '.join(changed)}); choose another --output"
+                f"{directory} holds {what} of another request (other {', '.join(changed)}); choose another --output"
             )
     elif directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no run.json; choose another --output")
