@@ -1,8 +1,8 @@
 """`crystal-jax COMMAND`: finds the command's module, parses its flags, reports bad input in one line.
 
-A command lives in the `run` module of its package, which offers three things: the docstring (its help),
-`define_flags(flag_values)` and `main(flag_values)`. Only the module of the command asked for is imported,
-so that `evaluate` never pays for JAX.
+A command lives in the `run` module of its package, or in a module of its own name, which offers three things: the
+docstring (its help), `define_flags(flag_values)` and `main(flag_values)`. Only the module of the command asked for is
+imported, so that `evaluate` never pays for JAX.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ COMMANDS = {
     "prepare": ("crystal_jax.data.run", "build a TFDS data set of crystals"),
     "train": ("crystal_jax.train.run", "train a model, fully or through LoRA; resumes by itself"),
     "sample": ("crystal_jax.sample.run", "write new crystals with a trained model"),
+    "infill": ("crystal_jax.sample.infill", "say which elements could replace one in a crystal"),
+    "score": ("crystal_jax.sample.score", "say how probable a trained model finds given crystals"),
     "evaluate": ("crystal_jax.evaluate.run", "measure validity, distributions and uniqueness of crystals"),
     "compile": ("crystal_jax.compile.run", "what a configuration needs on a TPU slice, without a TPU"),
     "convert": ("crystal_jax.checkpoint.run", "convert models: Hugging Face, Meta, EasyLM, PEFT, GGUF, workdirs"),

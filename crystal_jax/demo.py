@@ -86,7 +86,7 @@ def demo_config(data: Path, *, num_steps: int) -> dict[str, Any]:
         execution=dict(scan_layers=False, remat=False),
         text=dict(version="v2", coordinates="fractional"),
         tokenizer=dict(name="atom_coordinate"),
-        task=dict(infill=0.0, conditions=False, translate=True, order="sorted", loss="completion"),
+        task=dict(infill=0.0, conditions=False, translate=True, order="stored", loss="completion"),
         data=dict(directory=str(data), seq_len=128, batch_size=16, packing_bins=32, seed=0),
         optimizer=dict(
             peak_lr=5e-3,

@@ -20,6 +20,7 @@ from crystal_jax.checkpoint.tensors import Shape, Source
 from crystal_jax.config import LlamaConfig, LoraConfig
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.model.flops import projection_sizes
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MODULES = {
@@ -63,7 +64,7 @@ class Adapter:
         """
         expected = {}
         for target in self.lora.targets:
-            fan_in, fan_out = _fans(target, cfg)
+            fan_in, fan_out = projection_sizes(cfg)[target]
             for layer in range(cfg.num_layers):
                 expected[target, layer, "A"] = (self.lora.rank, fan_in)
                 expected[target, layer, "B"] = (fan_out, self.lora.rank)
@@ -205,17 +206,3 @@ def _lora_config(directory: Path, stated: Mapping[str, Any]) -> LoraConfig:
         dropout=stated.get("lora_dropout", 0.0),
         rank_stabilized=stated.get("use_rslora", False),
     )
-
-
-def _fans(target: str, cfg: LlamaConfig) -> tuple[int, int]:
-    """Inputs and outputs of a projection."""
-    heads, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    return {
-        "q": (cfg.embed_dim, heads),
-        "k": (cfg.embed_dim, kv),
-        "v": (cfg.embed_dim, kv),
-        "o": (heads, cfg.embed_dim),
-        "gate": (cfg.embed_dim, cfg.mlp_dim),
-        "up": (cfg.embed_dim, cfg.mlp_dim),
-        "down": (cfg.mlp_dim, cfg.embed_dim),
-    }[target]

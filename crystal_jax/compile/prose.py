@@ -3,9 +3,10 @@
 HEAD = """
 # On TPUs, by the compiler's figures
 
-Written by `python -m crystal_jax.compile.table`; not measured on a TPU. The programs that training and sampling run
-are compiled for slices that are not there, by the TPU's own compiler ({packages}; {levels}). What is known of them
-then:
+Written by `python -m crystal_jax.compile.table`; not measured on a TPU. The programs that training and sampling run are
+compiled for slices that are not there, by the TPU's own compiler:
+{packages}; {levels}.
+What is known of them then:
 
 - **HBM a chip**: arguments + temporaries, and the peak against what the compiler leaves a program. A program that
   does not fit is refused.
@@ -31,7 +32,7 @@ v4-8 is 4 chips, and the 64 chips of v5p:4x4x4 are a v5p-128.
 
 TRAINING = """
 Meshes are data × fsdp × tensor. Rows are packed with whole crystals; `paper` has the published batch, `tpu` about 234
-crystals a step.
+crystals a step. An int8 base is smaller, but no less is received: the compiler widens a kernel before it gathers it.
 
 ## Sampling
 """
@@ -58,6 +59,9 @@ But each weight that it reads is of use to fewer rows, and it writes fewer cryst
 """
 
 CHOICES = """
+Logits of counted places only: the compiler's program skips pieces of a row in which nothing counts, which is not known
+before it runs, so the figures are those of a row that counts everywhere.
+
 What came before these figures:
 
 - Activations were not told to stay split by rows. They took over the embedding's split of the width, and the compiler
@@ -71,7 +75,8 @@ What came before these figures:
   on v5e-64 was 2.56 times its weights and cache, at the default level 1.01.
 
 Not tried: attention that keeps its weights on the chip (flash or splash kernels). Its arrays of [1,024, 1,024] are 45 %
-of the HBM traffic of the 7B's step, but products take longer than all of that traffic.
+of the HBM traffic of the 7B's step, but products take longer than all of that traffic. It would pay without
+recomputation, which in 4 micro-batches fits and saves 27 % of the products: then HBM traffic takes the time.
 
 ## Peaks
 """

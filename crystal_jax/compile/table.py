@@ -110,6 +110,7 @@ CHOICES = (
     _choice("7B as shipped"),
     _choice("products start before all of a weight is there (XLA's default)", xla=((_WINDOWS, "0"),)),
     _choice("no recomputation", changes=(("execution.remat", False),)),
+    _choice("no recomputation, 4 micro-batches", changes=(("execution.remat", False), ("optimizer.accumulate", 4))),
     _choice("4 micro-batches", changes=(("optimizer.accumulate", 4),)),
     _choice("fsdp 4, tensor 4", mesh="1,4,4"),
     _choice("128 rows of 512", changes=(("data.seq_len", 512), ("data.batch_size", 128))),
@@ -191,7 +192,11 @@ def experiment_of(case: Case, configs: Path) -> Experiment:
 def document(results: Mapping[str, Result], *, level: str) -> str:
     """The whole page."""
     made_by = next(r["versions"] for r in results.values() if "versions" in r)
-    levels = f"optimisation level {level}, sampling at the default level" if level != "default" else "default level"
+    levels = (
+        f"training at optimisation level {level}, sampling at the default level"
+        if level != "default"
+        else "default level"
+    )
     packages = ", ".join(f"{name} {made_by[name]}" for name in ("jax", "libtpu", "flax"))
     parts = [
         prose.HEAD.format(packages=packages, levels=levels),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -23,13 +22,13 @@ from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 from tqdm import tqdm
 
-from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.sample.journal import Journal, claim
 from crystal_jax.text.crystal_text import Crystal, TextFormat
 
 
-class SamplesFile:
-    """An output directory and how far it has come."""
+class SamplesFile(Journal):
+    """An output directory and how far it has come: the journal of its `samples.jsonl`."""
 
     def __init__(self, directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any]):
         """Begins the directory, or continues it if it holds samples of the same request.
@@ -37,37 +36,13 @@ class SamplesFile:
         Raises:
             UserError: it holds something else.
         """
+        claim(directory, request, made_by, what="samples")
+        super().__init__(directory / "samples.jsonl")
         self.directory = directory
-        self._rows_path = directory / "samples.jsonl"
-        run = directory / "run.json"
-        if run.exists():
-            found = json.loads(run.read_text())["request"]
-            if changed := [k for k in {**found, **request} if found.get(k) != request.get(k)]:
-                raise UserError(
-                    f"{directory} holds samples of another request (other {', '.join(changed)}); "
-                    "choose another --output"
-                )
-        elif directory.exists() and any(directory.iterdir()):
-            raise UserError(f"{directory} is not empty and holds no samples; choose another --output")
-        write_text(run, json.dumps({"request": dict(request), "provenance": dict(made_by)}, indent=2) + "\n")
-        self._drop_unfinished_line()
-
-    def _drop_unfinished_line(self) -> None:
-        if self._rows_path.exists():
-            text = self._rows_path.read_text()
-            write_text(self._rows_path, text[: text.rfind("\n") + 1])
 
     def rows(self) -> list[dict[str, Any]]:
-        """The samples written so far, by their numbers."""
-        if not self._rows_path.exists():
-            return []
-        rows = [json.loads(line) for line in self._rows_path.read_text().splitlines()]
-        return sorted(rows, key=lambda row: row["index"])
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a sample; it is in the file when this returns."""
-        with self._rows_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """The samples written so far, by their numbers: they are not finished in that order."""
+        return sorted(super().rows(), key=lambda row: row["index"])
 
     def finish(self, text_format: TextFormat, *, limit: int, model_name: str) -> Path:
         """Writes the CSV and the CIF files of the first `limit` samples; returns the CSV's path."""

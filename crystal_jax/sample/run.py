@@ -224,16 +224,15 @@ def sample(
             n = index % len(asked)
             text = tokenizer.decode(list(drawn.request.prompt[1:] + drawn.ids)).removeprefix(texts[n])
             experiment.text.decode(text)  # cannot fail: the grammar admits readable texts only
-            samples.append(
-                {
-                    "index": index,
-                    "prompt": texts[n],
-                    "text": text,
-                    "tokens": len(drawn.ids) + 1,
-                    "log_prob": drawn.log_prob,
-                    "log_kept": drawn.log_kept,
-                }
-            )
+            row = {
+                "index": index,
+                "prompt": texts[n],
+                "text": text,
+                "tokens": len(drawn.ids) + 1,
+                "log_prob": drawn.log_prob,
+                "log_kept": drawn.log_kept,
+            }
+            samples.append([row])
             bar.update()
     name = f"{checkpoint.resolve().name}-step{trained.step}"
     return samples.finish(experiment.text, limit=total, model_name=name)

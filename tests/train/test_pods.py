@@ -88,10 +88,9 @@ def test_a_run_goes_on_elsewhere(request, config, cache, tmp_path, begun, proces
     start = saved(workdir)[-1]
     elsewhere = {**config, "mesh": dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))}
     run(elsewhere, workdir, cache, processes=processes)
-    assert saved(workdir)[-1] == STEPS
     assert start == STEPS - config["train"]["save_every"]
+    assert saved(workdir)[-1] == STEPS  # which was deleted, so it was computed anew
     np.testing.assert_allclose(values(workdir), values(source), rtol=1e-5)
-    assert values(workdir) != values(source)  # so it was computed anew
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,0 +1,108 @@
+"""Exact log-probabilities of texts that follow a prompt: the full forward, many texts at once.
+
+Unlike the log-probabilities of `sample`, these are among all texts, not among those of the grammar.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from crystal_jax.checkpoint.workdir import Trained
+from crystal_jax.model.llama import Llama
+from crystal_jax.sharding import BATCH, on_mesh
+from crystal_jax.text.tokenizer import Tokenizer, encode_example
+
+# So many places of a batch have their logits in memory together.
+_PLACES = 32
+
+LogProbs = Callable[[nnx.State, Int[Array, " p"], Int[Array, "b n"]], Float[Array, "b n"]]
+
+
+@functools.lru_cache(maxsize=8)  # asked again, a model is not compiled again
+def make_log_probs(graph: nnx.GraphDef, mesh: Mesh) -> LogProbs:
+    """Returns jitted `log_probs(params, prompt, completions)`: the natural logarithm of each token's probability.
+
+    What stands after a completion's end changes nothing before it, so any id serves as padding.
+    """
+
+    def log_probs(params: nnx.State, prompt: Array, completions: Array) -> Array:
+        with on_mesh(mesh):
+            return traced(params, prompt, completions)
+
+    def traced(params: nnx.State, prompt: Array, completions: Array) -> Array:
+        model: Llama = nnx.merge(graph, params)
+        b, n = completions.shape
+        read = jnp.concatenate([jnp.tile(prompt, (b, 1)), completions[:, :-1]], axis=1)
+        positions = jnp.broadcast_to(jnp.arange(read.shape[1]), read.shape)
+        # The token at place i predicts the one after it: the prompt's last predicts the completion's first.
+        hidden = model.hidden(read, positions, jnp.ones_like(read))[:, prompt.shape[0] - 1 :]
+
+        width = min(n, _PLACES)
+
+        def of_some(places: tuple[Array, Array]) -> Array:
+            x, targets = places
+            logits = model.unembed(x)
+            chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+            return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+        def in_pieces(x: Array) -> Array:
+            return x.reshape(b, n // width, width, *x.shape[2:]).swapaxes(0, 1)
+
+        pieces = jax.lax.map(of_some, (in_pieces(hidden), in_pieces(completions)))
+        return pieces.swapaxes(0, 1).reshape(b, n)
+
+    return jax.jit(log_probs)
+
+
+def _padded(tokens: int) -> int:
+    """Lengths that completions are padded to: a power of two or a multiple of `_PLACES`; few are few compilations."""
+    return 1 << (tokens - 1).bit_length() if tokens < _PLACES else tokens + -tokens % _PLACES
+
+
+class Likelihood:
+    """How probable a trained model finds texts after one prompt."""
+
+    def __init__(self, trained: Trained, tokenizer: Tokenizer, mesh: Mesh, *, prompt: str, batch_size: int):
+        self._params, self._tokenizer, self._prompt = trained.params, tokenizer, prompt
+        self._log_probs = make_log_probs(trained.graph, mesh)
+        self._prompt_ids = jnp.array([tokenizer.bos_id, *tokenizer.encode(prompt)], jnp.int32)
+        self._batch_size = batch_size + -batch_size % mesh.size
+        self._where = NamedSharding(mesh, BATCH)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text after the prompt, as in training: the canonical tokenisation, then EOS.
+
+        Raises:
+            ValueError: something is not in the tokenizer's vocabulary.
+        """
+        _, body = encode_example(self._tokenizer, self._prompt, text)
+        return [*body, self._tokenizer.eos_id]
+
+    def __call__(self, completions: Sequence[Sequence[int]]) -> list[float]:
+        """The log-probability, in nats, of each completion, whatever their lengths and order."""
+        result = np.zeros(len(completions))
+        padded = [_padded(len(ids)) for ids in completions]
+        by_length = sorted(range(len(completions)), key=padded.__getitem__)
+        for length, bucket in itertools.groupby(by_length, key=padded.__getitem__):
+            places = list(bucket)
+            for begin in range(0, len(places), self._batch_size):
+                rows = places[begin : begin + self._batch_size]
+                result[rows] = self._batch([completions[i] for i in rows], length)
+        return result.tolist()
+
+    def _batch(self, completions: Sequence[Sequence[int]], length: int) -> Float[np.ndarray, " b"]:
+        # Always as many rows, so that each length is compiled once.
+        tokens, counts = np.zeros((2, self._batch_size, length), np.int32)
+        for row, ids in enumerate(completions):
+            tokens[row, : len(ids)], counts[row, : len(ids)] = ids, 1
+        each = self._log_probs(self._params, self._prompt_ids, jax.device_put(tokens, self._where))
+        return (jax.device_get(each).astype(np.float64) * counts).sum(axis=1)[: len(completions)]
