@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from crystal_jax.checkpoint.workdir import abstract_parameters
 from crystal_jax.compile import arithmetic
 from crystal_jax.config import Experiment, LlamaConfig, MeshConfig
-from crystal_jax.sample.constraints import DeviceAutomaton
+from crystal_jax.sample.constraints import DeviceAutomaton, Grants
 from crystal_jax.sample.decode import Prompts, Rows, free_rows, read_prompts, write
 from crystal_jax.sharding import DECODE_RULES, abstract, on_mesh, tree_shardings
 from crystal_jax.text.crystal_text import ELEMENTS
@@ -25,7 +25,8 @@ from crystal_jax.train.step import plan
 WHATS = ("train", "prefill", "decode")
 # LLaMA-2's spelling of crystals of at most 20 atoms (text/grammar.py), the generation prompt, and the mean completion
 # of mp20_open. tests/compile checks them against the tokenizer, where it is at hand.
-STATES, COLUMNS, KINDS, MAX_ATOMS, MAX_TOKENS, PROMPT_TOKENS = 728, 97, 21, 20, 387, 38
+STATES, COLUMNS, KINDS, VALUES = 1938, 97, 290, 1473
+MAX_ATOMS, MAX_TOKENS, PROMPT_TOKENS = 20, 387, 38
 MEAN_COMPLETION = 207
 _ROWS_AT_MOST = 256  # on a chip's share of the mesh: beyond, a step takes longer and hardly yields more
 
@@ -116,11 +117,10 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
         allowed=whole(jnp.bool_, STATES, COLUMNS),
         next_state=whole(jnp.int32, STATES, COLUMNS),
         forced=whole(jnp.int32, STATES, 0),
-        **{name: whole(jnp.int32, STATES) for name in ("num_forced", "after", "completed", "kind")},
-        reach=whole(jnp.float32, KINDS, COLUMNS, len(ELEMENTS)),
-        in_symbol=whole(jnp.bool_, KINDS, COLUMNS),
-        complete=whole(jnp.int32, KINDS, COLUMNS),
-        **{name: whole(jnp.int32) for name in ("start", "end", "eos")},
+        **{name: whole(jnp.int32, STATES) for name in ("num_forced", "after", "completed", "turn", "kind")},
+        **{name: whole(jnp.int32, KINDS, COLUMNS) for name in ("first", "last", "complete")},
+        elements=whole(jnp.int32, len(ELEMENTS)),
+        **{name: whole(jnp.int32) for name in ("start", "end")},
         units=whole(jnp.int32, MAX_ATOMS),
     )
     prompt = whole(jnp.int32, 1, PROMPT_TOKENS), whole(jnp.int32, 1)
@@ -129,9 +129,11 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
         with on_mesh(mesh):
             return read_prompts(nnx.merge(graph, params, frozen), tables, tokens, count, stacked=True)
 
-    def decode(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, rows: Rows) -> Rows:
+    grants = Grants(whole(jnp.bool_, rows, VALUES), whole(jnp.int32, rows))
+
+    def decode(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Rows:
         with on_mesh(mesh):
-            return write(nnx.merge(graph, params, frozen), tables, rows)
+            return write(nnx.merge(graph, params, frozen), tables, rows, grants)
 
     def begin(tables: DeviceAutomaton) -> Rows:
         sizes = dict(prompt_tokens=PROMPT_TOKENS, max_tokens=MAX_TOKENS)
@@ -160,8 +162,11 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
         # Every token looks at all places of the prompt, those after it too.
         products, needed = flops(PROMPT_TOKENS, PROMPT_TOKENS), None
     else:
-        jitted = jax.jit(decode, donate_argnums=3, in_shardings=(*free_held, free_carried), out_shardings=free_carried)
-        program = jitted.lower(*unplaced, carried)
+        where_grants = jax.tree.map(lambda _: everywhere, grants)
+        jitted = jax.jit(
+            decode, donate_argnums=3, in_shardings=(*free_held, free_carried, where_grants), out_shardings=free_carried
+        )
+        program = jitted.lower(*unplaced, carried, grants)
         placed = abstract(carried, where)
         arguments = (held, placed)
         length = placed.cache.capacity

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 from pymatgen.core import Composition
 
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.grammar import TokenAutomaton
+from crystal_jax.text.grammar import END, TokenAutomaton
 
 _INDEX = {symbol: i for i, symbol in enumerate(ELEMENTS)}
 
@@ -32,12 +32,12 @@ class DeviceAutomaton(NamedTuple):
         num_forced: How many of `forced` count; shape [n_states].
         after: The state after them; shape [n_states].
         completed: Index of the element that they complete, or -1; shape [n_states].
-        kind: Which part of an element symbol a state is in, 0 for none; shape [n_states].
-        reach: Elements that are still possible after a column, for each kind: 1, others 0. Shape [n_kinds, k, e].
-        in_symbol: Columns that mean some element, for each kind; shape [n_kinds, k].
+        turn: The number of the field that a state is in; shape [n_states].
+        kind: Which part of which field a state is in; shape [n_states].
+        first, last: The range of values that are possible after a column, for each kind; shape [n_kinds, k].
         complete: Index of the element that a column completes, or -1; shape [n_kinds, k].
+        elements: Indices of the values of the field `element`, which are the last ones; its end is left out. Shape [v].
         start, end: The state before the first token, and the one after EOS.
-        eos: EOS's column.
         units: 1 to the most formula units that there is room for; shape [m].
     """
 
@@ -48,13 +48,14 @@ class DeviceAutomaton(NamedTuple):
     num_forced: Int[Array, " n_states"]
     after: Int[Array, " n_states"]
     completed: Int[Array, " n_states"]
+    turn: Int[Array, " n_states"]
     kind: Int[Array, " n_states"]
-    reach: Float[Array, "n_kinds k e"]
-    in_symbol: Bool[Array, "n_kinds k"]
+    first: Int[Array, "n_kinds k"]
+    last: Int[Array, "n_kinds k"]
     complete: Int[Array, "n_kinds k"]
+    elements: Int[Array, " v"]
     start: Int[Array, ""]
     end: Int[Array, ""]
-    eos: Int[Array, ""]
     units: Int[Array, " m"]
 
 
@@ -62,11 +63,16 @@ def to_device(automaton: TokenAutomaton, *, jump: bool = True) -> DeviceAutomato
     """The tables as they are looked up; without `jump` no state forces anything, and each token is drawn."""
     runs = [_forced_run(automaton, state) if jump else () for state in range(len(automaton.next_state))]
     forced = np.zeros((len(runs), max(map(len, runs))), np.int32)
+    elements = [_INDEX[value] for value in automaton.values[automaton.fields["element"]] if value != END]
+    # By the number of a value, and by -1, which is none.
+    element = np.full(len(automaton.values) + 1, -1, np.int32)
+    element[automaton.fields["element"]][:-1] = elements
+    complete = element[automaton.done]
     after, completed = np.arange(len(runs), dtype=np.int32), np.full(len(runs), -1, np.int32)
     for state, run in enumerate(runs):
         forced[state, : len(run)] = run
         for column in run:
-            completed[state] = max(completed[state], automaton.complete[automaton.kind[after[state]], column])
+            completed[state] = max(completed[state], complete[automaton.kind[after[state]], column])
             after[state] = automaton.next_state[after[state], column]
     arrays = dict(
         token_ids=automaton.token_ids,
@@ -76,13 +82,14 @@ def to_device(automaton: TokenAutomaton, *, jump: bool = True) -> DeviceAutomato
         num_forced=np.array([len(run) for run in runs], np.int32),
         after=after,
         completed=completed,
+        turn=automaton.turn,
         kind=automaton.kind,
-        reach=automaton.reach.astype(np.float32),
-        in_symbol=automaton.reach.any(axis=-1),
-        complete=automaton.complete,
+        first=automaton.first,
+        last=automaton.last,
+        complete=complete,
+        elements=np.array(elements, np.int32),
         start=np.int32(automaton.start),
         end=np.int32(automaton.end),
-        eos=automaton.allowed[automaton.end].argmax().astype(np.int32),
         units=np.arange(1, automaton.max_atoms + 1, dtype=np.int32),
     )
     return DeviceAutomaton(**jax.tree.map(jnp.asarray, arrays))
@@ -168,12 +175,25 @@ def formula_unit(formula: str) -> Mapping[str, int]:
     return {symbol: round(number) for symbol, number in unit.items()}
 
 
-def permitted(
-    tables: DeviceAutomaton, limits: Limits, counts: Int[Array, "b e"], state: Int[Array, " b"]
-) -> Bool[Array, "b k"]:
-    """The columns that the limits leave open, given how many atoms of each element a row has.
+class Grants(NamedTuple):
+    """What the guides of rows have answered (`sample/guide.py`).
 
-    An element is open if some composition within the limits has one more of it; the end, if this one is within them.
+    Attributes:
+        open: Which values the next fields may hold, by the numbers of `TokenAutomaton.values`; shape [b, n].
+        until: The number of the first field at which a row waits for another answer; shape [b].
+    """
+
+    open: Bool[Array, "b n"]
+    until: Int[Array, " b"]
+
+
+def permitted(
+    tables: DeviceAutomaton, limits: Limits, grants: Grants, counts: Int[Array, "b e"], state: Int[Array, " b"]
+) -> Bool[Array, "b k"]:
+    """The columns that limits and guides leave open, given how many atoms of each element a row has.
+
+    An element is open if some composition within the limits has one more of it; the end, if this one is within them. A
+    column is open if one of the values that are possible after it is.
     """
     total, size = counts.sum(axis=-1), limits.formula.sum(axis=-1)
     asked = size > 0
@@ -186,14 +206,13 @@ def permitted(
     exact = (contains & (atoms == total[:, None])).any(axis=-1)
     may_end = jnp.where(asked, exact, total >= limits.min_atoms)
 
+    elements = jnp.concatenate([open_elements[:, tables.elements], may_end[:, None]], axis=1)
+    others = grants.open.shape[1] - elements.shape[1]
+    values = jnp.concatenate([grants.open[:, :others], grants.open[:, others:] & elements], axis=1)
+    before = jnp.pad(jnp.cumsum(values, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))  # open values before each one
     kind = tables.kind[state]
-    # A product with every kind, of which the row's is picked: [b, k, e] would be far more to read.
-    reached = jnp.einsum("be,nke->bnk", open_elements.astype(jnp.float32), tables.reach)
-    reachable = jnp.take_along_axis(reached, kind[:, None, None], axis=1)[:, 0] > 0
-    columns = reachable | ~tables.in_symbol[kind]
-    ends = jnp.arange(columns.shape[-1]) == tables.eos
-    unfinished = (state != tables.end)[:, None]
-    return jnp.where(ends & unfinished, may_end[:, None], columns)
+    ends = jnp.take_along_axis(before, tables.last[kind], axis=1)
+    return ends > jnp.take_along_axis(before, tables.first[kind], axis=1)
 
 
 def count_atoms(

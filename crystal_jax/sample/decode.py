@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from crystal_jax.config import LlamaConfig
 from crystal_jax.model.llama import Cache, Llama, empty_cache
-from crystal_jax.sample.constraints import DeviceAutomaton, Limits, count_atoms, permitted
+from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, count_atoms, permitted
 from crystal_jax.text.crystal_text import ELEMENTS
 
 
@@ -173,16 +173,18 @@ def fill(tables: DeviceAutomaton, rows: Rows, prompts: Prompts, wish: Wish, sour
     )
 
 
-def write(model: Llama, tables: DeviceAutomaton, rows: Rows) -> Rows:
+def write(model: Llama, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Rows:
     """Draws a token in each row, appends what the grammar forces after it, and reads all of them at once.
 
     The draw depends on the row's key and on how many tokens it has, so a text does not depend on its neighbours, nor on
-    whether forced tokens are drawn one by one. A row at the end stays as it is.
+    whether forced tokens are drawn one by one. A row stays as it is that is at the end, waits for its guide, or has
+    nothing left that it may write.
     """
-    running = rows.state != tables.end
     within = jnp.where(tables.allowed[rows.state], rows.logits, -jnp.inf)
     log_probs = jax.nn.log_softmax(within, axis=-1)
-    limited = jnp.where(permitted(tables, rows.wish.limits, rows.counts, rows.state), within, -jnp.inf)
+    open_columns = permitted(tables, rows.wish.limits, grants, rows.counts, rows.state)
+    limited = jnp.where(open_columns, within, -jnp.inf)
+    running = advances(tables, rows, grants) & (limited > -jnp.inf).any(axis=-1)
     keys = jax.vmap(jax.random.fold_in)(rows.wish.key, rows.written)
     column = draw(keys, limited, rows.wish.temperature, rows.wish.top_p)
 
@@ -196,16 +198,28 @@ def write(model: Llama, tables: DeviceAutomaton, rows: Rows) -> Rows:
 
     chosen = jnp.take_along_axis(log_probs, column[:, None], axis=-1)[:, 0]
     kept = jax.nn.logsumexp(jnp.where(limited > -jnp.inf, log_probs, -jnp.inf), axis=-1)
-    return Rows(
+    new = Rows(
         cache=cache,
         logits=model.unembed(last, tables.token_ids)[:, 0],
-        state=jnp.where(running, tables.after[state], rows.state),
+        state=tables.after[state],
         written=rows.written + added,
         columns=jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(
             rows.columns, columns, rows.written
         ),
         counts=count_atoms(tables, rows.counts, rows.state, column),
-        log_prob=rows.log_prob + jnp.where(running, chosen, 0),
-        log_kept=rows.log_kept + jnp.where(running, jnp.minimum(kept, 0), 0),
+        log_prob=rows.log_prob + chosen,
+        log_kept=rows.log_kept + jnp.minimum(kept, 0),
         wish=rows.wish,
     )
+
+    def moved(name: str) -> Array:
+        old, now = getattr(rows, name), getattr(new, name)
+        return jnp.where(running.reshape(-1, *(1,) * (old.ndim - 1)), now, old)
+
+    # Beyond its length a row's cache and columns are overwritten later.
+    return new._replace(**{name: moved(name) for name in ("logits", "state", "counts", "log_prob", "log_kept")})
+
+
+def advances(tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Bool[Array, " b"]:
+    """Rows that are neither at the end nor at a field for which they wait."""
+    return (rows.state != tables.end) & (tables.turn[rows.state] < grants.until)

@@ -1,7 +1,8 @@
 """The samples on disk.
 
     run.json        the request, and what answered it
-    samples.jsonl   one sample a line, as they are finished; a stopped job goes on with those that are missing
+    samples.jsonl   one sample a line, as they are finished, and in order when all are; a stopped job goes on with
+                    those that are missing
     samples.csv     the reference's columns, gen_str (prompt and text), cif, model_name, and the formula
     cif/            one file a sample whose lattice forms a cell
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -45,7 +47,9 @@ class SamplesFile(Journal):
         return sorted(super().rows(), key=lambda row: row["index"])
 
     def finish(self, text_format: TextFormat, *, limit: int, model_name: str) -> Path:
-        """Writes the CSV and the CIF files of the first `limit` samples; returns the CSV's path."""
+        """Puts the samples in order, writes the CSV and the CIF files of the first `limit`; returns the CSV's path."""
+        rows = self.rows()
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         folder = self.directory / "cif"
         folder.mkdir(exist_ok=True)
         content = io.StringIO()
@@ -53,7 +57,7 @@ class SamplesFile(Journal):
         table.writerow(["gen_str", "cif", "model_name", "formula"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen remarks on every noble gas
-            for row in tqdm([row for row in self.rows() if row["index"] < limit], desc="write CIF", unit="crystal"):
+            for row in tqdm([row for row in rows if row["index"] < limit], desc="write CIF", unit="crystal"):
                 crystal = text_format.decode(row["text"])
                 cif = to_cif(crystal)
                 composition = Composition(Counter(crystal.symbols))

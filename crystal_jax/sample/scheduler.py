@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import LlamaConfig
-from crystal_jax.sample.constraints import DeviceAutomaton, Limits, make_limits, to_device
-from crystal_jax.sample.decode import Prompts, Rows, Wish, fill, free_rows, read_prompts, write
+from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, make_limits, permitted, to_device
+from crystal_jax.sample.decode import Prompts, Rows, Wish, advances, fill, free_rows, read_prompts, write
+from crystal_jax.sample.guide import NEVER, Guide
 from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.grammar import TokenAutomaton
@@ -32,6 +34,8 @@ class Request:
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of probability.
         limits: Of the composition, from `make_limits`.
+        guide: Further rules, asked once or twice an atom.
+        attempts: How often the text is begun before it is given up: a guide may come to a field that nothing may fill.
     """
 
     index: int
@@ -40,6 +44,8 @@ class Request:
     temperature: float = 1.0
     top_p: float = 1.0
     limits: Limits = dataclasses.field(default_factory=make_limits)
+    guide: Guide | None = None
+    attempts: int = 100
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
@@ -56,18 +62,31 @@ class Drawn:
         request: What was asked for.
         ids: Token ids, EOS left out.
         log_prob, log_kept: See `Rows`.
+        dead_ends: How often it was begun again, because nothing was left that could follow.
+        complete: Whether it was written to its end; if not, all attempts came to a dead end, and this is the last.
     """
 
     request: Request
     ids: tuple[int, ...]
     log_prob: float
     log_kept: float
+    dead_ends: int = 0
+    complete: bool = True
+
+
+class Begun(NamedTuple):
+    """A request in a row, and the dead ends that it has met."""
+
+    request: Request
+    dead_ends: int
 
 
 class Seen(NamedTuple):
-    """What the host looks at: of `Rows`, and which have ended."""
+    """What the host looks at: of `Rows`, and which have ended, wait for their guides, or have nothing left to write."""
 
     ended: Bool[Array, " b"]
+    waits: Bool[Array, " b"]
+    stuck: Bool[Array, " b"]
     written: Int[Array, " b"]
     columns: Int[Array, "b n"]
     log_prob: Float[Array, " b"]
@@ -122,16 +141,19 @@ class Engine:
                 stacked=stacked,
             )
 
-        def advance(params: nnx.State, tables: DeviceAutomaton, rows: Rows) -> tuple[Rows, Seen]:
+        def advance(params: nnx.State, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> tuple[Rows, Seen]:
             def unfinished(carry: tuple) -> jax.Array:
-                return (carry[0] < steps) & (carry[1].state != tables.end).any()
+                return (carry[0] < steps) & advances(tables, carry[1], grants).any()
 
             def step(carry: tuple) -> tuple:
-                return carry[0] + 1, write(nnx.merge(graph, params), tables, carry[1])
+                return carry[0] + 1, write(nnx.merge(graph, params), tables, carry[1], grants)
 
             with on_mesh(mesh):
                 _, rows = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), rows))
-            return rows, Seen(rows.state == tables.end, rows.written, rows.columns, rows.log_prob, rows.log_kept)
+            ended, goes_on = rows.state == tables.end, advances(tables, rows, grants)
+            left = permitted(tables, rows.wish.limits, grants, rows.counts, rows.state) & tables.allowed[rows.state]
+            stuck = goes_on & ~left.any(axis=-1)
+            return rows, Seen(ended, ~ended & ~goes_on, stuck, rows.written, rows.columns, rows.log_prob, rows.log_kept)
 
         def read(params: nnx.State, tables: DeviceAutomaton, tokens: jax.Array, count: jax.Array) -> Prompts:
             with on_mesh(mesh):
@@ -145,7 +167,11 @@ class Engine:
         self._advance = jax.jit(advance, donate_argnums=2, out_shardings=(where, whole))
         self._refill = jax.jit(fill, donate_argnums=1, out_shardings=where)
         self._prefill = jax.jit(read, out_shardings=whole)
-        self._keys = jax.jit(jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)))
+
+        def key(seed: jax.Array, index: jax.Array, attempt: jax.Array) -> jax.Array:
+            return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), attempt)
+
+        self._keys = jax.jit(jax.vmap(key))
 
     def run(self, params: nnx.State, requests: Iterable[Request]) -> Iterator[Drawn]:
         """Yields each request's text as soon as it is finished, in no particular order; `params` are the model's.
@@ -153,46 +179,76 @@ class Engine:
         Raises:
             ValueError: a prompt is longer than `prompt_tokens`, or limits ask for what the grammar cannot write.
         """
-        waiting: Iterator[Request] = iter(requests)
-        given: list[Request | None] = [None] * self.rows
+        waiting, again = (Begun(request, 0) for request in requests), deque[Begun]()
+        given: list[Begun | None] = [None] * self.rows
+        every = np.ones((self.rows, len(self._automaton.values)), bool)
+        grants, changed = Grants(every, np.full(self.rows, NEVER)), True
         rows, self._read = self._begin(self._tables), None
         while True:
-            free = [row for row in range(self.rows) if given[row] is None]
-            placed = dict(zip(free, waiting, strict=False))
-            for row, asked in placed.items():
-                given[row] = asked
+            placed: dict[int, Begun] = {}
+            for row in range(self.rows):
+                if given[row] is None and (begun := again.popleft() if again else next(waiting, None)):
+                    given[row] = placed[row] = begun
+                    changed |= self._ask(grants, row, begun.request, ())
             if placed:
                 rows = self._refill(self._tables, rows, *self._arrays(params, placed))
             if not any(given):
                 return
-            rows, shown = self._advance(params, self._tables, rows)
+            if changed:
+                on_device, changed = jax.tree.map(jnp.array, grants), False
+            rows, shown = self._advance(params, self._tables, rows, on_device)
             seen: Seen = jax.device_get(shown)
-            for row in np.flatnonzero(seen.ended).tolist():
-                if (request := given[row]) is not None:
-                    yield self._finished(request, seen, row)
+            for row, begun in enumerate(given):
+                if begun is None:
+                    continue
+                if seen.waits[row]:
+                    written = seen.columns[row, : seen.written[row]]
+                    changed |= self._ask(grants, row, begun.request, self._automaton.read(written.tolist()))
+                elif seen.stuck[row] and begun.dead_ends + 1 < begun.request.attempts:
+                    again.append(Begun(begun.request, begun.dead_ends + 1))
+                    given[row] = None
+                elif seen.ended[row] or seen.stuck[row]:
+                    yield self._finished(begun, seen, row)
                     given[row] = None
 
-    def _finished(self, request: Request, seen: Seen, row: int) -> Drawn:
-        ids = self._automaton.token_ids[seen.columns[row, : seen.written[row] - 1]].tolist()
+    def _ask(self, grants: Grants, row: int, request: Request, fields: Sequence[str]) -> bool:
+        """Puts what may follow these fields into a row's grants; returns whether that changed them."""
+        if request.guide is None:
+            fresh = bool(grants.until[row] != NEVER)
+            grants.open[row], grants.until[row] = True, NEVER
+            return fresh
+        grant = request.guide(fields)
+        grants.open[row], grants.until[row] = True, grant.until
+        for field, mask in grant.open.items():
+            grants.open[row, self._automaton.fields[field]] = mask
+        return True
+
+    def _finished(self, begun: Begun, seen: Seen, row: int) -> Drawn:
+        complete = bool(seen.ended[row])
+        written = seen.columns[row, : seen.written[row] - complete]  # EOS is left out
         return Drawn(
-            request=request,
-            ids=tuple(ids),
+            request=begun.request,
+            ids=tuple(self._automaton.token_ids[written].tolist()),
             log_prob=float(seen.log_prob[row]),
             log_kept=float(seen.log_kept[row]),
+            dead_ends=begun.dead_ends + (not complete),
+            complete=complete,
         )
 
-    def _arrays(self, params: nnx.State, placed: Mapping[int, Request]) -> tuple[Prompts, Wish, np.ndarray]:
+    def _arrays(self, params: nnx.State, placed: Mapping[int, Begun]) -> tuple[Prompts, Wish, np.ndarray]:
         """What `fill` takes: the prompts, the wishes, and which prompt goes where."""
-        for request in placed.values():
-            self._check(request)
-        number, prompts = self._prompts(params, {request.prompt: None for request in placed.values()})
+        for begun in placed.values():
+            self._check(begun.request)
+        number, prompts = self._prompts(params, {begun.request.prompt: None for begun in placed.values()})
         source = np.full(self.rows, -1, np.int32)
-        for row, request in placed.items():
-            source[row] = number[request.prompt]
-        any_request = next(iter(placed.values()))
-        asked = [placed.get(row, any_request) for row in range(self.rows)]
+        for row, begun in placed.items():
+            source[row] = number[begun.request.prompt]
+        any_row = next(iter(placed.values()))
+        begins = [placed.get(row, any_row) for row in range(self.rows)]
+        asked = [begun.request for begun in begins]
+        numbers = np.array([(begun.request.seed, begun.request.index, begun.dead_ends) for begun in begins])
         wish = Wish(
-            key=self._keys(np.array([r.seed for r in asked]), np.array([r.index for r in asked])),
+            key=self._keys(*numbers.T),
             temperature=jnp.array([r.temperature for r in asked]),
             top_p=jnp.array([r.top_p for r in asked]),
             limits=jax.tree.map(lambda *rows: np.stack(rows), *(r.limits for r in asked)),
@@ -224,3 +280,7 @@ class Engine:
         beyond = np.delete(request.limits.formula, elements)
         if beyond.any() or not request.limits.elements[elements].any():
             raise ValueError("the tokenizer cannot write the elements that are asked for")
+        if request.guide is not None and not self._automaton.separate:
+            raise ValueError(
+                "the tokenizer has tokens that end one number and begin the next: no guide can stop between"
+            )

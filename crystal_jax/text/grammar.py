@@ -5,8 +5,9 @@ the limits on lengths and number of atoms) is accepted in its canonical tokenisa
 could spell "Te" as one piece or as two, but a model has only ever seen the first, so the automaton is made of the
 tokenizer's own spelling of each field, never of bytes.
 
-It is built from the end to the beginning. A state is known by what may still follow; equal states are made once, so
-the result is the smallest deterministic automaton of the language (Daciuk et al., Computational Linguistics 26, 2000).
+It is built from the end to the beginning. A state is known by what may still follow, and by what has been written of
+the field it is in; equal states are made once (as for smallest automata: Daciuk et al., Computational Linguistics 26,
+2000). So a state tells which values its field may still hold.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -22,16 +24,23 @@ from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
 from crystal_jax.text.tokenizer import Tokenizer
 
 FORBIDDEN = -1
+END = ""  # the value of a crystal's end, which stands where the next element would
+ANY = "*"  # the only value of a field whose values are not told apart
+FIELDS = ("length", "angle", "xy", "z", "element")
 
 _LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
 _ANGLES = tuple(str(i) for i in range(1, 180))  # degrees
 _FRACTIONS = tuple(f"{i / 100:.2f}" for i in range(100))
 _CARTESIAN = tuple(f"{i / 100:.2f}" for i in range(-9999, 10000))  # Å
+_MOST_VALUES = 2000  # of a field; those of fields with more are not told apart
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenAutomaton:
-    """A deterministic automaton over the few tokens that its language uses.
+    """A deterministic automaton over the few tokens that its language uses, and what its tokens mean.
+
+    A text is a sequence of fields: three lengths, three angles, then an element, x, y and z for each atom. Their values
+    are numbered in the order of their spellings, so those that are still possible after a token are a range.
 
     Attributes:
         token_ids: The ids it uses, ascending; the columns of `next_state`. Shape [k].
@@ -39,21 +48,30 @@ class TokenAutomaton:
             comes a state in which EOS alone is allowed.
         start: The state before the first token.
         max_tokens: Length of the longest accepted sequence, EOS included.
-        kind: Which part of an element symbol a state is in: 0 is none, 1 usually the beginning, and each further number
-            one first token of those that several symbols share. Shape [n_states].
-        reach: Which of `ELEMENTS` may still be written after a token, in a state of some kind. Shape [n_kinds, k, e].
-        complete: Index of the element that is complete with a token, or -1. Shape [n_kinds, k].
         max_atoms: Most atoms of a text.
+        values: What fields may hold, field by field; the last one is empty, an end where an element could stand.
+        fields: Which of `values` belong to `length`, `angle`, `xy`, `z` and `element`; x, y, z in Å are not told apart.
+        turn: The number of the field that a state is in: 0 to 5 in the lattice, then four for each atom. Shape
+            [n_states].
+        kind: States of one kind are in the same part of the same field; 0 is the end. Shape [n_states].
+        first, last: The values that are possible after a column: from `first` to before `last`. Shape [n_kinds, k].
+        done: The value that a column completes, or -1. Shape [n_kinds, k].
+        separate: Whether no token holds a part of two fields, separators aside.
     """
 
     token_ids: Int[np.ndarray, " k"]
     next_state: Int[np.ndarray, "n_states k"]
     start: int
     max_tokens: int
-    kind: Int[np.ndarray, " n_states"]
-    reach: Bool[np.ndarray, "n_kinds k e"]
-    complete: Int[np.ndarray, "n_kinds k"]
     max_atoms: int
+    values: tuple[str, ...]
+    fields: Mapping[str, slice]
+    turn: Int[np.ndarray, " n_states"]
+    kind: Int[np.ndarray, " n_states"]
+    first: Int[np.ndarray, "n_kinds k"]
+    last: Int[np.ndarray, "n_kinds k"]
+    done: Int[np.ndarray, "n_kinds k"]
+    separate: bool
 
     @property
     def allowed(self) -> Bool[np.ndarray, "n_states k"]:
@@ -63,7 +81,7 @@ class TokenAutomaton:
     @property
     def elements(self) -> frozenset[str]:
         """The elements that can be written."""
-        return frozenset(ELEMENTS[i] for i in np.flatnonzero(self.reach.any(axis=(0, 1))))
+        return frozenset(self.values[self.fields["element"]]) - {END}
 
     @property
     def end(self) -> int:
@@ -81,6 +99,15 @@ class TokenAutomaton:
                 return False
         return state == self.end
 
+    def read(self, columns: Iterable[int]) -> list[str]:
+        """The values of the fields that a text of these columns has completed, an end left out."""
+        state, found = self.start, []
+        for column in columns:
+            if (value := self.done[self.kind[state], column]) >= 0 and self.values[value] != END:
+                found.append(self.values[value])
+            state = self.next_state[state, column]
+        return found
+
     @functools.cached_property
     def _columns(self) -> dict[int, int]:
         return {int(token): column for column, token in enumerate(self.token_ids)}
@@ -94,20 +121,23 @@ class _Builder:
 
     def __init__(self, eos_id: int):
         self.transitions: list[dict[int, int]] = []
-        self._known: dict[frozenset[tuple[int, int]], int] = {}
+        self._known: dict[tuple[Word, frozenset[tuple[int, int]]], int] = {}
         self.eos_id = eos_id
         self.end = len(self.transitions)
         self.transitions.append({eos_id: self.end})
 
-    def state(self, transitions: dict[int, int]) -> int:
-        key = frozenset(transitions.items())
+    def state(self, transitions: dict[int, int], written: Word = ()) -> int:
+        """The state with these transitions, in which this much of a field is written."""
+        key = written, frozenset(transitions.items())
         if key not in self._known:
             self._known[key] = len(self.transitions)
             self.transitions.append(transitions)
         return self._known[key]
 
-    def words(self, words: Iterable[Word], then: int) -> int:
+    def words(self, words: Iterable[Word], then: int, written: Word | None = ()) -> int:
         """The state in which any of `words` may be read, each followed by what state `then` reads.
+
+        `written` is what stands before them in their field; None if states need not tell.
 
         Raises:
             ValueError: after some word, it could not be told whether the next token still belongs to a longer one.
@@ -122,8 +152,10 @@ class _Builder:
         for token, rest in by_first.items():
             if token in transitions:
                 raise ValueError(f"Token {token} may both go on with a field and begin the next one")
-            transitions[token] = then if rest == [()] else self.words(rest, then)
-        return self.state(transitions)
+            transitions[token] = (
+                then if rest == [()] else self.words(rest, then, None if written is None else (*written, token))
+            )
+        return self.state(transitions, written or ())
 
     def either(self, *states: int) -> int:
         """The state that reads what any of the given ones reads; their first tokens must differ."""
@@ -134,10 +166,10 @@ class _Builder:
                     raise ValueError(f"Token {token} begins two different continuations")
         return self.state(merged)
 
-    def table(self, start: int, symbols: Mapping[str, Word], begins: Sequence[int]) -> TokenAutomaton:
+    def table(self, start: int, turns: Sequence[_Turn]) -> TokenAutomaton:
         """The automaton of what `start` reads, without the states that only helped to make others.
 
-        `symbols` are the spellings of the elements, and `begins` the states in which one may begin.
+        `turns` are the fields of the longest text, in its order.
         """
         reached, waiting = {start}, [start]
         while waiting:
@@ -155,56 +187,143 @@ class _Builder:
                 next_state[row[state], column[token]] = row[following]
             if state != self.end:
                 longest[state] = 1 + max(longest[following] for following in self.transitions[state].values())
-        kinds = _SymbolKinds(next_state, {symbol: tuple(column[t] for t in word) for symbol, word in symbols.items()})
-        tables = kinds.tables([row[state] for state in begins])
+        meanings = _Meanings(
+            next_state,
+            [
+                turn._replace(
+                    begin=row[turn.begin],
+                    then=row[turn.then],
+                    words={v: tuple(column[t] for t in w) for v, w in turn.words.items()},
+                )
+                for turn in turns
+            ],
+        )
         return TokenAutomaton(
-            np.array(used, np.int32), next_state, row[start], longest[start], *tables, max_atoms=len(begins)
+            token_ids=np.array(used, np.int32),
+            next_state=next_state,
+            start=row[start],
+            max_tokens=longest[start],
+            max_atoms=sum(turn.field == "element" for turn in turns),
+            **meanings.tables(),
         )
 
 
-class _SymbolKinds:
-    """Finds the states inside of element symbols; those in which the same tokens mean the same are of one kind."""
+class _Turn(NamedTuple):
+    """A field of the longest text: the states before and after it, its name, and the words that may stand there."""
 
-    def __init__(self, next_state: Int[np.ndarray, "n_states k"], symbols: Mapping[str, Word]):
+    begin: int
+    then: int
+    field: str
+    words: Mapping[str, Word]
+
+
+class _Meaning(NamedTuple):
+    """What a column means in some state: the range of values it leaves possible, and the one it completes or -1."""
+
+    first: int
+    last: int
+    done: int
+
+
+class _Meanings:
+    """What each column means in each state of a field."""
+
+    def __init__(self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[_Turn]):
         self._next_state = next_state
-        self._symbols = {ELEMENTS.index(symbol): columns for symbol, columns in symbols.items()}
-        # What a column means in a state: the elements it leaves possible, and the one it completes or -1.
-        self._meaning: dict[int, dict[int, tuple[tuple[int, ...], int]]] = {}
+        self._number: dict[tuple[str, str], int] = {}
+        words = {turn.field: turn.words for turn in turns}
+        for field in filter(words.__contains__, FIELDS):
+            told_apart = len(words[field]) <= _MOST_VALUES
+            for value in sorted(words[field], key=words[field].__getitem__) if told_apart else [ANY]:
+                self._number[field, value] = len(self._number)
+            if field == "element":
+                self._number[field, END] = len(self._number)
+        self._meanings: dict[int, dict[int, _Meaning]] = {}
+        self._turn = np.full(len(next_state), len(turns), np.int32)
+        self._shared: list[tuple[int, int]] = []  # columns that end a field and begin the next one, by turn
+        for number, turn in enumerate(turns):
+            if (turn.field, ANY) in self._number:
+                self._pass(turn, number)
+                continue
+            self._spell(turn.begin, number, {self._number[turn.field, v]: word for v, word in turn.words.items()})
+            for column in np.flatnonzero(next_state[turn.begin] == len(next_state) - 1).tolist():  # EOS
+                end = self._number[turn.field, END]
+                self._meanings[turn.begin][column] = _Meaning(end, end + 1, end)
+        self._separate = all(
+            self._is_separator(turns[number + 1], column) for number, column in self._shared if number + 1 < len(turns)
+        )
 
-    def tables(self, begins: Iterable[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`kind`, `reach` and `complete` of a `TokenAutomaton`."""
-        for begin in begins:
-            self._spell(begin, self._symbols)
+    def tables(self) -> dict[str, Any]:
+        """The attributes of a `TokenAutomaton` that say what tokens mean."""
         kinds: dict[frozenset, int] = {}
         kind = np.zeros(len(self._next_state), np.int32)
-        for state, meaning in self._meaning.items():
+        for state, meaning in self._meanings.items():
             kind[state] = kinds.setdefault(frozenset(meaning.items()), len(kinds) + 1)
-        width = self._next_state.shape[1]
-        reach = np.zeros((len(kinds) + 1, width, len(ELEMENTS)), bool)
-        complete = np.full((len(kinds) + 1, width), -1, np.int32)
+        shape = len(kinds) + 1, self._next_state.shape[1]
+        first, last, done = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+        last[0] = len(self._number)
         for meanings, number in kinds.items():
-            for column, (elements, done) in meanings:
-                reach[number, column, list(elements)] = True
-                complete[number, column] = done
-        return kind, reach, complete
+            for column, meaning in meanings:
+                first[number, column], last[number, column], done[number, column] = meaning
+        names = [field for field, _ in self._number]
+        fields = {
+            name: slice(names.index(name), names.index(name) + names.count(name)) for name in dict.fromkeys(names)
+        }
+        values = tuple(value for _, value in self._number)
+        return dict(
+            values=values,
+            fields=fields,
+            turn=self._turn,
+            kind=kind,
+            first=first,
+            last=last,
+            done=done,
+            separate=self._separate,
+        )
 
-    def _spell(self, state: int, symbols: Mapping[int, Word]) -> None:
-        """Notes what the columns of a state mean in which the rest of one of `symbols` is to be written."""
+    def _spell(self, state: int, turn: int, words: Mapping[int, Word]) -> None:
+        """Notes what the columns of a state mean in which the rest of one of `words` is to be written."""
+        self._turn[state] = turn
         by_first: dict[int, dict[int, Word]] = {}
-        for element, (first, *rest) in symbols.items():
-            by_first.setdefault(first, {})[element] = tuple(rest)
-        meaning = self._meaning.setdefault(state, {})
+        for value, (first, *rest) in words.items():
+            by_first.setdefault(first, {})[value] = tuple(rest)
+        meaning = self._meanings.setdefault(state, {})
         for column, following in by_first.items():
-            longer = {element: rest for element, rest in following.items() if rest}
-            done = next((element for element, rest in following.items() if not rest), -1)
-            meaning[column] = tuple(sorted(following)), -1 if longer else done
+            low, high = min(following), max(following) + 1
+            if len(following) != high - low:
+                raise ValueError("Values that begin alike are not neighbours in the order of their spellings")
+            longer = {value: rest for value, rest in following.items() if rest}
+            done = next((value for value, rest in following.items() if not rest), -1)
+            meaning[column] = _Meaning(low, high, -1 if longer else done)
             if longer:
                 after = int(self._next_state[state, column])
-                self._spell(after, longer)
+                self._spell(after, turn, longer)
                 if done >= 0:
                     # "N" and "Np" may begin alike. That it was the shorter one, only the token after it tells.
                     for other in np.flatnonzero(self._next_state[after] != FORBIDDEN).tolist():
-                        self._meaning[after].setdefault(other, ((done,), done))
+                        if other not in self._meanings[after]:
+                            self._meanings[after][other] = _Meaning(done, done + 1, done)
+                            self._shared.append((turn, other))
+
+    def _pass(self, turn: _Turn, number: int) -> None:
+        """The same for a field whose values are not told apart."""
+        value = self._number[turn.field, ANY]
+        waiting = [turn.begin]
+        while waiting:
+            state = waiting.pop()
+            self._turn[state], self._meanings[state] = number, {}
+            for column in np.flatnonzero(self._next_state[state] != FORBIDDEN).tolist():
+                after = int(self._next_state[state, column])
+                done = after == turn.then
+                self._meanings[state][column] = _Meaning(value, value + 1, value if done else -1)
+                if not done and after not in self._meanings:
+                    waiting.append(after)
+
+    def _is_separator(self, turn: _Turn, column: int) -> bool:
+        """Whether a column stands at the beginning of every value of a field, and so tells nothing of it."""
+        meaning = self._meanings[turn.begin].get(column)
+        values = sum(field == turn.field and value != END for field, value in self._number)
+        return meaning is not None and meaning.last - meaning.first == values
 
 
 def crystal_automaton(
@@ -232,8 +351,8 @@ def crystal_automaton(
     if max_atoms < 1:
         raise ValueError(f"max_atoms must be at least 1, not {max_atoms}")
 
-    def spell(separator: str, values: Iterable[str]) -> list[Word]:
-        return [word for value in values if (word := _spelling(tokenizer, separator, value))]
+    def spell(separator: str, values: Iterable[str]) -> dict[str, Word]:
+        return {value: word for value in values if (word := _spelling(tokenizer, separator, value))}
 
     coordinates = _FRACTIONS
     if text_format.coordinates == "cartesian":
@@ -241,25 +360,30 @@ def crystal_automaton(
     elif text_format.version == "paper":
         coordinates = (*_FRACTIONS, "1.00")
     first, later = spell("\n", coordinates), spell(" ", coordinates)
-    symbols = {symbol: word for symbol in elements if (word := _spelling(tokenizer, "\n", symbol))}
+    symbols = spell("\n", elements)
 
     builder = _Builder(tokenizer.eos_id)
+    turns: list[_Turn] = []
+
+    def before(state: int, field: str, words: Mapping[str, Word]) -> int:
+        """The state before a field after which comes `state`."""
+        begin = builder.words(words.values(), state, () if len(words) <= _MOST_VALUES else None)
+        turns.append(_Turn(begin, state, field, words))
+        return begin
+
     finish = builder.state({tokenizer.eos_id: builder.end})
-    after_atom, begins = finish, []
+    state = finish
     for atoms_before in reversed(range(max_atoms)):
-        state = after_atom
-        for words in (later, later, first, symbols.values()):
-            state = builder.words(words, state)
-        # The first atom must come; before each further one the crystal may end.
-        after_atom = builder.either(finish, state) if atoms_before else state
-        begins.append(after_atom)
-    state = after_atom
-    for separator, values in [
-        *((s, _ANGLES) for s in (" ", " ", "\n")),
-        *((s, _LENGTHS) for s in (" ", " ", "")),
-    ]:
-        state = builder.words(spell(separator, values), state)
-    return builder.table(state, symbols, begins)
+        for field, words in ("z", later), ("xy", later), ("xy", first), ("element", symbols):
+            state = before(state, field, words)
+        if atoms_before:  # the first atom must come; before each further one the crystal may end
+            state = builder.either(finish, state)
+            turns[-1] = turns[-1]._replace(begin=state)
+    for separator in " ", " ", "\n":
+        state = before(state, "angle", spell(separator, _ANGLES))
+    for separator in " ", " ", "":
+        state = before(state, "length", spell(separator, _LENGTHS))
+    return builder.table(state, turns[::-1])
 
 
 def _spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:

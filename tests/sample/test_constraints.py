@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crystal_jax.sample.constraints import formula_unit, make_limits, permitted, to_device
+from crystal_jax.sample.constraints import Grants, formula_unit, make_limits, permitted, to_device
+from crystal_jax.sample.guide import NEVER, turn_of
 from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.grammar import END
 from tests.sample.engines import Untrained
 
 
@@ -20,6 +22,10 @@ def untrained(request):
 @pytest.fixture(scope="module")
 def engine(untrained):
     return untrained.engine(16)
+
+
+def everything(automaton, rows):
+    return Grants(jnp.ones((rows, len(automaton.values)), bool), jnp.full(rows, NEVER))
 
 
 @pytest.mark.parametrize("formula", ["NaCl", "Np2N", "LiFeO2", "Cu"])
@@ -50,7 +56,7 @@ def test_without_limits_nothing_is_forbidden(untrained):
     states = jnp.arange(len(automaton.next_state))
     limits = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(states), *np.shape(x))), make_limits(max_atoms=8))
     counts = jnp.zeros((len(states), len(ELEMENTS)), jnp.int32).at[:, 0].set(1)
-    assert (permitted(tables, limits, counts, states) | ~tables.allowed).all()
+    assert (permitted(tables, limits, everything(automaton, len(states)), counts, states) | ~tables.allowed).all()
 
 
 def test_open_elements_are_those_with_a_completion():
@@ -60,8 +66,9 @@ def test_open_elements_are_those_with_a_completion():
     symbols, unit = ["Li", "Fe", "O"], {"Li": 1, "Fe": 1, "O": 2}
     goals = [{s: m * n for s, n in unit.items()} for m in (1, 2) if m * 4 <= 6]
     limits = make_limits(formula="LiFeO2", max_atoms=6)
-    column = {s: int(np.flatnonzero(automaton.reach[1, :, ELEMENTS.index(s)])[0]) for s in symbols}
-    after_atom = [s for s in range(len(automaton.kind)) if automaton.kind[s] and automaton.allowed[s].sum() > 103]
+    after_atom = int(np.flatnonzero(automaton.turn == turn_of(1, 0))[0])
+    done = automaton.done[automaton.kind[after_atom]]
+    column = {s: int(np.flatnonzero(done == automaton.values.index(s))[0]) for s in (*symbols, END)}
     for counts in itertools.product(range(4), repeat=3):
         have = dict(zip(symbols, counts, strict=True))
         if not 0 < sum(counts) < 6 or not any(all(have[s] <= goal[s] for s in symbols) for goal in goals):
@@ -70,12 +77,13 @@ def test_open_elements_are_those_with_a_completion():
         for symbol, number in have.items():
             numbers[0, ELEMENTS.index(symbol)] = number
         row = jax.tree.map(lambda x: jnp.asarray(x)[None], limits)
-        found = permitted(tables, row, jnp.asarray(numbers), jnp.array(after_atom[:1]))[0]
+        state = jnp.array([after_atom])
+        found = permitted(tables, row, everything(automaton, 1), jnp.asarray(numbers), state)[0]
         for symbol in symbols:
             more = {**have, symbol: have[symbol] + 1}
             possible = any(all(more[s] <= goal[s] for s in symbols) for goal in goals)
             assert bool(found[column[symbol]]) == possible
-        assert bool(found[tables.eos]) == (have in goals)
+        assert bool(found[column[END]]) == (have in goals)
 
 
 @pytest.mark.parametrize("formula", ["LiFe2", "Li4Fe8", "Li0.5Fe"])

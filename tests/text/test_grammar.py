@@ -97,7 +97,7 @@ def test_builder_equals_brute_force_on_a_small_alphabet():
     builder = _Builder(eos_id=9)
     finish = builder.state({9: builder.end})
     tail = builder.either(finish, builder.words([(3,), (3, 3)], finish))
-    automaton = builder.table(builder.words([(1,), (1, 2), (2, 1)], tail), {}, ())
+    automaton = builder.table(builder.words([(1,), (1, 2), (2, 1)], tail), [])
     language = re.compile(r"(1|12|21)(3|33)?9")
     for length in range(1, 6):
         for ids in itertools.product([1, 2, 3, 9], repeat=length):

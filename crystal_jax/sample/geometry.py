@@ -1,0 +1,152 @@
+"""Cells that exist and atoms that keep their distance, by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from pymatgen.core import Lattice
+from pymatgen.symmetry.groups import SpaceGroup
+from pymatgen.util.coord import pbc_shortest_vectors
+
+from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
+from crystal_jax.sample.guide import ATOM, FIELDS_OF_ATOM, NEVER, Grant, turn_of
+
+_Z, _GAMMA = 3, 5
+# The evaluator reads a CIF, whose numbers are rounded.
+_SLACK = 1e-4
+
+
+class CellForms:
+    """The last angle is one with which there is a cell of some volume (the evaluator's smallest).
+
+    Args:
+        values: The values of the field `angle`, in the automaton's order.
+    """
+
+    def __init__(self, values: Sequence[str]):
+        self._angles = np.array(values, float)
+
+    def __call__(self, fields: Sequence[str]) -> Grant:
+        """Which γ there may be; it must be asked for once α and β are known."""
+        if len(fields) < _GAMMA:
+            return Grant({}, _GAMMA)
+        if len(fields) > _GAMMA:
+            return Grant({}, NEVER)
+        a, b, c, alpha, beta = map(float, fields)
+        # The triangle inequality of the angles is where the volume is a real number.
+        cosines = np.cos(np.radians(np.stack(np.broadcast_arrays(alpha, beta, self._angles))))
+        squared = 1 - (cosines**2).sum(axis=0) + 2 * cosines.prod(axis=0)
+        forms = (abs(alpha - beta) < self._angles) & (self._angles < min(alpha + beta, 360 - alpha - beta))
+        roomy = a * b * c * np.sqrt(np.maximum(squared, 0)) > MIN_VOLUME + _SLACK
+        return Grant({"angle": forms & roomy}, NEVER)
+
+
+class KeepsDistance:
+    """The last coordinate of an atom is one where no earlier atom is too near, periodic images included.
+
+    Args:
+        values: The values of the field `z`, fractional, in the automaton's order.
+        shortest: Two atoms are at least this far apart, in Å.
+        radii: Or this share of the sum of their covalent radii, if that is more.
+    """
+
+    def __init__(self, values: Sequence[str], *, shortest: float = MIN_DISTANCE, radii: float = 0.0):
+        self._z, self._shortest, self._radii = np.array(values, float), shortest, radii
+
+    def __call__(self, fields: Sequence[str]) -> Grant:
+        """Which z there may be; it must be asked for once x and y are known."""
+        atom, part = divmod(len(fields) - ATOM, FIELDS_OF_ATOM)
+        if len(fields) < ATOM or atom == 0:
+            return Grant({}, turn_of(1, _Z))  # there is nothing to be near to
+        if part != _Z:
+            return Grant({}, turn_of(atom, _Z))
+        symbols = fields[ATOM::FIELDS_OF_ATOM]
+        places = np.array(
+            [[float(v) for v in fields[turn_of(i, 1) : turn_of(i, 1) + 3]] for i in range(atom)]
+        )  # fractional
+        x, y = map(float, fields[-2:])
+        candidates = np.column_stack([np.full_like(self._z, x), np.full_like(self._z, y), self._z])
+        lattice = Lattice.from_parameters(*map(float, fields[:ATOM]))
+        _, squares = pbc_shortest_vectors(lattice, candidates, places, return_d2=True)
+        return Grant(
+            {"z": (squares >= (self._apart(symbols) + _SLACK) ** 2).all(axis=1)},
+            turn_of(atom + 1, _Z),
+        )
+
+    def _apart(self, symbols: Sequence[str]) -> Float[np.ndarray, " n"]:
+        """How far the last of these atoms must be from each of the others, in Å."""
+        if not self._radii:
+            return np.full(len(symbols) - 1, self._shortest)
+        from pymatgen.analysis.local_env import CovalentRadius
+
+        own, *others = (CovalentRadius.radius.get(symbol, 0.0) for symbol in reversed(symbols))
+        return np.maximum(self._shortest, self._radii * (own + np.array(others[::-1])))
+
+
+class LatticeSystem:
+    """The cell of a space group's lattice system: equal lengths, right angles (International Tables A, 2.1.2.1).
+
+    Of face- and body-centred cubic and of rhombohedral groups the primitive cells are open too, as data sets of
+    primitive cells have them; of other centred groups the conventional cell alone has a shape of its own.
+
+    Args:
+        spacegroup: Its number, 1 to 230.
+        lengths, angles: The values of these fields, in the automaton's order.
+    """
+
+    def __init__(self, spacegroup: int, *, lengths: Sequence[str], angles: Sequence[str]):
+        self._values = {"length": np.array(lengths), "angle": np.array(angles)}
+        self._shapes = _shapes(spacegroup)
+
+    def __call__(self, fields: Sequence[str]) -> Grant:
+        """The next length or angle; it must be asked for at each."""
+        turn = len(fields)
+        if turn >= ATOM:
+            return Grant({}, NEVER)
+        field = "length" if turn < 3 else "angle"
+        values = self._values[field]
+        possible = np.zeros(len(values), bool)
+        for shape in self._shapes:
+            meant = [fields[rule] if isinstance(rule, int) and rule < turn else rule for rule in shape]
+            if all(rule in (None, value) for rule, value in zip(meant, fields, strict=False)):
+                possible |= values == meant[turn] if meant[turn] else True
+        return Grant({field: possible}, turn + 1 if turn + 1 < ATOM else NEVER)
+
+
+# Of each length and angle: anything, the same as an earlier field, or this value.
+_Shape = tuple[int | str | None, ...]
+
+_CUBIC: _Shape = (None, 0, 0, "90", "90", "90")
+_FACE_CENTRED: _Shape = (None, 0, 0, "60", "60", "60")
+_BODY_CENTRED: _Shape = (None, 0, 0, "109", "109", "109")  # 109.47°
+_HEXAGONAL: _Shape = (None, 0, None, "90", "90", "120")
+_RHOMBOHEDRAL: _Shape = (None, 0, 0, None, 3, 3)
+_TETRAGONAL: _Shape = (None, 0, None, "90", "90", "90")
+_ORTHORHOMBIC: _Shape = (None, None, None, "90", "90", "90")
+_MONOCLINIC: _Shape = (None, None, None, "90", None, "90")  # unique axis b
+_TRICLINIC: _Shape = (None,) * 6
+
+
+def _shapes(spacegroup: int) -> tuple[_Shape, ...]:
+    group = SpaceGroup.from_int_number(spacegroup)
+    match group.crystal_system, group.symbol[0]:
+        case "cubic", "F":
+            return _CUBIC, _FACE_CENTRED
+        case "cubic", "I":
+            return _CUBIC, _BODY_CENTRED
+        case "cubic", _:
+            return (_CUBIC,)
+        case "trigonal", "R":
+            return _RHOMBOHEDRAL, _HEXAGONAL
+        case (("trigonal" | "hexagonal"), _):
+            return (_HEXAGONAL,)
+        case "tetragonal", _:
+            return (_TETRAGONAL,)
+        case "orthorhombic", _:
+            return (_ORTHORHOMBIC,)
+        case "monoclinic", _:
+            return (_MONOCLINIC,)
+        case _:
+            return (_TRICLINIC,)
