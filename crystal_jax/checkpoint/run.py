@@ -112,9 +112,11 @@ def convert(
     if write_as == "easylm":
         easylm.write_easylm(output, source, dtype=hf.DTYPES[dtype])
         return
+    # Before the model is written: it may be one that has no equal in these files.
+    inside = gguf_tokenizer.tokenizer_files(source.metadata()) if isinstance(source, gguf.GgufSource) else {}
     hf.write_hf(output, source, dtype=dtype)
-    if isinstance(source, gguf.GgufSource):
-        gguf_tokenizer.write_tokenizer(source.metadata(), output)
+    for name, content in inside.items():
+        (output / name).write_bytes(content)
     for name in TOKENIZER_FILES:
         folder = base if read_as == "peft" and base else input
         if (folder / name).is_file():
