@@ -37,7 +37,7 @@ def segments_of(batch):
 
 def test_an_element_beyond_those_of_the_texts_is_named(records):
     heavy = dataclasses.replace(records[0], atomic_numbers=np.array([8, 104], np.int32))
-    with pytest.raises(ValueError, match="element 104 has no symbol .* end with Lr"):
+    with pytest.raises(ValueError, match=r"element 104 has no symbol .* end with Lr"):
         crystal_of(heavy)
 
 
