@@ -5,7 +5,7 @@
   --from=peft         a PEFT LoRA adapter; give its --base, a Hugging Face folder  also --to
   --from=crystal_jax  the workdir of a training run                              also --to
   --from=meta         a folder of consolidated.*.pth and params.json
-  --from=gguf         a GGUF file, dequantised
+  --from=gguf         a GGUF file, dequantised, with its tokenizer
   --from=llama2c      a llama2.c file (version 0)
 
 An adapter is merged into its base, except in --to=peft, and --to=crystal_jax, which keeps it apart. --to=crystal_jax
