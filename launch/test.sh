@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: format, lint, types, tests. Arguments go to pytest.
+# All checks: format, lint, types, tests, these in two processes. Arguments go to pytest (`-n 4`: in four).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -8,4 +8,4 @@ install_peers
 ruff format --check .
 ruff check .
 mypy
-pytest "$@"
+pytest -n 2 --dist worksteal "$@"

@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,13 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     # Compiling is most of the time of these tests, and none of them is about the speed of the result.
     " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
+# Most programs of these tests are compiled more than once, by a test, worker or process of its own: they are kept for
+# as long as the tests run. Workers of pytest-xdist find the folder of the process that started them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="crystal_jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Machines that run tests are busy; examples are drawn from a fixed seed so that a failure can be repeated.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("tests")

@@ -1,23 +1,32 @@
-"""The byte-level BPE tokenizer inside a GGUF file, as the two files that Hugging Face keeps it in.
+"""The tokenizer inside a GGUF file, as the files that Hugging Face keeps it in.
 
-GGUF names how text is cut before the merges (`tokenizer.ggml.pre`) instead of describing it; the cuts known here are
-in `PRE_TOKENIZERS`.
+Two kinds are known. `llama` is SentencePiece's BPE: its pieces, scores and types are stated, and all else (no
+normalisation, spaces as ▁) is the same for every model that llama.cpp reads as this kind. `gpt2` is byte-level BPE, of
+which GGUF names how text is cut before the merges (`tokenizer.ggml.pre`) instead of describing it; the cuts known here
+are in `PRE_TOKENIZERS`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers
 
 from crystal_jax.errors import UserError
-from crystal_jax.files import write_text
 
-_CONTROL = 3  # GGUF's token type of special tokens
+_protocol: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+# GGUF's types of tokens, which are SentencePiece's.
+_CONTROL, _BYTE = 3, 6
+_ROLES: Mapping[str, str] = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+}
 
 
 def _smollm() -> pre_tokenizers.PreTokenizer:
@@ -34,31 +43,79 @@ def _gpt2() -> pre_tokenizers.PreTokenizer:
 PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {"smollm": _smollm, "gpt-2": _gpt2}
 
 
-def write_tokenizer(fields: Mapping[str, Any], directory: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json.
+def tokenizer_files(fields: Mapping[str, Any]) -> dict[str, bytes]:
+    """Names and contents of the tokenizer's files; none where the GGUF file has no tokenizer. Nothing is written.
 
     Args:
         fields: The metadata of a GGUF file: values of `tokenizer.ggml.*`.
-        directory: Where the two files go.
 
     Raises:
-        UserError: the file holds a tokenizer of another kind.
+        UserError: the file holds a tokenizer of another kind, or a part of one.
     """
-    kind, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "")
-    if kind != "gpt2" or cut not in PRE_TOKENIZERS:
-        raise UserError(
-            f"the GGUF file's tokenizer is {kind!r} with cuts {cut!r}; 'gpt2' with one of "
-            f"{', '.join(map(repr, PRE_TOKENIZERS))} can be converted"
-        )
+    kind = fields.get("tokenizer.ggml.model")
+    if kind is None:
+        return {}
+    cut = fields.get("tokenizer.ggml.pre", "")
+    try:
+        if kind == "llama":
+            name, content = "tokenizer.model", _sentencepiece(fields)
+        elif kind == "gpt2" and cut in PRE_TOKENIZERS:
+            name, content = "tokenizer.json", _byte_level(fields, cut)
+        else:
+            raise UserError(
+                f"the GGUF file's tokenizer is {kind!r} with cuts {cut!r}; 'llama', and 'gpt2' with one of "
+                f"{', '.join(map(repr, PRE_TOKENIZERS))}, can be converted"
+            )
+        return {name: content, "tokenizer_config.json": _config(fields, kind)}
+    except KeyError as error:
+        raise UserError(f"the GGUF file's tokenizer lacks the metadata {error.args[0]}") from None
+    except (ValueError, IndexError) as error:
+        raise UserError(f"the GGUF file's tokenizer is damaged: {error}") from error
+
+
+def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
+    """A `tokenizer.model`: the pieces, and what decides how they are used; not how they were trained."""
+    columns = [fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")]
+    pieces = [
+        _protocol.ModelProto.SentencePiece(piece=token, score=score, type=kind)
+        for token, score, kind in zip(*columns, strict=True)
+    ]
+    model = _protocol.ModelProto(pieces=pieces)
+    model.trainer_spec.model_type = _protocol.TrainerSpec.BPE
+    model.trainer_spec.vocab_size = len(pieces)
+    model.trainer_spec.byte_fallback = _BYTE in columns[-1]
+    model.trainer_spec.pad_id = -1
+    for role, key in _ROLES.items():
+        if key in fields:
+            setattr(model.trainer_spec, f"{role}_id", fields[key])
+            setattr(model.trainer_spec, f"{role}_piece", columns[0][fields[key]])
+    model.normalizer_spec.name = "identity"
+    # What llama.cpp does where the file does not say otherwise.
+    model.normalizer_spec.add_dummy_prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
+    model.normalizer_spec.remove_extra_whitespaces = fields.get("tokenizer.ggml.remove_extra_whitespaces", False)
+    content = model.SerializeToString()
+    try:
+        sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    return content
+
+
+def _byte_level(fields: Mapping[str, Any], cut: str) -> bytes:
+    """A `tokenizer.json`."""
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     bpe = tokenizers.Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     bpe.pre_tokenizer = PRE_TOKENIZERS[cut]()
     bpe.decoder = decoders.ByteLevel()
-    special = [t for t, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True) if kind == _CONTROL]
-    bpe.add_special_tokens(special)
-    bpe.save(str(directory / "tokenizer.json"))
-    names = {"bos_token": "tokenizer.ggml.bos_token_id", "eos_token": "tokenizer.ggml.eos_token_id"}
-    config = {name: tokens[fields[key]] for name, key in names.items() if key in fields}
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    types = fields["tokenizer.ggml.token_type"]
+    bpe.add_special_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL])
+    return bpe.to_str(pretty=True).encode()
+
+
+def _config(fields: Mapping[str, Any], kind: str) -> bytes:
+    """A `tokenizer_config.json`: which tokens are special, and the class of transformers that reads the other file."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    config = {f"{role}_token": tokens[fields[key]] for role, key in _ROLES.items() if key in fields}
+    config["tokenizer_class"] = "LlamaTokenizer" if kind == "llama" else "PreTrainedTokenizerFast"
+    return (json.dumps(config, indent=2) + "\n").encode()

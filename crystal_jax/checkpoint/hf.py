@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,20 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from crystal_jax.checkpoint.tensors import Shape, Source, expected_shapes, stream
+from crystal_jax.checkpoint.tensors import Shape, Source, check, expected_shapes, stream
 from crystal_jax.config import LlamaConfig
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD_BYTES = 2 * 2**30  # what a conversion holds in memory at once
+SHARD_BYTES = 5 * 10**9  # as transformers cuts
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+_SAFETENSORS: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BUFFERS = ("rotary_emb.inv_freq",)  # old files store this constant of the architecture
 _CONTEXT = 4096  # tokens, LLaMA-2's; nothing here depends on it
 
@@ -150,21 +151,27 @@ def config_json(cfg: LlamaConfig, dtype: str) -> dict[str, Any]:
 
 
 def write_hf(directory: Path, source: Source, *, dtype: str, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes a `LlamaForCausalLM` folder, shard by shard; config.json comes last, and only then it is a model.
+    """Writes a `LlamaForCausalLM` folder, tensor by tensor; config.json comes last, and only then it is a model.
+
+    Args:
+        directory: Made if it does not exist.
+        source: Where the tensors come from.
+        dtype: A key of `DTYPES`.
+        shard_bytes: A file holds no more, unless it be of one tensor.
 
     Raises:
         UserError: the source lacks or misshapes a tensor.
     """
+    check(source.path, source.shapes(), source.config)
     directory.mkdir(parents=True, exist_ok=True)
-    width = DTYPES[dtype].itemsize
-    sizes = {name: int(np.prod(shape)) * width for name, shape in expected_shapes(source.config).items()}
+    width, shapes = DTYPES[dtype].itemsize, expected_shapes(source.config)
+    sizes = {name: math.prod(shape) * width for name, shape in shapes.items()}
     shards = list(_shards(sizes, shard_bytes))
     tensors = stream(source, DTYPES[dtype])
     where: dict[str, str] = {}
     for i, names in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        held = {name: np.ascontiguousarray(tensor) for name, tensor in _take(tensors, len(names))}
-        save_file(held, directory / file, metadata={"format": "pt"})
+        _write_safetensors(directory / file, {name: shapes[name] for name in names}, dtype, tensors)
         where |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
@@ -183,8 +190,24 @@ def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
     yield names
 
 
-def _take(tensors: Iterator[tuple[str, np.ndarray]], count: int) -> Iterator[tuple[str, np.ndarray]]:
-    return (next(tensors) for _ in range(count))
+def _write_safetensors(
+    path: Path, shapes: Mapping[str, Shape], dtype: str, tensors: Iterator[tuple[str, np.ndarray]]
+) -> None:
+    """A file of the next tensors of a stream; the package's own writer wants all of them in memory at once.
+
+    The format is the length of a header as 8 bytes, the header in JSON, and the tensors' bytes, little-endian.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it, transformers refuses the file
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": _SAFETENSORS[dtype], "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _ in shapes:
+            np.ascontiguousarray(next(tensors)[1]).view(np.uint8).tofile(file)
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:

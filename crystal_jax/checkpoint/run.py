@@ -5,7 +5,7 @@
   --from=peft         a PEFT LoRA adapter; give its --base, a Hugging Face folder  also --to
   --from=crystal_jax  the workdir of a training run                              also --to
   --from=meta         a folder of consolidated.*.pth and params.json
-  --from=gguf         a GGUF file, dequantised
+  --from=gguf         a GGUF file, dequantised, with its tokenizer
   --from=llama2c      a llama2.c file (version 0)
 
 An adapter is merged into its base, except in --to=peft, and --to=crystal_jax, which keeps it apart. --to=crystal_jax
@@ -112,9 +112,11 @@ def convert(
     if write_as == "easylm":
         easylm.write_easylm(output, source, dtype=hf.DTYPES[dtype])
         return
+    # Before the model is written: it may be one that has no equal in these files.
+    inside = gguf_tokenizer.tokenizer_files(source.metadata()) if isinstance(source, gguf.GgufSource) else {}
     hf.write_hf(output, source, dtype=dtype)
-    if isinstance(source, gguf.GgufSource):
-        gguf_tokenizer.write_tokenizer(source.metadata(), output)
+    for name, content in inside.items():
+        (output / name).write_bytes(content)
     for name in TOKENIZER_FILES:
         folder = base if read_as == "peft" and base else input
         if (folder / name).is_file():

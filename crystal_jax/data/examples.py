@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from pymatgen.core import Element
 
 from crystal_jax.config import TaskConfig
 from crystal_jax.data.mp20 import Record
-from crystal_jax.text.crystal_text import Crystal, TextFormat
+from crystal_jax.text.crystal_text import ELEMENTS, Crystal, TextFormat
 from crystal_jax.text.fields import END, OTHER, token_classes
 from crystal_jax.text.prompts import draw_conditions, generation_prompt, infill_prompt, mask_element
 from crystal_jax.text.tokenizer import Tokenizer, encode_example
 
-_SYMBOLS = {element.Z: element.symbol for element in Element}
-
 
 def crystal_of(record: Record) -> Crystal:
-    """The record's crystal; sites in the order in which pymatgen reads its CIF: by electronegativity."""
-    symbols = tuple(_SYMBOLS[z] for z in record.atomic_numbers.tolist())
+    """The record's crystal; sites in the order in which pymatgen reads its CIF: by electronegativity.
+
+    Raises:
+        ValueError: an element is none of the texts'.
+    """
+    numbers = record.atomic_numbers.tolist()
+    if max(numbers) > len(ELEMENTS):
+        raise ValueError(f"element {max(numbers)} has no symbol in crystals' texts, which end with {ELEMENTS[-1]}")
+    symbols = tuple(ELEMENTS[z - 1] for z in numbers)
     return Crystal(record.lattice[:3], record.lattice[3:], record.frac_coords, symbols)
 
 

@@ -12,7 +12,18 @@ from crystal_jax.evaluate.rate import Rate
 
 PAPER_NUM_SAMPLES = 10_000  # the published figures are over this many
 PAPER_DRAW_SEED = 0  # the reference implementation draws unseeded
-RATES = ("structural_validity", "compositional_validity", "validity", "uniqueness", "novelty")
+RATES = (
+    "structural_validity",
+    "compositional_validity",
+    "validity",
+    "uniqueness",
+    "novelty",
+    "coverage_recall",
+    "coverage_precision",
+    "structure_novelty",
+    "composition_novelty",
+    "fingerprint_novelty",
+)
 
 
 def judged_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
@@ -67,6 +78,8 @@ def summary(metrics: dict[str, Any]) -> str:
     """A small table for the terminal."""
     lines = []
     for name in RATES:
+        if name not in metrics:
+            continue
         rate = metrics[name]
         if rate is None:
             text = "not measured"
@@ -80,4 +93,8 @@ def summary(metrics: dict[str, Any]) -> str:
         if distance and distance["value"] is not None:
             sizes = f"{distance['samples']} samples, {distance['reference']} real"
             lines.append(f"{name:<26}{distance['value']:8.4f} {distance['unit']}   {sizes}")
+    for name in ("amsd_recall", "amsd_precision", "amcd_recall", "amcd_precision"):
+        distance = metrics.get(name)
+        if distance and distance["value"] is not None:
+            lines.append(f"{name:<26}{distance['value']:8.4f}   {distance['crystals']} crystals")
     return "\n".join(lines)

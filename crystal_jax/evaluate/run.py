@@ -6,17 +6,20 @@ Reads a samples file (`samples.csv` of 'crystal-jax sample', any CSV with a colu
   metrics.json     every rate with its value, hits and total; distances; histograms; versions and settings
   structures.csv   one row for each sample: formula, density, space group, which checks it passes and why not
 
-With --reference the densities and numbers of elements of the valid samples are compared with those of real
-crystals; with --train_reference the share of valid samples that are not in the training set is measured. Both
-take a CSV, a folder of *.cif, or a data set of 'crystal-jax prepare' as DIR or DIR:split.
+With --reference the valid samples are compared with real crystals: densities, numbers of elements, and coverage by
+fingerprints of structure and composition; with --train_reference the share of valid samples that are not in the
+training set is measured. Both take a CSV, a folder of *.cif, or a data set of
+'crystal-jax prepare' as DIR or DIR:split.
 
 --mode=default   a sample that does not parse counts as a failure in the rates
 --mode=paper     as published: samples that do not parse leave the rates, more than 10,000 samples are
-                 replaced by 10,000 drawn with replacement, and Zr has SMACT's old electronegativity of 0.33
+                 replaced by 10,000 drawn with replacement, Zr has SMACT's old electronegativity of 0.33, a sample
+                 without a fingerprint is not valid, and coverage is of valid crystals by valid crystals
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import time
@@ -26,14 +29,16 @@ from typing import Any
 from absl import flags
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import metrics, novelty, structures, validity
+from crystal_jax.evaluate import coverage, magpie, metrics, novelty, resemblance, structures, validity
+from crystal_jax.evaluate.fingerprints import CACHE
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, load_oxidation_table
 from crystal_jax.evaluate.samples import read_entries, read_reference
 from crystal_jax.files import write_text
 from crystal_jax.provenance import versions
 
 MODES = ("default", "paper")
-PACKAGES = ("pymatgen", "spglib", "scipy", "numpy", "pandas")
+PACKAGES = ("pymatgen", "pymatgen-core", "spglib", "scipy", "numpy", "pandas")
+FINGERPRINTS = ("none", "reference", "all")
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -65,6 +70,22 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "SMACT's list of oxidation states: smact14 is behind the published figures, icsd24 is the newer one.",
         flag_values=flag_values,
     )
+    flags.DEFINE_enum(
+        "fingerprints",
+        "reference",
+        FINGERPRINTS,
+        "For coverage and diversity, of samples and reference; all: of the training set too, for the paper's novelty. "
+        "Some 0.1 s a crystal and core, once: they are kept in $CRYSTAL_JAX_CACHE.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "coverage_cutoffs",
+        "mp20",
+        list(coverage.CUTOFFS),
+        "The data set whose published cut-offs coverage uses.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer("workers", None, "Processes; by default one for each core.", flag_values=flag_values)
     flags.DEFINE_bool("progress", True, "Show progress bars.", flag_values=flag_values)
 
 
@@ -77,6 +98,9 @@ def main(flag_values: flags.FlagValues) -> None:
         train_reference=flag_values.train_reference,
         mode=flag_values.mode,
         oxidation_states=flag_values.oxidation_states,
+        fingerprints_of=flag_values.fingerprints,
+        coverage_cutoffs=flag_values.coverage_cutoffs,
+        workers=flag_values.workers,
         progress=flag_values.progress,
     )
     print(metrics.summary(result))
@@ -91,6 +115,9 @@ def evaluate(
     train_reference: str | None = None,
     mode: str = "default",
     oxidation_states: str = "smact14",
+    fingerprints_of: str = "reference",
+    coverage_cutoffs: str = "mp20",
+    workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Judges crystals and writes `metrics.json` and `structures.csv`.
@@ -102,6 +129,10 @@ def evaluate(
         train_reference: crystals the model has seen, given likewise; without it there is no novelty.
         mode: "default" or "paper", see the module's docstring.
         oxidation_states: "smact14" or "icsd24".
+        fingerprints_of: "none", "reference" (samples and reference: coverage, diversity) or "all" (the training set
+            too: novelty by fingerprint).
+        coverage_cutoffs: the data set whose published cut-offs are used: "mp20", "perov5" or "carbon24".
+        workers: processes; by default one for each core.
         progress: whether to show progress bars.
 
     Returns:
@@ -112,6 +143,11 @@ def evaluate(
     """
     if mode not in MODES:
         raise UserError(f"no mode {mode!r}; --mode is one of {', '.join(MODES)}")
+    if fingerprints_of not in FINGERPRINTS:
+        raise UserError(f"no fingerprints of {fingerprints_of!r}; --fingerprints is one of {', '.join(FINGERPRINTS)}")
+    if coverage_cutoffs not in coverage.CUTOFFS:
+        known = ", ".join(coverage.CUTOFFS)
+        raise UserError(f"no cut-offs of {coverage_cutoffs!r}; --coverage_cutoffs is one of {known}")
     start = time.monotonic()
     table = load_oxidation_table(oxidation_states, zr_as_in_paper=mode == "paper")
     # All inputs are opened before the first long loop, so that a wrong path fails at once.
@@ -122,11 +158,27 @@ def evaluate(
     parsed = structures.parse_all(entries, progress=progress)
     rows = structures.describe(parsed, table, progress=progress)
     structures.compare(rows, parsed, train, progress=progress)
+    real_samples = structures.parse_all(real, what="reference", progress=progress)
+    prints = None
+    if reference and fingerprints_of != "none":
+        seen = train if fingerprints_of == "all" else None
+        prints = resemblance.take(
+            parsed,
+            rows,
+            real_samples,
+            None if seen is None else structures.parse_all(seen, what="training set", progress=progress),
+            table=table,
+            mode=mode,
+            workers=workers,
+            progress=progress,
+        )
     judged = metrics.judged_rows(rows, mode)
-    real_properties = structures.properties(structures.parse_all(real, what="reference", progress=progress))
+    real_properties = structures.properties(real_samples)
+    cutoffs = coverage.CUTOFFS[coverage_cutoffs]
     result = {
         **metrics.rates(rows, judged, with_novelty=train is not None),
         **metrics.distances(judged, real_properties),
+        **(resemblance.metrics_of(rows, judged, prints, cutoffs=cutoffs, mode=mode) if prints else {}),
         "samples": {
             "path": str(Path(samples).resolve()),
             "read": len(rows),
@@ -146,6 +198,9 @@ def evaluate(
             "min_volume_cubic_angstrom": validity.MIN_VOLUME,
             "matcher": novelty.MATCHER,
             "spacegroup_symprec_angstrom": structures.SYMMETRY_PRECISION,
+            "coverage_cutoffs": dataclasses.asdict(cutoffs) if prints else None,
+            "novelty_cutoffs": dataclasses.asdict(coverage.NOVELTY) if prints and prints.train else None,
+            "fingerprint_tables": [*magpie.TABLES, CACHE] if prints else None,
         },
         "versions": versions(PACKAGES),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

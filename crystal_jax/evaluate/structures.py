@@ -32,6 +32,10 @@ COLUMNS = {
     "valid": "bool",
     "unique": "boolean",  # of valid samples: no earlier row is the same crystal
     "novel": "boolean",  # of valid samples, given a training set: it is not in there
+    "covered": "boolean",  # of valid samples, by fingerprints: the reference has crystals near it
+    "structure_distance": "float64",  # of fingerprints, to the nearest reference crystal
+    "composition_distance": "float64",
+    "novel_by_fingerprint": "boolean",  # of valid samples, given the training set's fingerprints: far from all
     "failure": "str",  # reasons, joined by "; "
 }
 

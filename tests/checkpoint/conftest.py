@@ -3,8 +3,10 @@ import shutil
 
 import pytest
 
+from crystal_jax.checkpoint.easylm import write_easylm
 from crystal_jax.checkpoint.exchange import import_model
 from crystal_jax.checkpoint.hf import read_config
+from tests.checkpoint.sources import RandomSource
 from tests.experiments import training_config
 
 
@@ -28,3 +30,14 @@ def folder(shared, tmp_path):
     for path in (copy, *copy.iterdir()):
         path.chmod(0o755)
     return copy
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory):
+    """Random tensors under llama.cpp's names, of widths that quantised rows need."""
+    pytest.importorskip("gguf")
+    from tests.checkpoint.gguf_files import WIDE, tensors_of
+
+    path = tmp_path_factory.mktemp("wide") / "easylm"
+    write_easylm(path, RandomSource(WIDE))
+    return tensors_of(path)

@@ -1,13 +1,18 @@
 import json
+import weakref
 
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from crystal_jax.checkpoint.easylm import write_easylm
 from crystal_jax.checkpoint.hf import INDEX, SINGLE, HfSource, config_json, read_config, write_hf
 from crystal_jax.checkpoint.tensors import check, expected_shapes, permute, stream, unpermute
 from crystal_jax.errors import UserError
+from tests.checkpoint.sources import RandomSource
+from tests.experiments import TINY
 
 
 def change(folder, edit):
@@ -43,6 +48,34 @@ def test_shards_and_their_index(folder, tmp_path, dtype, numpy):
     copy = HfSource(tmp_path / "copy")
     for name, tensor in stream(copy):
         np.testing.assert_array_equal(tensor, source.read(name).astype(numpy))
+
+
+def test_a_file_is_what_its_package_expects(folder, tmp_path):
+    write_hf(tmp_path / "copy", HfSource(folder), dtype="bfloat16")
+    file = tmp_path / "copy" / SINGLE
+    assert int.from_bytes(file.read_bytes()[:8], "little") % 8 == 0
+    with safe_open(file, framework="np") as tensors:
+        assert tensors.metadata() == {"format": "pt"}
+        assert {name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())} == expected_shapes(
+            read_config(folder)
+        )
+
+
+@pytest.mark.parametrize("write", [write_hf, write_easylm], ids=["hf", "easylm"])
+def test_one_tensor_at_a_time_is_in_memory(tmp_path, write):
+    class Watched(RandomSource):
+        read_so_far, most = [], 0
+
+        def read(self, name):
+            tensor = super().read(name)
+            self.read_so_far.append(weakref.ref(tensor))
+            self.most = max(self.most, sum(held() is not None for held in self.read_so_far))
+            return tensor
+
+    source = Watched(TINY)
+    write(tmp_path / "out", source, dtype="float32" if write is write_hf else np.dtype(np.float32))
+    assert len(source.read_so_far) >= len(expected_shapes(TINY))
+    assert source.most <= 2  # the one that is written stays until the next one is there
 
 
 def test_configs_of_transformers_4(folder):

@@ -35,6 +35,12 @@ def segments_of(batch):
             yield tuple(batch[name][row][where] for name in ("tokens", "targets", "weights", "positions"))
 
 
+def test_an_element_beyond_those_of_the_texts_is_named(records):
+    heavy = dataclasses.replace(records[0], atomic_numbers=np.array([8, 104], np.int32))
+    with pytest.raises(ValueError, match=r"element 104 has no symbol .* end with Lr"):
+        crystal_of(heavy)
+
+
 def test_packed_rows_hold_whole_examples(records):
     make = maker()
     tokenizer, text_format = make.tokenizer, make.text_format

@@ -5,6 +5,12 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Nothing is left in the user's cache, or found there."""
+    monkeypatch.setenv("CRYSTAL_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def salt() -> Structure:
     """NaCl, conventional cell."""

@@ -97,6 +97,56 @@ def test_distances_are_of_valid_samples_against_all_of_the_reference(
     assert metrics["novelty"] is None
 
 
+def test_coverage_counts_failures_in_its_denominators(samples, reference, tmp_path):
+    metrics = evaluate(samples, output=tmp_path / "out", reference=str(reference), progress=False)
+    assert rate(metrics, "coverage_recall") == (2, 2)
+    assert rate(metrics, "coverage_precision") == (3, 6)
+    assert metrics["amsd_recall"]["value"] == pytest.approx(0, abs=1e-6)
+    assert metrics["structure_diversity"]["crystals"] == 3
+    assert metrics["settings"]["coverage_cutoffs"] == {"structure": 0.4, "composition": 10.0}
+    assert "fingerprint_novelty" not in metrics
+    rows = pd.read_csv(tmp_path / "out" / "structures.csv", dtype=COLUMNS)
+    assert rows["covered"][:3].tolist() == [True] * 3
+    assert rows["covered"][3:].isna().all()
+    assert rows["structure_distance"][:3].tolist() == pytest.approx([0] * 3, abs=1e-6)
+
+
+def test_novelty_by_fingerprint(samples, reference, tmp_path, salt):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "salt.cif").write_text(cif(salt))
+    metrics = evaluate(
+        samples,
+        output=tmp_path / "out",
+        reference=str(reference),
+        train_reference=str(tmp_path / "train"),
+        fingerprints_of="all",
+        progress=False,
+    )
+    for name in ("structure_novelty", "composition_novelty", "fingerprint_novelty"):
+        assert rate(metrics, name) == (1, 3), name  # CsCl
+    rows = pd.read_csv(tmp_path / "out" / "structures.csv", dtype=COLUMNS)
+    assert rows["novel_by_fingerprint"][:3].tolist() == [False, False, True]
+
+
+def test_paper_mode_covers_valid_crystals_by_valid_crystals(samples, tmp_path):
+    """The samples as their own reference, of which three are valid, two of these alike."""
+    metrics = evaluate(samples, output=tmp_path / "out", reference=str(samples), mode="paper", progress=False)
+    assert rate(metrics, "coverage_recall") == (3, 3)
+    assert rate(metrics, "coverage_precision") == (3, 3)
+    default = evaluate(samples, output=tmp_path / "out", reference=str(samples), progress=False)
+    assert rate(default, "coverage_recall") == (3, 4)  # all but AlB
+    assert default["reference_without_fingerprint"] == 2  # too dense; no CIF
+    assert rate(default, "coverage_precision") == (3, 6)
+
+
+def test_in_paper_mode_a_sample_without_fingerprint_is_not_valid(samples, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr("crystal_jax.evaluate.coordination.MAX_POINTS", 60)  # there are 81 in salt, 51 in CsCl
+    for mode, valid in (("paper", (1, 5)), ("default", (3, 6))):
+        metrics = evaluate(samples, output=tmp_path / "out", reference=str(reference), mode=mode, progress=False)
+        assert rate(metrics, "validity") == valid
+        assert metrics["failures"].get("no fingerprint", 0) == 2 * (mode == "paper")
+
+
 def test_one_row_a_sample(samples, tmp_path, salt):
     evaluate(samples, output=tmp_path / "out", progress=False)
     rows = pd.read_csv(tmp_path / "out" / "structures.csv", dtype=COLUMNS)
@@ -162,6 +212,8 @@ def test_prepared_data_as_reference(samples, tmp_path, monkeypatch, salt):
     [
         ({"mode": "strict"}, "no mode 'strict'; --mode is one of default, paper"),
         ({"oxidation_states": "wiki"}, "no oxidation states 'wiki'"),
+        ({"fingerprints_of": "some"}, "no fingerprints of 'some'; --fingerprints is one of none, reference, all"),
+        ({"coverage_cutoffs": "qm9"}, "no cut-offs of 'qm9'; --coverage_cutoffs is one of mp20, perov5, carbon24"),
         ({"reference": "nowhere"}, "nowhere: no such reference"),
         ({"train_reference": "nowhere:train"}, "nowhere:train: no such reference"),
     ],

@@ -18,7 +18,7 @@ def arrays():
     head = rng.normal(size=(WIDTH, VOCABULARY)).astype(np.float32)
     targets = rng.integers(0, VOCABULARY, (ROWS, PLACES))
     weights = rng.random((ROWS, PLACES)) * (rng.random((ROWS, PLACES)) < [[0.2], [0.5], [1.0]])
-    return x, head, targets, weights.astype(np.float32)
+    return tuple(map(jnp.asarray, (x, head, targets, weights.astype(np.float32))))
 
 
 def plain(x, head, targets, weights):

@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import sentencepiece
@@ -134,6 +135,24 @@ def test_attention_equals_jax_own():
     mask = jnp.tril(jnp.ones((5, 5), bool))[None, None].repeat(2, axis=0)
     expected = jax.nn.dot_product_attention(q, k, v, mask=mask)
     np.testing.assert_allclose(attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask), expected, atol=1e-5)
+
+
+def test_a_wrong_shape_or_type_is_refused(tokens):
+    """Annotations of crystal_jax.model are checked in every test (pyproject.toml)."""
+    q, keys = jnp.ones((2, 5, 6, 8)), jnp.ones((2, 2, 5, 8))
+    mask = jnp.ones((2, 1, 5, 5), bool)
+    assert attend(q, keys, keys, mask).shape == q.shape
+    for wrong, name in (
+        ((q, keys.swapaxes(1, 2), keys, mask), "values"),  # heads after positions
+        ((q, keys, keys[..., :4], mask), "values"),
+        ((q, keys, keys, mask[:, :, :4]), "mask"),
+        ((q, keys, keys, mask.astype(jnp.float32)), "mask"),
+    ):
+        with pytest.raises(jaxtyping.TypeCheckError, match=f"typechecking parameter '{name}'"):
+            attend(*wrong)
+    model = build()
+    with pytest.raises(jaxtyping.TypeCheckError, match="typechecking parameter 'segments'"):
+        model(tokens, tokens, tokens[:1])
 
 
 def test_bfloat16_stays_close(tokens):

@@ -36,7 +36,7 @@ def normal(*shape, seed=0):
 
 def round_trip(kernel, cfg, *, inputs=1):
     packed = quantize(jnp.asarray(kernel), cfg, inputs=inputs)
-    return np.asarray(dequantize(packed, cfg, inputs=inputs, dtype=jnp.float32))
+    return np.asarray(dequantize(packed, cfg, inputs=inputs, dtype=jnp.dtype(jnp.float32)))
 
 
 def quantized_model(cfg, execution=UNROLLED, model=TINY):
@@ -204,7 +204,7 @@ def test_equals_qwix(cfg):
     theirs = qwix.quantize(kernel, qtype, channelwise_axes=[1], tiled_axes=tiles)
     values = np.asarray(qwix.dequantize(theirs))
     packed = quantize(kernel, cfg, inputs=1)
-    ours = np.asarray(dequantize(packed, cfg, inputs=1, dtype=jnp.float32))
+    ours = np.asarray(dequantize(packed, cfg, inputs=1, dtype=jnp.dtype(jnp.float32)))
     np.testing.assert_allclose(packed.scales, theirs.scale, rtol=1e-6)
     step = np.repeat(packed.scales, len(kernel) // len(packed.scales), axis=0)
     apart = abs(ours - values) > 1e-6 * step

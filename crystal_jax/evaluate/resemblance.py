@@ -1,0 +1,121 @@
+"""What fingerprints say of an evaluation: coverage, diversity, and the paper's novelty."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from crystal_jax.evaluate.coverage import NOVELTY, Cutoffs, coverage, diversity, nearest
+from crystal_jax.evaluate.fingerprints import Fingerprints, fingerprints
+from crystal_jax.evaluate.oxidation import OxidationTable
+from crystal_jax.evaluate.rate import Rate
+from crystal_jax.evaluate.samples import Sample
+from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+
+
+@dataclasses.dataclass(frozen=True)
+class Prints:
+    """Fingerprints of the three sets that are compared.
+
+    Attributes:
+        generated: of the valid samples, by their place among all samples.
+        real: of the reference.
+        train: of the training set, if its fingerprints were asked for.
+    """
+
+    generated: Fingerprints
+    real: Fingerprints
+    train: Fingerprints | None
+
+
+def take(
+    samples: Sequence[Sample],
+    rows: pd.DataFrame,
+    real: Sequence[Sample],
+    train: Sequence[Sample] | None,
+    *,
+    table: OxidationTable,
+    mode: str,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Prints:
+    """Computes what is compared. In the mode "paper", as published, a sample without a fingerprint is not valid, which
+    is written into `rows`, and of the reference only valid crystals count.
+    """
+    valid = [s if v else _without_structure(s) for s, v in zip(samples, rows["valid"], strict=True)]
+    generated = fingerprints(valid, what="fingerprints", workers=workers, progress=progress)
+    if mode == "paper":
+        lost = [place for place in generated.failures if rows.loc[place, "valid"]]
+        rows.loc[lost, "valid"] = False
+        rows.loc[lost, "failure"] = "no fingerprint"
+        real = [s for s in real if s.structure and s.composition and not _fault(s, table)]
+    of_real = fingerprints(real, what="fingerprints, reference", workers=workers, progress=progress)
+    of_train = None
+    if train is not None:
+        of_train = fingerprints(train, what="fingerprints, training set", workers=workers, progress=progress)
+    return Prints(generated, of_real, of_train)
+
+
+def _fault(sample: Sample, table: OxidationTable) -> str | None:
+    assert sample.structure is not None
+    assert sample.composition is not None
+    return structural_fault(sample.structure) or compositional_fault(sample.composition, table)
+
+
+def _without_structure(sample: Sample) -> Sample:
+    return dataclasses.replace(sample, structure=None, failure=sample.failure or "not valid")
+
+
+def metrics_of(
+    rows: pd.DataFrame, judged: pd.DataFrame, prints: Prints, *, cutoffs: Cutoffs, mode: str
+) -> dict[str, Any]:
+    """Coverage, diversity and novelty of the judged rows that are valid; fills in the columns of `rows`.
+
+    A valid sample without a fingerprint is neither covered nor new. In the mode "paper" it has left the denominators,
+    and precision is over valid samples; by default it is over all judged ones, as CDVAE has it.
+
+    Args:
+        rows: one a sample.
+        judged: those that count, see `judged_rows`.
+        prints: see `Prints`.
+        cutoffs: of coverage.
+        mode: "default" or "paper".
+    """
+    valid = judged.index[judged["valid"]]
+    chosen = prints.generated.at(valid)
+    total = len(chosen) if mode == "paper" else len(valid)
+    found: dict[str, Any] = {
+        "structure_diversity": {"value": diversity(chosen.structure), "crystals": len(chosen)},
+        "composition_diversity": {"value": diversity(chosen.composition), "crystals": len(chosen)},
+    }
+    near = nearest(prints.generated, prints.real)
+    rows.loc[rows["valid"], "covered"] = False
+    rows.loc[prints.generated.places, "covered"] = near.within(cutoffs)
+    if len(prints.real):
+        rows.loc[prints.generated.places, "structure_distance"] = near.structure
+        rows.loc[prints.generated.places, "composition_distance"] = near.composition
+    found |= coverage(chosen, prints.real, cutoffs, num_generated=total if mode == "paper" else len(judged))
+    found["reference_without_fingerprint"] = len(prints.real.failures)
+    if prints.train is not None:
+        found |= _novelty(rows, chosen, prints.generated, prints.train, total)
+    return found
+
+
+def _novelty(
+    rows: pd.DataFrame, chosen: Fingerprints, generated: Fingerprints, train: Fingerprints, total: int
+) -> dict[str, Any]:
+    """The paper's: far from every training crystal by structure, by composition, or by either."""
+    near = nearest(generated, train)
+    new = {
+        "structure_novelty": near.structure > NOVELTY.structure,
+        "composition_novelty": near.composition > NOVELTY.composition,
+    }
+    new["fingerprint_novelty"] = new["structure_novelty"] | new["composition_novelty"]
+    rows.loc[rows["valid"], "novel_by_fingerprint"] = False
+    rows.loc[generated.places, "novel_by_fingerprint"] = new["fingerprint_novelty"]
+    row_of = {int(place): row for row, place in enumerate(generated.places)}
+    drawn = [row_of[int(place)] for place in chosen.places]
+    return {name: Rate(int(verdicts[drawn].sum()), total).as_dict() for name, verdicts in new.items()}
