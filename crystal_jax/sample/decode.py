@@ -74,9 +74,9 @@ class Rows(NamedTuple):
         written: Tokens written, EOS included.
         columns: Those tokens, as columns of the grammar.
         counts: Atoms of each element so far.
-        log_prob: Natural logarithm of the model's probability of the text so far, at temperature 1, among the texts of
-            the grammar.
-        log_kept: The same of the share of probability that the limits left, multiplied over the tokens.
+        log_probs: Natural logarithm of the model's probability of each token, at temperature 1, among those that the
+            grammar admits; 0 of a forced one.
+        log_kept: Natural logarithm of the share of probability that the limits left, multiplied over the tokens.
         wish: What is asked of each.
     """
 
@@ -86,7 +86,7 @@ class Rows(NamedTuple):
     written: Int[Array, " b"]
     columns: Int[Array, "b n"]
     counts: Int[Array, "b e"]
-    log_prob: Float[Array, " b"]
+    log_probs: Float[Array, "b n"]
     log_kept: Float[Array, " b"]
     wish: Wish
 
@@ -123,7 +123,7 @@ def free_rows(
         written=ints,
         columns=jnp.zeros((rows, room), jnp.int32),
         counts=jnp.zeros((rows, elements), jnp.int32),
-        log_prob=floats,
+        log_probs=jnp.zeros((rows, room)),
         log_kept=floats,
         wish=Wish(jax.random.split(jax.random.key(0), rows), floats, floats, limits),
     )
@@ -167,7 +167,7 @@ def fill(tables: DeviceAutomaton, rows: Rows, prompts: Prompts, wish: Wish, sour
         written=choose(rows.written, jnp.zeros_like(rows.written)),
         columns=rows.columns,
         counts=choose(rows.counts, jnp.zeros_like(rows.counts)),
-        log_prob=choose(rows.log_prob, jnp.zeros_like(rows.log_prob)),
+        log_probs=rows.log_probs,
         log_kept=choose(rows.log_kept, jnp.zeros_like(rows.log_kept)),
         wish=jax.tree.map(choose, rows.wish, wish),
     )
@@ -198,16 +198,19 @@ def write(model: Llama, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> 
 
     chosen = jnp.take_along_axis(log_probs, column[:, None], axis=-1)[:, 0]
     kept = jax.nn.logsumexp(jnp.where(limited > -jnp.inf, log_probs, -jnp.inf), axis=-1)
+    forced = jnp.zeros((len(chosen), tables.forced.shape[1]))
+
+    def put(row: Array, new: Array, at: Array) -> Array:
+        return jax.lax.dynamic_update_slice(row, new, (at,))
+
     new = Rows(
         cache=cache,
         logits=model.unembed(last, tables.token_ids)[:, 0],
         state=tables.after[state],
         written=rows.written + added,
-        columns=jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(
-            rows.columns, columns, rows.written
-        ),
+        columns=jax.vmap(put)(rows.columns, columns, rows.written),
         counts=count_atoms(tables, rows.counts, rows.state, column),
-        log_prob=rows.log_prob + chosen,
+        log_probs=jax.vmap(put)(rows.log_probs, jnp.concatenate([chosen[:, None], forced], axis=1), rows.written),
         log_kept=rows.log_kept + jnp.minimum(kept, 0),
         wish=rows.wish,
     )
@@ -216,8 +219,8 @@ def write(model: Llama, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> 
         old, now = getattr(rows, name), getattr(new, name)
         return jnp.where(running.reshape(-1, *(1,) * (old.ndim - 1)), now, old)
 
-    # Beyond its length a row's cache and columns are overwritten later.
-    return new._replace(**{name: moved(name) for name in ("logits", "state", "counts", "log_prob", "log_kept")})
+    # What a row has written beyond its length is overwritten later.
+    return new._replace(**{name: moved(name) for name in ("logits", "state", "counts", "log_kept")})
 
 
 def advances(tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Bool[Array, " b"]:

@@ -1,25 +1,35 @@
 """Writes new crystals with a trained model.
 
 Each text is drawn under the grammar of crystals, so that every one can be read. Properties are asked for by flags, or,
-many at once, by a CSV file. Samples are appended to the output directory as they are finished; the same command run
-again goes on where it stopped, and --num_samples can be raised.
+many at once, by a CSV file; what samples must keep to, and not only be asked for, is said by --constraints. Samples are
+appended to the output directory as they are finished; the same command run again goes on where it stopped, and
+--num_samples can be raised.
+
+Several temperatures, or several shares --top_p, are one job: each pair has a folder of its own in the output directory.
+
+On a pod the same command runs on every host, with --distributed, and the output lies on a disk that all of them see.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from absl import flags
 
+from crystal_jax import processes
 from crystal_jax.errors import UserError
 from crystal_jax.sample.requests import check_conditions, read_conditions
-from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
 from crystal_jax.text.prompts import Conditions, generation_prompt
 
-CONSTRAINTS = ("formula",)
+if TYPE_CHECKING:
+    from crystal_jax.sample.scheduler import Drawn
+
+CONSTRAINTS = ("formula", "charge", "distance", "lattice")
 
 # Conditions by name, and their flags.
 _FLAGS = {
@@ -34,14 +44,21 @@ _FLAGS = {
 def define_flags(flag_values: flags.FlagValues) -> None:
     """The command's flags."""
     flags.DEFINE_string("checkpoint", None, "The workdir of a training run.", flag_values=flag_values)
-    flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "step", None, "A checkpoint's step, or 'best'; the last one by default.", flag_values=flag_values
+    )
     flags.DEFINE_integer(
         "num_samples", 1000, "How many crystals there will be, for each line of --requests.", flag_values=flag_values
     )
-    flags.DEFINE_float(
-        "temperature", 1.0, "Lower is more likely and less diverse; 0 is greedy.", flag_values=flag_values
+    flags.DEFINE_list(
+        "temperature",
+        ["1.0"],
+        "Lower is more likely and less diverse; 0 is greedy. 0.7,1.0 draws with both.",
+        flag_values=flag_values,
     )
-    flags.DEFINE_float("top_p", 1.0, "Nucleus: draw from this share of the probability.", flag_values=flag_values)
+    flags.DEFINE_list(
+        "top_p", ["1.0"], "Nucleus: draw from this share of the probability; or several.", flag_values=flag_values
+    )
     flags.DEFINE_string("formula", None, "Ask for a chemical formula, such as LiFePO4.", flag_values=flag_values)
     flags.DEFINE_integer("spacegroup", None, "Ask for a space-group number, 1 to 230.", flag_values=flag_values)
     flags.DEFINE_float(
@@ -61,16 +78,29 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list("without", None, "Forbid these elements.", flag_values=flag_values)
     flags.DEFINE_integer("min_atoms", 1, "Fewest atoms in a cell.", flag_values=flag_values)
     flags.DEFINE_integer("max_atoms", 20, "Most atoms in a cell.", flag_values=flag_values)
-    flags.DEFINE_multi_enum(
+    flags.DEFINE_list(
         "constraints",
         [],
-        CONSTRAINTS,
-        "What a sample must keep to, not only the prompt. formula: its composition is a multiple of the requested one.",
+        "What samples keep to, of: formula (their composition is a multiple of the requested one), charge (charges can "
+        "balance), distance (the angles form a cell, and atoms keep their distance), lattice (of the requested space "
+        "group's lattice system).",
         flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "oxidation_states", "smact14", ["smact14", "icsd24"], "The table for charge.", flag_values=flag_values
+    )
+    flags.DEFINE_float("min_distance", 0.5, "Between atoms in Å, for distance.", flag_values=flag_values)
+    flags.DEFINE_float(
+        "min_radii", 0.0, "Or this share of the sum of their covalent radii, if more.", flag_values=flag_values
     )
     flags.DEFINE_integer("batch_size", 128, "Rows decoded side by side.", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "The same seed gives the same samples.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "mesh", "-1,1,1", "Devices along the axes data, fsdp, tensor; -1 is all the others.", flag_values=flag_values
+    )
     flags.DEFINE_string("output", None, "Directory for samples.jsonl, samples.csv, cif/.", flag_values=flag_values)
+    flags.DEFINE_bool("extxyz", False, "Write samples.extxyz as well.", flag_values=flag_values)
+    processes.define_flags(flag_values)
     flags.mark_flags_as_required(["checkpoint", "output"], flag_values)
 
 
@@ -80,23 +110,40 @@ def main(flag_values: flags.FlagValues) -> None:
     requests = flag_values.requests
     if requests and asked:
         raise UserError("--requests states the properties; leave out --" + ", --".join(_FLAGS[name] for name in asked))
+    step = flag_values.step
+    if step is not None and step != "best" and not step.isdecimal():
+        raise UserError(f"--step={step} is neither a number nor 'best'")
+    processes.join_if_asked(flag_values)
     path = sample(
         Path(flag_values.checkpoint),
         output=Path(flag_values.output),
         num_samples=flag_values.num_samples,
-        temperature=flag_values.temperature,
-        top_p=flag_values.top_p,
+        temperature=_numbers("temperature", flag_values.temperature),
+        top_p=_numbers("top_p", flag_values.top_p),
         conditions=read_conditions(Path(requests)) if requests else asked,
         constraints=flag_values.constraints,
         elements=flag_values.elements or ELEMENTS,
         without=flag_values.without or (),
         min_atoms=flag_values.min_atoms,
         max_atoms=flag_values.max_atoms,
+        oxidation_states=flag_values.oxidation_states,
+        min_distance=flag_values.min_distance,
+        min_radii=flag_values.min_radii,
         batch_size=flag_values.batch_size,
         seed=flag_values.seed,
-        step=flag_values.step,
+        step="best" if step == "best" else None if step is None else int(step),
+        mesh=flag_values.mesh,
+        extxyz=flag_values.extxyz,
     )
-    print(f"samples: {path}")
+    if processes.is_first():
+        print(f"samples: {path}")
+
+
+def _numbers(flag: str, texts: Sequence[str]) -> list[float]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        raise UserError(f"--{flag}={','.join(texts)} is no list of numbers") from None
 
 
 def sample(
@@ -104,19 +151,24 @@ def sample(
     *,
     output: Path,
     num_samples: int = 1000,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
+    top_p: float | Sequence[float] = 1.0,
     conditions: Conditions | Sequence[Conditions] = (),
     constraints: Sequence[str] = (),
     elements: Sequence[str] = ELEMENTS,
     without: Sequence[str] = (),
     min_atoms: int = 1,
     max_atoms: int = 20,
+    oxidation_states: str = "smact14",
+    min_distance: float = 0.5,
+    min_radii: float = 0.0,
     batch_size: int = 128,
     seed: int = 0,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
+    mesh: str = "-1,1,1",
+    extxyz: bool = False,
 ) -> Path:
-    """Draws crystals and returns the path of `samples.csv`.
+    """Draws crystals and returns the path of `samples.csv`; with several temperatures or top_p, that of `output`.
 
     Args:
         checkpoint: The workdir of a training run.
@@ -125,30 +177,30 @@ def sample(
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of the probability.
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests.
-        constraints: Which of `CONSTRAINTS` every sample keeps to.
+        constraints: Which of `CONSTRAINTS` every sample keeps to (`sample/rules.py`).
         elements: Elements that may occur.
         without: Elements that may not.
         min_atoms: Fewest atoms in the cell.
         max_atoms: Most atoms in the cell.
+        oxidation_states: The table for the constraint `charge`: smact14 or icsd24.
+        min_distance: For the constraint `distance`, in Å.
+        min_radii: For it, too: or this share of the sum of two covalent radii, if that is more.
         batch_size: Rows decoded side by side; no influence on the samples.
         seed: Sample i depends on it and on i alone.
-        step: A checkpoint's step; the last by default.
+        step: A checkpoint's step, or the best one; the last by default.
+        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the samples.
+        extxyz: Write `samples.extxyz` as well.
 
     Raises:
         UserError: no such checkpoint, an impossible setting, or an output directory of another request.
     """
     if num_samples < 1 or batch_size < 1:
         raise UserError(f"num_samples={num_samples} and batch_size={batch_size} must be positive")
-    if unknown := set(constraints) - set(CONSTRAINTS):
-        raise UserError(f"unknown constraints {', '.join(sorted(unknown))}; there are: {', '.join(CONSTRAINTS)}")
     # Late, so that --help and bad flags answer at once.
-    from tqdm import tqdm
-
-    from crystal_jax.checkpoint.workdir import load_trained
+    from crystal_jax.checkpoint.workdir import best_step, load_trained
     from crystal_jax.config import MeshConfig
-    from crystal_jax.provenance import provenance
     from crystal_jax.sample.constraints import make_limits
-    from crystal_jax.sample.output import SamplesFile
+    from crystal_jax.sample.rules import Rules, allowed_elements, formula_of, make_guide
     from crystal_jax.sample.scheduler import Engine, Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
@@ -156,29 +208,52 @@ def sample(
 
     asked = [conditions] if isinstance(conditions, Mapping) else list(conditions) or [{}]
     check_conditions(asked)
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    trained = load_trained(checkpoint, mesh, step=step)
+    try:
+        devices = make_mesh(MeshConfig.parse(mesh))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    trained = load_trained(checkpoint, devices, step=best_step(checkpoint) if step == "best" else step)
     experiment = trained.experiment
     if any(asked) and not experiment.task.conditions:
         stated = dict.fromkeys(name for one in asked for name in one)
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(stated)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
-    allowed = [symbol for symbol in elements if symbol not in set(without)]
+    settings = [
+        {"temperature": t, "top_p": p}
+        for t, p in itertools.product(*(v if isinstance(v, Sequence) else [v] for v in (temperature, top_p)))
+    ]
     try:
+        rules = Rules(
+            constraints=frozenset(constraints),
+            elements=allowed_elements(elements, without),
+            min_atoms=min_atoms,
+            max_atoms=max_atoms,
+            oxidation_states=oxidation_states,
+            min_distance=min_distance,
+            min_radii=min_radii,
+        )
         automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
         texts = [generation_prompt(one) for one in asked]
-        limits = [
-            make_limits(
-                elements=allowed,
-                formula=_formula(one) if "formula" in constraints else None,
+        # Tokenised as in training, where a completion always follows.
+        prompts = [(tokenizer.bos_id, *encode_example(tokenizer, text, "0")[0]) for text in texts]
+        parts: list[dict[str, Any]] = []
+        for one, prompt in zip(asked, prompts, strict=True):
+            formula, group = one.get("pretty_formula"), one.get("spacegroup.number")
+            limits = make_limits(
+                elements=rules.elements,
+                formula=formula_of(rules, str(formula) if formula else None),
                 min_atoms=min_atoms,
                 max_atoms=max_atoms,
             )
-            for one in asked
-        ]
-        # Tokenised as in training, where a completion always follows.
-        prompts = [(tokenizer.bos_id, *encode_example(tokenizer, text, "0")[0]) for text in texts]
-        Request(index=0, prompt=prompts[0], temperature=temperature, top_p=top_p)
+            guide = make_guide(
+                rules,
+                automaton,
+                formula=str(formula) if formula else None,
+                spacegroup=int(group) if group is not None else None,
+            )
+            parts.append({"prompt": prompt, "limits": limits, "guide": guide})
+        for setting in settings:
+            Request(index=0, prompt=prompts[0], **setting)
     except ValueError as error:
         raise UserError(str(error)) from error
     request: dict[str, Any] = {
@@ -186,10 +261,11 @@ def sample(
         "step": trained.step,
         "prompt": texts[0] if len(texts) == 1 else hashlib.sha256("\0".join(texts).encode()).hexdigest(),
         "requests": len(texts),
-        "temperature": temperature,
-        "top_p": top_p,
         "constraints": sorted(constraints),
-        "elements": allowed if tuple(allowed) != ELEMENTS else "all",
+        "oxidation_states": oxidation_states if "charge" in constraints else None,
+        "min_distance": min_distance if "distance" in constraints else None,
+        "min_radii": min_radii if "distance" in constraints else None,
+        "elements": rules.elements if rules.elements != ELEMENTS else "all",
         "min_atoms": min_atoms,
         "max_atoms": max_atoms,
         "seed": seed,
@@ -197,48 +273,89 @@ def sample(
         "coordinates": experiment.text.coordinates,
         "tokenizer": tokenizer.name,
     }
-    samples = SamplesFile(output, request, provenance(("jax", "flax", "pymatgen"), command="sample"))
+    total = num_samples * len(asked)
     engine = Engine(
         trained.graph,
         experiment.model,
         automaton,
-        mesh=mesh,
-        rows=min(batch_size, num_samples * len(asked)),
+        mesh=devices,
+        rows=min(batch_size, total),
         prompt_tokens=max(map(len, prompts)),
     )
-    total = num_samples * len(asked)
-    done = {row["index"] for row in samples.rows()}
 
-    def missing() -> Iterator[Request]:
+    def requests(done: set[int], setting: Mapping[str, float]) -> Iterator[Request]:
         # Repetitions outermost, so that raising num_samples renames none.
         for index in range(total):
             if index not in done:
-                n = index % len(asked)
-                yield Request(
-                    index=index, prompt=prompts[n], seed=seed, temperature=temperature, top_p=top_p, limits=limits[n]
-                )
+                yield Request(index=index, seed=seed, **parts[index % len(asked)], **setting)
 
-    with tqdm(total=total, initial=len(done & set(range(total))), desc="sample", unit="crystal") as bar:
-        for drawn in engine.run(trained.params, missing()):
-            index = drawn.request.index
-            n = index % len(asked)
-            text = tokenizer.decode(list(drawn.request.prompt[1:] + drawn.ids)).removeprefix(texts[n])
+    def row(drawn: Drawn) -> dict[str, Any]:
+        n = drawn.request.index % len(asked)
+        text = tokenizer.decode(list(drawn.request.prompt[1:] + drawn.ids)).removeprefix(texts[n])
+        if drawn.complete:
             experiment.text.decode(text)  # cannot fail: the grammar admits readable texts only
-            row = {
-                "index": index,
-                "prompt": texts[n],
-                "text": text,
-                "tokens": len(drawn.ids) + 1,
-                "log_prob": drawn.log_prob,
-                "log_kept": drawn.log_kept,
-            }
-            samples.append([row])
-            bar.update()
-    name = f"{checkpoint.resolve().name}-step{trained.step}"
-    return samples.finish(experiment.text, limit=total, model_name=name)
+        return {
+            "index": drawn.request.index,
+            "status": "complete" if drawn.complete else "dead end",
+            "request": dict(asked[n]),
+            "seed": seed,
+            "prompt": texts[n],
+            "text": text,
+            "tokens": len(drawn.ids) + 1,
+            "log_prob": round(drawn.log_prob, 4),
+            "token_log_probs": [round(value, 4) for value in drawn.log_probs],
+            "log_kept": round(drawn.log_kept, 4),
+            "dead_ends": drawn.dead_ends,
+            "constraints": request["constraints"],
+            "checkpoint": model_name,
+            "text_format": experiment.text.version,
+        }
+
+    model_name = f"{checkpoint.resolve().name}-step{trained.step}"
+    written: list[Path] = []
+    for setting in settings:
+        folder = output / ",".join(f"{k}={v}" for k, v in setting.items()) if len(settings) > 1 else output
+        job = _Job(folder, {**request, **setting}, total=total)
+        job.write(row(drawn) for drawn in engine.run(trained.params, requests(job.done, setting)))
+        written.append(job.finish(experiment.text, model_name=model_name, extxyz=extxyz))
+    return written[0] if len(written) == 1 else output
 
 
-def _formula(conditions: Conditions) -> str:
-    if not (formula := conditions.get("pretty_formula")):
-        raise ValueError("the constraint 'formula' needs a requested formula")
-    return str(formula)
+class _Job:
+    """The output of one setting. Every process of a job draws all of its samples; the first one writes them."""
+
+    def __init__(self, folder: Path, request: Mapping[str, Any], *, total: int):
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        from crystal_jax.provenance import provenance
+        from crystal_jax.sample.output import SamplesFile
+
+        self._folder, self._total, self._samples = folder, total, None
+        done = np.zeros(total, bool)
+        if processes.is_first():
+            self._samples = SamplesFile(folder, request, provenance(("jax", "flax", "pymatgen"), command="sample"))
+            for row in self._samples.rows():
+                done[row["index"] :][:1] = True  # there may be more than are asked for now
+        self.done = set(np.flatnonzero(multihost_utils.broadcast_one_to_all(done)).tolist())
+
+    def write(self, rows: Iterator[Mapping[str, Any]]) -> None:
+        from tqdm import tqdm
+
+        with tqdm(
+            total=self._total,
+            initial=len(self.done),
+            desc="sample",
+            unit="crystal",
+            disable=None if processes.is_first() else True,
+        ) as bar:
+            for row in rows:
+                if self._samples:
+                    self._samples.append([row])
+                bar.update()
+
+    def finish(self, text_format: TextFormat, *, model_name: str, extxyz: bool) -> Path:
+        if self._samples:
+            self._samples.finish(text_format, limit=self._total, model_name=model_name, extxyz=extxyz)
+        processes.wait_for_all("samples are written")
+        return self._folder / "samples.csv"

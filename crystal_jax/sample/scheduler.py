@@ -61,17 +61,23 @@ class Drawn:
     Attributes:
         request: What was asked for.
         ids: Token ids, EOS left out.
-        log_prob, log_kept: See `Rows`.
+        log_probs: Of its tokens, EOS included, and
+        log_kept: see `Rows`.
         dead_ends: How often it was begun again, because nothing was left that could follow.
         complete: Whether it was written to its end; if not, all attempts came to a dead end, and this is the last.
     """
 
     request: Request
     ids: tuple[int, ...]
-    log_prob: float
+    log_probs: tuple[float, ...]
     log_kept: float
     dead_ends: int = 0
     complete: bool = True
+
+    @property
+    def log_prob(self) -> float:
+        """Of the whole text."""
+        return sum(self.log_probs)
 
 
 class Begun(NamedTuple):
@@ -89,7 +95,7 @@ class Seen(NamedTuple):
     stuck: Bool[Array, " b"]
     written: Int[Array, " b"]
     columns: Int[Array, "b n"]
-    log_prob: Float[Array, " b"]
+    log_probs: Float[Array, "b n"]
     log_kept: Float[Array, " b"]
 
 
@@ -153,7 +159,9 @@ class Engine:
             ended, goes_on = rows.state == tables.end, advances(tables, rows, grants)
             left = permitted(tables, rows.wish.limits, grants, rows.counts, rows.state) & tables.allowed[rows.state]
             stuck = goes_on & ~left.any(axis=-1)
-            return rows, Seen(ended, ~ended & ~goes_on, stuck, rows.written, rows.columns, rows.log_prob, rows.log_kept)
+            return rows, Seen(
+                ended, ~ended & ~goes_on, stuck, rows.written, rows.columns, rows.log_probs, rows.log_kept
+            )
 
         def read(params: nnx.State, tables: DeviceAutomaton, tokens: jax.Array, count: jax.Array) -> Prompts:
             with on_mesh(mesh):
@@ -229,7 +237,7 @@ class Engine:
         return Drawn(
             request=begun.request,
             ids=tuple(self._automaton.token_ids[written].tolist()),
-            log_prob=float(seen.log_prob[row]),
+            log_probs=tuple(seen.log_probs[row, : seen.written[row]].tolist()),
             log_kept=float(seen.log_kept[row]),
             dead_ends=begun.dead_ends + (not complete),
             complete=complete,

@@ -22,12 +22,12 @@ from crystal_jax.config import Experiment
 from crystal_jax.data.pipeline import Batch, BatchStream
 from crystal_jax.errors import Preempted, UserError
 from crystal_jax.model.flops import train_flops_per_token
+from crystal_jax.processes import is_first
 from crystal_jax.sharding import put_batch
 from crystal_jax.train.goodput import Clock
 from crystal_jax.train.logs import MetricsLog
 from crystal_jax.train.optimizer import learning_rate
 from crystal_jax.train.preemption import Preemption
-from crystal_jax.train.processes import is_first
 from crystal_jax.train.step import Setup, TrainState
 from crystal_jax.train.trace import Trace
 from crystal_jax.train.validation import validate

@@ -23,6 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from crystal_jax import processes
 from crystal_jax.config import Experiment, from_config_dict
 from crystal_jax.data.mp20 import open_split
 from crystal_jax.errors import UserError
@@ -38,24 +39,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "profile_steps", None, "START:STOP, steps to trace into the workdir's profile folder.", flag_values=flag_values
     )
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "This process is one of several. TPU slices, GKE, SLURM and Open MPI say which; elsewhere the next three do.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_string(
-        "coordinator_address",
-        None,
-        "HOST:PORT of the first process; or in the environment: JAX_COORDINATOR_ADDRESS.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_integer(
-        "num_processes", None, "How many there are; or JAX_NUM_PROCESSES.", lower_bound=1, flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        "process_id", None, "Which one this is, from 0; or JAX_PROCESS_ID.", lower_bound=0, flag_values=flag_values
-    )
+    processes.define_flags(flag_values)
     flags.mark_flags_as_required(["config", "workdir"], flag_values)
 
 
@@ -65,10 +49,7 @@ def main(flag_values: flags.FlagValues) -> None:
         config = flag_values.config.to_dict()
     except OSError as error:  # ml_collections reports a file that does not load at the first use
         raise UserError(f"--config does not load: {' '.join(str(error.__cause__ or error).split())}") from error
-    if flag_values.distributed:
-        from crystal_jax.train.processes import join
-
-        join(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
+    processes.join_if_asked(flag_values)
     train(config, workdir=Path(flag_values.workdir), profile_steps=flag_values.profile_steps)
 
 
@@ -103,12 +84,11 @@ def train(
     from crystal_jax.sharding import make_mesh, rows_by_process
     from crystal_jax.train.loop import fit
     from crystal_jax.train.probes import Probe
-    from crystal_jax.train.processes import is_first
     from crystal_jax.train.step import setup
     from crystal_jax.train.trace import parse_steps
 
     def say(line: str) -> None:
-        if is_first():
+        if processes.is_first():
             print(line, file=sys.stderr)
 
     if not flags.FLAGS.is_parsed():

@@ -1,10 +1,14 @@
 import csv
 import json
 
+import ase.io
 import pytest
 from pymatgen.core import Composition, Structure
 
+from crystal_jax.checkpoint.workdir import best_step
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate.oxidation import load_oxidation_table
+from crystal_jax.evaluate.validity import compositional_fault, structural_fault
 from crystal_jax.sample.run import sample
 from crystal_jax.train.run import train
 from tests.experiments import training_config
@@ -100,3 +104,54 @@ def test_a_model_with_adapters_samples_with_its_base(trained, dataset, tmp_path)
     train(config, workdir=tmp_path / "lora")
     sample(tmp_path / "lora", output=tmp_path / "out", num_samples=4, batch_size=4, max_atoms=2)
     assert len(rows_of(tmp_path / "out")) == 4
+
+
+def test_rules_by_name(trained, tmp_path):
+    path = sample(trained, output=tmp_path / "out", num_samples=12, constraints=["charge", "distance"], max_atoms=4)
+    table = load_oxidation_table()
+    with path.open(newline="") as file:
+        for line in csv.DictReader(file):
+            assert structural_fault(Structure.from_str(line["cif"], fmt="cif")) is None
+            assert compositional_fault(Composition(line["formula"]), table) is None
+    for row in rows_of(tmp_path / "out"):
+        assert row["constraints"] == ["charge", "distance"]
+        assert row["status"] == "complete"
+        assert sum(row["token_log_probs"]) == pytest.approx(row["log_prob"], abs=0.01)
+
+
+def test_the_best_checkpoint(trained, tmp_path):
+    sample(trained, output=tmp_path / "out", num_samples=2, step="best", max_atoms=2)
+    assert json.loads((tmp_path / "out/run.json").read_text())["request"]["step"] == best_step(trained)
+
+
+def test_several_temperatures_are_one_job(trained, tmp_path):
+    output = tmp_path / "out"
+    assert sample(trained, output=output, num_samples=4, temperature=[0.5, 1.0], max_atoms=2, extxyz=True) == output
+    alone = sample(trained, output=tmp_path / "alone", num_samples=4, temperature=0.5, max_atoms=2)
+    folders = sorted(path.name for path in output.iterdir())
+    assert folders == ["temperature=0.5,top_p=1.0", "temperature=1.0,top_p=1.0"]
+    assert (output / folders[0] / "samples.csv").read_text() == alone.read_text()
+    with_cell = len(list((output / folders[1] / "cif").glob("*.cif")))
+    frames = ase.io.read(output / folders[1] / "samples.extxyz", index=":")
+    assert len(frames) == with_cell
+    assert all(frame.pbc.all() for frame in frames)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"constraints": ["formula"]}, "'formula' needs a requested formula"),
+        ({"constraints": ["lattice"]}, "'lattice' needs a requested space group"),
+        ({"constraints": ["beauty"]}, "unknown constraints beauty; there are: formula, charge, distance, lattice"),
+        ({"constraints": ["distance"], "min_distance": -1.0}, "min_distance=-1.0 .* must not be negative"),
+        (
+            {"constraints": ["formula", "charge"], "conditions": {"pretty_formula": "Na2Cl"}},
+            "the charges of Na2Cl cannot balance",
+        ),
+        ({"mesh": "3,3"}, "mesh '3,3' is not written like"),
+    ],
+)
+def test_bad_rules(trained, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        sample(trained, output=tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()

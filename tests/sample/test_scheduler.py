@@ -1,11 +1,17 @@
+import dataclasses
 from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pymatgen.core import Composition
 
+from crystal_jax.evaluate.oxidation import load_oxidation_table
+from crystal_jax.evaluate.validity import compositional_fault, structural_fault
 from crystal_jax.sample.constraints import make_limits
+from crystal_jax.sample.guide import NEVER, Grant, turn_of
+from crystal_jax.sample.rules import Rules, make_guide
 from crystal_jax.sample.scheduler import Request
 from tests.experiments import logits
 from tests.sample.engines import Untrained
@@ -85,6 +91,57 @@ def test_reported_log_probability_is_that_of_the_full_forward(short):
         assert state == automaton.end
         assert total == pytest.approx(drawn.log_prob, abs=1e-3)
         assert drawn.log_kept == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["atom_coordinate", "character", "llama2"])
+def test_with_charge_and_distance_every_sample_is_valid(name, request):
+    """By the evaluator, for an untrained model; also where prompts and rules differ within a batch."""
+    path = request.getfixturevalue("shared") / "tokenizer/tokenizer.model" if name == "llama2" else None
+    untrained = Untrained(name, path, max_atoms=6)
+    rules = Rules(constraints=frozenset({"charge", "distance"}), max_atoms=6)
+    guide, table = make_guide(rules, untrained.automaton), load_oxidation_table()
+    requests = [Request(index=i, prompt=untrained.prompt, guide=guide if i % 4 else None) for i in range(96)]
+    drawn = untrained.answers(untrained.engine(16), requests)
+    assert sorted(drawn) == list(range(96))
+    sizes, faults = Counter(), Counter()
+    for index, one in drawn.items():
+        assert one.complete
+        crystal = untrained.crystal(one)
+        valid = crystal.forms_cell and structural_fault(crystal.to_structure()) is None
+        valid = valid and compositional_fault(Composition(Counter(crystal.symbols)), table) is None
+        assert valid or index % 4 == 0
+        faults[valid] += 1
+        sizes[len(crystal.symbols)] += 1
+    assert faults[False] > 0  # without the guide
+    assert len(sizes) > 2
+
+
+def test_a_guide_that_forbids_nothing_changes_nothing(short, reference):
+    def guide(fields):
+        return Grant({}, turn_of(len(fields[6::4]) + 1, 0))
+
+    requests = [drawn.request for drawn in reference.values()]
+    guided = short.answers(short.engine(5), [dataclasses.replace(one, guide=guide) for one in requests])
+    same(guided, reference)
+    assert all(drawn.dead_ends == 0 for drawn in guided.values())
+
+
+def test_dead_ends_are_begun_again_and_at_last_given_up(short):
+    """A guide under which no second atom has a place: only crystals of one atom can be finished."""
+
+    def guide(fields):
+        return Grant({"z": np.zeros(100, bool)}, NEVER) if len(fields) > 8 else Grant({}, turn_of(1, 3))
+
+    requests = [Request(index=i, prompt=short.prompt, guide=guide) for i in range(12)]
+    drawn = short.answers(short.engine(4), requests)
+    assert all(one.complete and len(short.crystal(one).symbols) == 1 for one in drawn.values())
+    assert sum(one.dead_ends for one in drawn.values()) > 0
+    hopeless = Request(
+        index=0, prompt=short.prompt, guide=guide, limits=make_limits(min_atoms=2, max_atoms=3), attempts=3
+    )
+    (given_up,) = short.answers(short.engine(4), [hopeless]).values()
+    assert not given_up.complete
+    assert given_up.dead_ends == 3
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import jax.experimental.multihost_utils  # noqa: F401
 
+import crystal_jax.processes
 import crystal_jax.train.loop
 import crystal_jax.train.probes
-import crystal_jax.train.processes
 import crystal_jax.train.run  # noqa: F401

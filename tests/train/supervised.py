@@ -36,7 +36,7 @@ def _work(config, workdir, process, num_processes, devices, port, cache, stop_af
     import jax
 
     from crystal_jax.errors import Preempted
-    from crystal_jax.train.processes import join
+    from crystal_jax.processes import join
     from crystal_jax.train.run import train
 
     jax.config.update("jax_compilation_cache_dir", cache)

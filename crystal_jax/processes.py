@@ -1,13 +1,40 @@
-"""The processes of one run: how they find each other, and which of them speaks."""
+"""The processes of one job: how they find each other, and which of them speaks."""
 
 from __future__ import annotations
 
 import os
 
-import jax
-from jax.experimental import multihost_utils
+from absl import flags
 
 from crystal_jax.errors import UserError
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """The flags of a command that runs as several processes."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "This process is one of several. TPU slices, GKE, SLURM and Open MPI say which; elsewhere the next three do.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT of the first process; or in the environment: JAX_COORDINATOR_ADDRESS.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "How many there are; or JAX_NUM_PROCESSES.", lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "Which one this is, from 0; or JAX_PROCESS_ID.", lower_bound=0, flag_values=flag_values
+    )
+
+
+def join_if_asked(flag_values: flags.FlagValues) -> None:
+    """`join`, as the flags say."""
+    if flag_values.distributed:
+        join(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
 
 
 def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -19,6 +46,8 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
     Raises:
         UserError: neither says enough, or the coordinator does not answer.
     """
+    import jax
+
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -40,11 +69,16 @@ def _environment(name: str) -> int | None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes logs."""
+    """Whether this is the process that prints and writes."""
+    import jax
+
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
     """Goes on when all processes are here."""
+    import jax
+    from jax.experimental import multihost_utils
+
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)

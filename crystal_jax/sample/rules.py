@@ -1,0 +1,110 @@
+"""The rules that samples can be made to keep to, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from crystal_jax.evaluate.oxidation import load_oxidation_table
+from crystal_jax.evaluate.validity import MIN_DISTANCE
+from crystal_jax.sample.charge import ChargeBalance
+from crystal_jax.sample.constraints import formula_unit
+from crystal_jax.sample.geometry import CellForms, KeepsDistance, LatticeSystem
+from crystal_jax.sample.guide import Guide, Guides
+from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.grammar import ANY, TokenAutomaton
+
+CONSTRAINTS = {
+    "formula": "the composition is a multiple of the requested formula",
+    "charge": "charges can balance (compositional validity)",
+    "distance": "the angles form a cell, and atoms keep their distance (structural validity)",
+    "lattice": "lengths and angles are those of the requested space group's lattice system",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What every sample of a job keeps to.
+
+    Attributes:
+        constraints: Some of `CONSTRAINTS`.
+        elements: Elements that may occur.
+        min_atoms, max_atoms: Of the cell.
+        oxidation_states: The table for `charge`: smact14 or icsd24.
+        min_distance: For `distance`, in Å.
+        min_radii: For `distance`: or this share of the sum of two covalent radii, if that is more.
+    """
+
+    constraints: frozenset[str] = frozenset()
+    elements: tuple[str, ...] = ELEMENTS
+    min_atoms: int = 1
+    max_atoms: int = 20
+    oxidation_states: str = "smact14"
+    min_distance: float = MIN_DISTANCE
+    min_radii: float = 0.0
+
+    def __post_init__(self):
+        if unknown := self.constraints - CONSTRAINTS.keys():
+            raise ValueError(f"unknown constraints {', '.join(sorted(unknown))}; there are: {', '.join(CONSTRAINTS)}")
+        if self.min_distance < 0 or self.min_radii < 0:
+            raise ValueError(f"min_distance={self.min_distance} and min_radii={self.min_radii} must not be negative")
+
+
+def make_guide(
+    rules: Rules, automaton: TokenAutomaton, *, formula: str | None = None, spacegroup: int | None = None
+) -> Guide | None:
+    """The guide of the requests with this formula and space group; None where the rules need none.
+
+    Raises:
+        ValueError: a rule needs a formula or space group that is not asked for, or the formula breaks one.
+    """
+    guides: list[Guide] = []
+    values = {name: automaton.values[part] for name, part in automaton.fields.items()}
+    if "charge" in rules.constraints:
+        guide = ChargeBalance(
+            load_oxidation_table(rules.oxidation_states),
+            values["element"],
+            elements=rules.elements,
+            min_atoms=rules.min_atoms,
+            max_atoms=rules.max_atoms,
+        )
+        if "formula" not in rules.constraints:
+            guides.append(guide)
+        elif formula and not guide.is_valid(formula_unit(formula)):
+            raise ValueError(f"the charges of {formula} cannot balance; leave out the constraint 'charge'")
+    if "distance" in rules.constraints:
+        if ANY in values["z"]:
+            raise ValueError("the constraint 'distance' needs a model that writes fractional coordinates")
+        guides.append(CellForms(values["angle"]))
+        guides.append(KeepsDistance(values["z"], shortest=rules.min_distance, radii=rules.min_radii))
+    if "lattice" in rules.constraints:
+        if spacegroup is None:
+            raise ValueError("the constraint 'lattice' needs a requested space group")
+        guides.append(LatticeSystem(spacegroup, lengths=values["length"], angles=values["angle"]))
+    return Guides(guides) if guides else None
+
+
+def formula_of(rules: Rules, formula: str | None) -> str | None:
+    """The formula that the composition is held to, if it is.
+
+    Raises:
+        ValueError: it is to be, and none is asked for.
+    """
+    if "formula" not in rules.constraints:
+        return None
+    if not formula:
+        raise ValueError("the constraint 'formula' needs a requested formula")
+    return formula
+
+
+def allowed_elements(elements: Sequence[str], without: Sequence[str]) -> tuple[str, ...]:
+    """Those of `elements` that are not in `without`.
+
+    Raises:
+        ValueError: one of either is no element, or none is left.
+    """
+    if unknown := ({*elements, *without}) - set(ELEMENTS):
+        raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
+    if not (left := tuple(symbol for symbol in elements if symbol not in set(without))):
+        raise ValueError("A crystal needs at least one allowed element")
+    return left
