@@ -28,15 +28,15 @@ make_environment() {
     source .venv/bin/activate
 }
 
-# PyTorch's CPU build and Hugging Face's libraries, to compare with. The CPU build is not on PyPI, whose own has gigabytes
-# of CUDA; where its index has none for this machine, the tests that need it are skipped.
+# PyTorch's CPU build, energy models, and Hugging Face's libraries to compare with. The CPU build is not on PyPI, whose
+# own has gigabytes of CUDA; where its index has none for this machine, the tests that need it are skipped.
 install_peers() {
     local stamp=".venv/requirements-peers.txt.sha256" wanted
-    wanted="$(sha256sum < requirements-peers.txt)"
+    wanted="$(cat requirements-peers.txt requirements-energies.txt | sha256sum)"
     [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ] || return 0
     if pip install --quiet --no-deps "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu \
         2> .venv/torch.log; then
-        pip install --quiet --no-deps --requirement=requirements-peers.txt
+        pip install --quiet --no-deps --requirement=requirements-peers.txt --requirement=requirements-energies.txt
         echo "$wanted" > "$stamp"
     else
         echo "no CPU build of PyTorch for this Python and machine: tests that compare with it are skipped" >&2

@@ -23,6 +23,11 @@ RATES = (
     "structure_novelty",
     "composition_novelty",
     "fingerprint_novelty",
+    "relaxed",
+    "metastable",
+    "stable",
+    "sun",
+    "meta_sun",
 )
 
 

@@ -11,6 +11,10 @@ fingerprints of structure and composition; with --train_reference the share of v
 training set is measured. Both take a CSV, a folder of *.cif, or a data set of
 'crystal-jax prepare' as DIR or DIR:split.
 
+With --energy_model the valid samples are relaxed and, with --hull, placed above the convex hull of known materials:
+the rates metastable (below 0.1 eV/atom), stable (below 0), and of those that are also unique and new. Each relaxation
+is kept in OUTPUT/relaxations as soon as it is finished; the same command goes on where it was stopped.
+
 --mode=default   a sample that does not parse counts as a failure in the rates
 --mode=paper     as published: samples that do not parse leave the rates, more than 10,000 samples are
                  replaced by 10,000 drawn with replacement, Zr has SMACT's old electronegativity of 0.33, a sample
@@ -23,16 +27,19 @@ import dataclasses
 import datetime
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from absl import flags
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import coverage, magpie, metrics, novelty, resemblance, structures, validity
+from crystal_jax.evaluate.energy.relax import RelaxSettings
 from crystal_jax.evaluate.fingerprints import CACHE
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, load_oxidation_table
-from crystal_jax.evaluate.samples import read_entries, read_reference
+from crystal_jax.evaluate.samples import Sample, read_entries, read_reference
 from crystal_jax.files import write_text
 from crystal_jax.provenance import versions
 
@@ -85,8 +92,93 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "The data set whose published cut-offs coverage uses.",
         flag_values=flag_values,
     )
+    _define_energy_flags(flag_values)
     flags.DEFINE_integer("workers", None, "Processes; by default one for each core.", flag_values=flag_values)
     flags.DEFINE_bool("progress", True, "Show progress bars.", flag_values=flag_values)
+
+
+def _define_energy_flags(flag_values: flags.FlagValues) -> None:
+    own = RelaxSettings()
+    flags.DEFINE_string(
+        "energy_model",
+        "none",
+        "Relax the valid samples with m3gnet (the paper's potential), chgnet, or matgl:NAME; none: do not.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "energy_weights",
+        None,
+        "Folder of M3GNet's checkpoint MP-2021.2.8-EFS; by default it is fetched once, through pip.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "hull",
+        None,
+        "Known materials: CSV with composition and formation_energy_per_atom, or JSON of computed entries.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "hull_elements",
+        None,
+        "With a CSV: JSON of the elements' entries; by default *elemental-reference-entries.json* beside it.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float("fmax", own.fmax, "eV/Å at which a relaxation is done.", flag_values=flag_values)
+    flags.DEFINE_integer("max_steps", own.max_steps, "Of the relaxation of a crystal.", flag_values=flag_values)
+    flags.DEFINE_float("timeout", own.timeout, "Seconds for the relaxation of a crystal.", flag_values=flag_values)
+    flags.DEFINE_integer("batch_atoms", own.batch_atoms, "Atoms relaxed together.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "ray_address",
+        None,
+        "Relax on a Ray cluster: auto, HOST:PORT, or local for one begun in this machine.",
+        flag_values=flag_values,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnergyOptions:
+    """How crystals are relaxed and compared with known materials.
+
+    Attributes:
+        model: "m3gnet", "chgnet" or "matgl:NAME".
+        weights: folder of M3GNet's checkpoint; by default the cache.
+        hull: file of known materials, see `energy.hull.read_hull`; without it there is no energy above the hull.
+        hull_elements: file of the elements' energies, if `hull` is a CSV.
+        settings: when a relaxation ends.
+        ray_address: of a Ray cluster; by default the cores of this machine.
+    """
+
+    model: str
+    weights: Path | None = None
+    hull: Path | None = None
+    hull_elements: Path | None = None
+    settings: RelaxSettings = dataclasses.field(default_factory=RelaxSettings)
+    ray_address: str | None = None
+
+
+def _energy_options(flag_values: flags.FlagValues) -> EnergyOptions | None:
+    if flag_values.energy_model == "none":
+        if flag_values.hull:
+            raise UserError("--hull needs --energy_model, such as --energy_model=m3gnet")
+        return None
+
+    def path(name: str) -> Path | None:
+        value = flag_values[name].value
+        return Path(str(value)) if value else None
+
+    return EnergyOptions(
+        model=flag_values.energy_model,
+        weights=path("energy_weights"),
+        hull=path("hull"),
+        hull_elements=path("hull_elements"),
+        settings=RelaxSettings(
+            fmax=flag_values.fmax,
+            max_steps=flag_values.max_steps,
+            timeout=flag_values.timeout,
+            batch_atoms=flag_values.batch_atoms,
+        ),
+        ray_address=flag_values.ray_address,
+    )
 
 
 def main(flag_values: flags.FlagValues) -> None:
@@ -100,6 +192,7 @@ def main(flag_values: flags.FlagValues) -> None:
         oxidation_states=flag_values.oxidation_states,
         fingerprints_of=flag_values.fingerprints,
         coverage_cutoffs=flag_values.coverage_cutoffs,
+        energy=_energy_options(flag_values),
         workers=flag_values.workers,
         progress=flag_values.progress,
     )
@@ -117,6 +210,7 @@ def evaluate(
     oxidation_states: str = "smact14",
     fingerprints_of: str = "reference",
     coverage_cutoffs: str = "mp20",
+    energy: EnergyOptions | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -132,6 +226,7 @@ def evaluate(
         fingerprints_of: "none", "reference" (samples and reference: coverage, diversity) or "all" (the training set
             too: novelty by fingerprint).
         coverage_cutoffs: the data set whose published cut-offs are used: "mp20", "perov5" or "carbon24".
+        energy: how the valid samples are relaxed; by default they are not.
         workers: processes; by default one for each core.
         progress: whether to show progress bars.
 
@@ -155,6 +250,8 @@ def evaluate(
     real = read_reference(reference, default_split="test") if reference else []
     train = read_reference(train_reference, default_split="train") if train_reference else None
 
+    stage = _Stability.of(energy, Path(output) / "relaxations") if energy else None
+
     parsed = structures.parse_all(entries, progress=progress)
     rows = structures.describe(parsed, table, progress=progress)
     structures.compare(rows, parsed, train, progress=progress)
@@ -172,6 +269,8 @@ def evaluate(
             workers=workers,
             progress=progress,
         )
+    if stage:
+        stage.run(parsed, rows, mode=mode, workers=workers, progress=progress)
     judged = metrics.judged_rows(rows, mode)
     real_properties = structures.properties(real_samples)
     cutoffs = coverage.CUTOFFS[coverage_cutoffs]
@@ -179,6 +278,7 @@ def evaluate(
         **metrics.rates(rows, judged, with_novelty=train is not None),
         **metrics.distances(judged, real_properties),
         **(resemblance.metrics_of(rows, judged, prints, cutoffs=cutoffs, mode=mode) if prints else {}),
+        **(stage.metrics(rows, judged, mode=mode) if stage else {}),
         "samples": {
             "path": str(Path(samples).resolve()),
             "read": len(rows),
@@ -200,12 +300,63 @@ def evaluate(
             "spacegroup_symprec_angstrom": structures.SYMMETRY_PRECISION,
             "coverage_cutoffs": dataclasses.asdict(cutoffs) if prints else None,
             "novelty_cutoffs": dataclasses.asdict(coverage.NOVELTY) if prints and prints.train else None,
+            "energies": stage.settings() if stage else None,
             "fingerprint_tables": [*magpie.TABLES, CACHE] if prints else None,
         },
-        "versions": versions(PACKAGES),
+        "versions": versions((*PACKAGES, *(("torch",) if stage else ()))),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
     }
     write_text(Path(output) / "structures.csv", rows.to_csv(index=False))
     write_text(Path(output) / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
+
+
+@dataclasses.dataclass
+class _Stability:
+    """The part of an evaluation that needs energies; loads what it needs when it is made, so that errors come early."""
+
+    job: Any
+    folder: Path
+    hull: Any
+    ray_address: str | None
+    found: Any = None
+
+    @classmethod
+    def of(cls, options: EnergyOptions, folder: Path) -> _Stability:
+        from crystal_jax.evaluate.energy.hull import read_hull
+        from crystal_jax.evaluate.energy.jobs import RelaxJob
+        from crystal_jax.evaluate.energy.model import load_model
+
+        hull = read_hull(options.hull, elements=options.hull_elements) if options.hull else None
+        if options.ray_address is None:
+            load_model(options.model, weights=options.weights)
+        job = RelaxJob(model=options.model, weights=str(options.weights or ""), settings=options.settings)
+        return cls(job, folder, hull, options.ray_address)
+
+    def run(
+        self, samples: Sequence[Sample], rows: pd.DataFrame, *, mode: str, workers: int | None, progress: bool
+    ) -> None:
+        from crystal_jax.evaluate import stability
+
+        self.found = stability.relax_valid(
+            samples,
+            rows,
+            self.job,
+            self.folder,
+            mode=mode,
+            workers=workers,
+            ray_address=self.ray_address,
+            progress=progress,
+        )
+        stability.fill_in(rows, samples, self.found, self.hull, progress=progress)
+
+    def metrics(self, rows: pd.DataFrame, judged: pd.DataFrame, *, mode: str) -> dict[str, Any]:
+        from crystal_jax.evaluate import stability
+
+        return stability.metrics_of(rows, judged, self.hull, mode=mode)
+
+    def settings(self) -> dict[str, Any]:
+        from crystal_jax.evaluate import stability
+
+        return stability.settings_of(self.found, self.hull)

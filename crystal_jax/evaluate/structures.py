@@ -36,6 +36,15 @@ COLUMNS = {
     "structure_distance": "float64",  # of fingerprints, to the nearest reference crystal
     "composition_distance": "float64",
     "novel_by_fingerprint": "boolean",  # of valid samples, given the training set's fingerprints: far from all
+    # Of valid samples, given an energy model:
+    "relaxation": "str",  # "converged", "steps" (all taken; the energy counts), or how it failed
+    "relaxation_steps": "Int64",
+    "energy_per_atom": "float64",  # eV, relaxed, with the MP2020 corrections
+    "formation_energy_per_atom": "float64",  # eV, relaxed
+    "e_above_hull": "float64",  # eV/atom, relaxed
+    "known_in_system": "Int64",  # materials of the hull with exactly these elements
+    "decomposes_to": "str",  # the hull's materials at this composition
+    "relaxation_rmsd": "float64",  # Å, root mean square of the atoms' moves, without the cell's
     "failure": "str",  # reasons, joined by "; "
 }
 

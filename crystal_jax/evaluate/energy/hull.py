@@ -1,0 +1,196 @@
+"""How far above the convex hull of known materials does a crystal lie?
+
+The hull comes from a file: formation energies by composition (CSV), or computed entries (JSON), from which they are
+derived. The energy of the hull at a composition is the lowest that a mixture of known materials reaches, found by
+linear programming among the materials made of its elements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from monty.serialization import loadfn
+from pymatgen.core import Composition
+from pymatgen.entries.computed_entries import ComputedEntry
+from scipy.optimize import linprog
+
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate.quiet import quiet
+
+METASTABLE = 0.1  # eV/atom above the hull; the paper's threshold for the energy model
+STABLE = 0.0  # eV/atom; the paper's threshold for DFT
+
+_SAME = 1e-9  # eV/atom; two materials of one composition are told apart by more
+_LEAST_SHARE = 1e-6  # of a material in a mixture; less is rounding
+_DIGITS = 5  # of shares by which compositions are told apart; files round them
+
+Material = tuple[Mapping[str, float], float]  # amounts of the elements by symbol, and eV/atom
+
+
+@dataclasses.dataclass(frozen=True)
+class Height:
+    """Where a crystal lies.
+
+    Attributes:
+        above: eV/atom; negative below the hull of the known materials.
+        formation_energy: eV/atom.
+        known_in_system: known materials with exactly its elements; 0 says that the height is a lower bound at best.
+        decomposition: formulas of the hull's materials at its composition, with their shares of atoms.
+    """
+
+    above: float
+    formation_energy: float
+    known_in_system: int
+    decomposition: tuple[tuple[str, float], ...]
+
+
+class Hull:
+    """Known materials and the energies of the elements."""
+
+    def __init__(self, materials: Iterable[Material], elements: Mapping[str, float], source: str):
+        """Keeps the lowest material of each composition.
+
+        Args:
+            materials: amounts of the elements by symbol, and formation energies, eV/atom.
+            elements: the energy of each element in its reference state, eV/atom, corrected.
+            source: what the report says.
+        """
+        self.elements, self.source = dict(elements), source
+        lowest: dict[frozenset[tuple[str, float]], Material] = {}
+        for amounts, energy in materials:
+            total = sum(amounts.values())
+            shares = {symbol: amount / total for symbol, amount in amounts.items()}
+            key = frozenset((symbol, round(share, _DIGITS)) for symbol, share in shares.items())
+            if len(shares) > 1 and (key not in lowest or energy < lowest[key][1] - _SAME):
+                lowest[key] = (shares, energy)
+        self._by_system: dict[frozenset[str], list[Material]] = defaultdict(list)
+        for material in lowest.values():
+            self._by_system[frozenset(material[0])].append(material)
+        self.size = len(lowest)
+
+    def systems(self) -> set[frozenset[str]]:
+        """The chemical systems in which some material is known."""
+        return set(self._by_system)
+
+    def height(self, composition: Composition, energy: float) -> Height:
+        """Where a crystal of that energy (eV/atom, corrected) lies.
+
+        Raises:
+            ValueError: an element has no reference energy.
+        """
+        shares = composition.fractional_composition.get_el_amt_dict()
+        if missing := [symbol for symbol in shares if symbol not in self.elements]:
+            raise ValueError(f"no reference energy of {', '.join(missing)}")
+        formation = energy - sum(share * self.elements[symbol] for symbol, share in shares.items())
+        lowest, mixture = self._lowest(shares)
+        known = len(self._by_system.get(frozenset(shares), ()))
+        return Height(formation - lowest, formation, known, mixture)
+
+    def _lowest(self, shares: Mapping[str, float]) -> tuple[float, tuple[tuple[str, float], ...]]:
+        """The hull's formation energy at a composition, and what it is a mixture of."""
+        symbols = sorted(shares)
+        if len(symbols) == 1:
+            return 0.0, ((symbols[0], 1.0),)
+        rows = [
+            row
+            for size in range(2, len(symbols) + 1)
+            for system in itertools.combinations(symbols, size)
+            for row in self._by_system.get(frozenset(system), ())
+        ]
+        corners: list[Material] = [({symbol: 1.0}, 0.0) for symbol in symbols] + rows
+        energies = np.array([energy for _, energy in corners])
+        amounts = np.array([[mix.get(symbol, 0.0) for mix, _ in corners] for symbol in symbols])
+        solved = linprog(energies, A_eq=amounts, b_eq=[shares[symbol] for symbol in symbols], method="highs")
+        if not solved.success:
+            raise ValueError(f"no hull at {'-'.join(symbols)}: {solved.message}")
+        used = [(float(x), mix) for x, (mix, _) in zip(solved.x, corners, strict=True) if x > _LEAST_SHARE]
+        used.sort(key=lambda pair: -pair[0])
+        return float(solved.fun), tuple((_formula(mix), share) for share, mix in used)
+
+
+def _formula(shares: Mapping[str, float]) -> str:
+    """In whole numbers, from shares that were rounded."""
+    if len(shares) == 1:
+        return next(iter(shares))
+    return Composition(shares).get_integer_formula_and_factor(max_denominator=1000)[0]
+
+
+@quiet()
+def read_hull(path: Path, *, elements: Path | None = None) -> Hull:
+    """Reads known materials.
+
+    Args:
+        path: a CSV with `composition` (a formula, or JSON from symbols to amounts) and `formation_energy_per_atom`
+            (eV/atom, MP2020-corrected), or JSON (also .gz) with computed entries, as a list or by id.
+        elements: with a CSV, entries of the elements' reference states; by default the one
+            `*elemental-reference-entries.json*` beside it.
+
+    Raises:
+        UserError: a file is missing or is not such a file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of known materials; --hull is a CSV or JSON of the convex hull")
+    source = f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    if path.name.endswith((".json", ".json.gz")):
+        entries = _entries(path)
+        lowest = _elements(entries)
+        return Hull(_formation_energies(entries, lowest), lowest, source)
+    if not path.name.endswith((".csv", ".csv.gz")):
+        raise UserError(f"{path}: known materials are read from .csv, .csv.gz, .json or .json.gz")
+    if elements is None:
+        beside = sorted(path.parent.glob("*elemental-reference-entries.json*"))
+        if len(beside) != 1:
+            raise UserError(
+                f"{path}: which energies have the elements? pass --hull_elements=FILE, or put one beside it"
+            )
+        elements = beside[0]
+    table = _table(path)
+    return Hull(table, _elements(_entries(elements)), source)
+
+
+def _table(path: Path) -> list[Material]:
+    try:
+        table = pd.read_csv(path, usecols=["composition", "formation_energy_per_atom"])
+        return [
+            (json.loads(text) if text.lstrip().startswith("{") else Composition(text).get_el_amt_dict(), float(energy))
+            for text, energy in table.itertuples(index=False)
+        ]
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a table of composition and formation_energy_per_atom ({error})") from error
+
+
+def _entries(path: Path) -> list[ComputedEntry]:
+    try:
+        found: Any = loadfn(path, cls=None)
+        rows = found.values() if isinstance(found, dict) else found
+        return [ComputedEntry.from_dict(row) for row in rows]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file of computed entries") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise UserError(f"{path}: not a JSON file of pymatgen's computed entries ({error})") from error
+
+
+def _elements(entries: Iterable[ComputedEntry]) -> dict[str, float]:
+    """The lowest energy of each element, eV/atom."""
+    lowest: dict[str, float] = {}
+    for entry in entries:
+        if len(entry.composition) == 1:
+            symbol = entry.composition.elements[0].symbol
+            lowest[symbol] = min(lowest.get(symbol, np.inf), float(entry.energy_per_atom))
+    return lowest
+
+
+def _formation_energies(entries: Iterable[ComputedEntry], elements: Mapping[str, float]) -> Iterable[Material]:
+    for entry in entries:
+        shares = entry.composition.fractional_composition.get_el_amt_dict()
+        if elements.keys() >= shares.keys():
+            yield shares, entry.energy_per_atom - sum(x * elements[s] for s, x in shares.items())

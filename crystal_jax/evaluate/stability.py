@@ -1,0 +1,157 @@
+"""Which crystals are stable? Relaxation, MP2020 corrections, height above the convex hull, and the rates of them.
+
+By default a rate is over all judged samples: what is not valid, or does not relax, is not stable. In the mode "paper"
+it is over the valid samples of more than one atom that relaxed, as far as the published evaluator tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from crystal_jax.evaluate.energy.corrections import SCHEME, corrected_energy
+from crystal_jax.evaluate.energy.hull import METASTABLE, STABLE, Hull
+from crystal_jax.evaluate.energy.jobs import RelaxJob, key_of, relax_all
+from crystal_jax.evaluate.rate import Rate
+from crystal_jax.evaluate.samples import Entry, Sample, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Energies:
+    """What relaxation found: the journal's rows by their keys, and who computed them."""
+
+    rows: Mapping[str, Mapping[str, Any]]
+    job: RelaxJob
+    corrected: bool  # the model's energies contain the corrections
+
+    def of(self, sample: Sample) -> Mapping[str, Any] | None:
+        """The row of a sample; None if it was not relaxed."""
+        return self.rows.get(key_of(sample.cif))
+
+
+def relax_valid(
+    samples: Sequence[Sample],
+    rows: pd.DataFrame,
+    job: RelaxJob,
+    folder: Path,
+    *,
+    mode: str,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    progress: bool = False,
+) -> Energies:
+    """Relaxes the valid samples; in the mode "paper" those of more than one atom.
+
+    Raises:
+        UserError: see `relax_all`.
+    """
+    chosen = rows["valid"] & ((rows["num_atoms"] > 1) if mode == "paper" else True)
+    cifs = [sample.cif for sample, wanted in zip(samples, chosen, strict=True) if wanted]
+    found = relax_all(cifs, job, folder, workers=workers, ray_address=ray_address, progress=progress)
+    return Energies(found, job, corrected=job.model == "chgnet")
+
+
+def fill_in(
+    rows: pd.DataFrame, samples: Sequence[Sample], energies: Energies, hull: Hull | None, *, progress: bool = False
+) -> None:
+    """Writes what relaxation found into the columns of `rows`; reasons go to `failure`."""
+    relaxed = [(i, row) for i, sample in enumerate(samples) if (row := energies.of(sample)) and rows.loc[i, "valid"]]
+    for i, row in tqdm(relaxed, "energies above the hull", unit="crystal", disable=not progress):
+        rows.loc[i, "relaxation"] = row["status"]
+        rows.loc[i, "relaxation_steps"] = row["steps"]
+        if row["energy"] is None:
+            rows.loc[i, "failure"] = f"relaxation {row['status']}: {row['reason']}"
+            continue
+        try:
+            for name, value in _facts(samples[i], row, energies, hull).items():
+                rows.loc[i, name] = value
+        except ValueError as reason:
+            rows.loc[i, "failure"] = f"no energy above the hull: {reason}"
+
+
+def _facts(sample: Sample, row: Mapping[str, Any], energies: Energies, hull: Hull | None) -> dict[str, Any]:
+    """The columns of one relaxed sample.
+
+    Raises:
+        ValueError: the corrections or the hull do not cover it.
+    """
+    structure = parse(Entry(sample.name, row["relaxed_cif"])).structure
+    if structure is None or sample.structure is None:
+        raise ValueError("the relaxed crystal cannot be read")
+    facts: dict[str, Any] = {"relaxation_rmsd": _moved(sample, structure.frac_coords, structure.lattice.matrix)}
+    energy = row["energy"] if energies.corrected else corrected_energy(structure, row["energy"])
+    facts["energy_per_atom"] = energy / len(structure)
+    if hull is not None:
+        height = hull.height(structure.composition, facts["energy_per_atom"])
+        facts |= {
+            "e_above_hull": height.above,
+            "formation_energy_per_atom": height.formation_energy,
+            "known_in_system": height.known_in_system,
+            "decomposes_to": " + ".join(f"{share:.3g} {formula}" for formula, share in height.decomposition),
+        }
+    return facts
+
+
+def _moved(sample: Sample, after: np.ndarray, lattice: np.ndarray) -> float:
+    """How far the atoms moved in the relaxed cell, apart from a common drift."""
+    assert sample.structure is not None
+    moves = after - sample.structure.frac_coords
+    moves -= np.round(moves)
+    moves -= moves.mean(axis=0)
+    return float(np.sqrt(((moves @ lattice) ** 2).sum(axis=1).mean()))
+
+
+def metrics_of(rows: pd.DataFrame, judged: pd.DataFrame, hull: Hull | None, *, mode: str) -> dict[str, Any]:
+    """Rates of the judged rows: relaxed, stable, and those that are also unique and new."""
+    valid = judged[judged["valid"]]
+    tried = valid[valid["relaxation"].notna()]
+    found: dict[str, Any] = {
+        "relaxed": Rate.of(tried["energy_per_atom"].notna()).as_dict(),
+        "relaxation_endings": dict(Counter(tried["relaxation"]).most_common()),
+    }
+    if hull is None:
+        return found
+    of = judged[judged["e_above_hull"].notna()] if mode == "paper" else judged
+    height = of["e_above_hull"]
+    metastable, stable = height < METASTABLE, height < STABLE
+    found |= {"metastable": Rate.of(metastable).as_dict(), "stable": Rate.of(stable).as_dict()}
+    found["metastable_of_valid"] = Rate(int(metastable.sum()), len(valid)).as_dict()
+    if rows["novel"].notna().any():
+        new = of["unique"].fillna(False) & of["novel"].fillna(False)
+        found |= {"sun": Rate.of(stable & new).as_dict(), "meta_sun": Rate.of(metastable & new).as_dict()}
+    found["hull_coverage"] = hull_coverage(valid[valid["e_above_hull"].notna()])
+    return found
+
+
+def hull_coverage(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Of the chemical systems that occur, by number of elements: how many there are, how many the hull knows.
+
+    The height of a crystal in a system that the hull does not know is too low rather than too high.
+    """
+    systems: dict[int, dict[frozenset[str], bool]] = defaultdict(dict)
+    for formula, known in zip(rows["reduced_formula"], rows["known_in_system"], strict=True):
+        elements = frozenset(Entry("", "", formula=str(formula)).stated_composition() or ())
+        systems[len(elements)][frozenset(map(str, elements))] = len(elements) == 1 or bool(known)
+    return {
+        str(size): {"systems": len(some), "with_known_materials": sum(some.values())}
+        for size, some in sorted(systems.items())
+    }
+
+
+def settings_of(energies: Energies, hull: Hull | None) -> dict[str, Any]:
+    """What `metrics.json` says of how it was done."""
+    return {
+        "model": energies.job.model,
+        **dataclasses.asdict(energies.job.settings),
+        "corrections": "the model's own" if energies.corrected else SCHEME,
+        "metastable_below": METASTABLE,
+        "stable_below": STABLE,
+        "hull": hull and {"source": hull.source, "materials": hull.size},
+    }

@@ -1,0 +1,144 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate.energy import jobs
+from crystal_jax.evaluate.energy.jobs import RelaxJob, key_of, read_journals, relax_all
+from crystal_jax.evaluate.energy.relax import RelaxSettings
+from tests.evaluate.energy.conftest import distorted
+
+ROOT = Path(__file__).parents[3]
+SETTINGS = RelaxSettings(fmax=0.05, batch_atoms=8)
+# What a process of its own does: relaxes the crystals of a file.
+CALL = """
+import json, sys
+from pathlib import Path
+from crystal_jax.evaluate.energy.jobs import RelaxJob, relax_all
+from crystal_jax.evaluate.energy.relax import RelaxSettings
+cifs, folder, weights, workers = sys.argv[1:5]
+settings = RelaxSettings(fmax=0.05, batch_atoms=8)
+job = RelaxJob(model="m3gnet", weights=weights, settings=settings)
+relax_all(json.loads(Path(cifs).read_text()), job, Path(folder), workers=int(workers))
+"""
+
+
+@pytest.fixture(scope="session")
+def cifs():
+    return [distorted(seed).to(fmt="cif") for seed in range(40)]
+
+
+@pytest.fixture
+def job(weights):
+    return RelaxJob(model="m3gnet", weights=str(weights), settings=SETTINGS)
+
+
+def lines(folder):
+    return [json.loads(x) for path in folder.glob("*.jsonl") for x in path.read_text().splitlines() if complete(x)]
+
+
+def complete(line):
+    try:
+        return bool(json.loads(line))
+    except ValueError:
+        return False
+
+
+def test_each_crystal_once(cifs, job, tmp_path, m3gnet, monkeypatch):
+    monkeypatch.setattr(jobs, "_loaded", lambda *_: m3gnet)
+    first = relax_all(cifs[:3], job, tmp_path)
+    again = relax_all([*cifs[:4], cifs[0]], job, tmp_path)
+    assert list(again) == [key_of(cif) for cif in cifs[:4]]
+    assert {key: again[key] for key in first} == first
+    assert len(lines(tmp_path)) == 4
+    row = first[key_of(cifs[0])]
+    assert (row["status"], row["num_atoms"]) == ("converged", 2)
+    assert row["energy"] < row["first_energy"]
+    assert "_cell_length_a" in row["relaxed_cif"]
+
+
+def test_a_line_that_was_cut_off_is_done_again(cifs, job, tmp_path, m3gnet, monkeypatch):
+    monkeypatch.setattr(jobs, "_loaded", lambda *_: m3gnet)
+    relax_all(cifs[:2], job, tmp_path)
+    (journal,) = tmp_path.glob("*.jsonl")
+    journal.write_text(journal.read_text()[:-40])
+    assert len(read_journals(tmp_path)) == 1
+    assert len(relax_all(cifs[:2], job, tmp_path)) == 2
+    assert len(lines(tmp_path)) == 2
+
+
+def test_a_folder_is_of_one_job(cifs, job, tmp_path, m3gnet, monkeypatch):
+    monkeypatch.setattr(jobs, "_loaded", lambda *_: m3gnet)
+    relax_all([], job, tmp_path)
+    other = RelaxJob(model="chgnet", settings=SETTINGS)
+    with pytest.raises(UserError, match="relaxations of another model; choose another --output"):
+        relax_all(cifs, other, tmp_path)
+
+
+def start(cifs, folder, weights, workers, tmp_path):
+    (tmp_path / "cifs.json").write_text(json.dumps(cifs))
+    arguments = [str(tmp_path / "cifs.json"), str(folder), str(weights), str(workers)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", CALL, *arguments], env=environment, cwd=ROOT, start_new_session=True)
+
+
+def wait_for(folder, count, process):
+    begin = time.monotonic()
+    while len(read_journals(folder)) < count:
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() - begin < 120, "nothing happens"
+        time.sleep(0.02)
+
+
+def children(pid):
+    """Processes that relax: workers load PyTorch, and so are large."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and int(fields[21]) * 4096 > 2e8:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_killing_the_driver_and_a_worker_loses_and_repeats_nothing(cifs, weights, tmp_path):
+    folder = tmp_path / "relaxations"
+    folder.mkdir()
+    driver = start(cifs, folder, weights, 1, tmp_path)
+    wait_for(folder, 5, driver)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = read_journals(folder)
+    assert 5 <= len(before) < len(cifs)
+
+    driver = start(cifs, folder, weights, 2, tmp_path)
+    wait_for(folder, len(before) + 3, driver)
+    workers = children(driver.pid)
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    assert driver.wait(timeout=240) == 0
+    rows = lines(folder)
+    assert {row["key"] for row in rows} == {key_of(cif) for cif in cifs}
+    assert len(rows) == len(cifs)  # none twice
+    assert {row["status"] for row in rows} == {"converged"}
+    found = read_journals(folder)
+    assert all(found[key] == row for key, row in before.items())
+
+
+def test_ray(cifs, job, tmp_path):
+    ray = pytest.importorskip("ray")
+    try:
+        found = relax_all(cifs[:3], job, tmp_path, ray_address="local")
+        assert {row["status"] for row in found.values()} == {"converged"}
+        assert len(lines(tmp_path)) == 3
+    finally:
+        ray.shutdown()
