@@ -41,7 +41,7 @@ DECODE_RULES: tuple[tuple[str, P], ...] = (
     (r"cache/(keys|values)/\d+$", P(("data", "fsdp"), "tensor")),
     (r"cache/(keys|values)$", P(None, ("data", "fsdp"), "tensor")),  # stacked along a layer axis
     (r"cache/length$", BATCH),
-    (r"(logits|state|written|columns|counts|log_prob|log_kept)$", BATCH),
+    (r"(logits|state|written|columns|counts|log_probs|log_kept)$", BATCH),
     (r"wish/(key|temperature|top_p)$", BATCH),
     (r"limits/(elements|formula|min_atoms|max_atoms)$", BATCH),
 )

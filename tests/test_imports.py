@@ -23,7 +23,7 @@ ALLOWED = {
     "checkpoint": {"config", "model", "sharding", "text"},
     # Ahead, in train/probes.py alone: samples are drawn and judged while a model trains.
     "train": {"text", "config", "data", "model", "sharding", "checkpoint", "sample", "evaluate"},
-    # Ahead, for two rules: charge.py and geometry.py keep to what the evaluator calls valid.
+    # Ahead, for its rules: samples can be made to keep to what the evaluator calls valid.
     "sample": {"text", "config", "model", "sharding", "checkpoint", "evaluate"},
     "compile": {"text", "config", "model", "sharding", "checkpoint", "train", "sample"},
     "evaluate": {"data"},

@@ -176,15 +176,15 @@ def formula_unit(formula: str) -> Mapping[str, int]:
 
 
 class Grants(NamedTuple):
-    """What the guides of rows have answered (`sample/guide.py`).
+    """What the guides of rows have answered (`sample/guide.py`); NumPy arrays on the host.
 
     Attributes:
-        open: Which values the next fields may hold, by the numbers of `TokenAutomaton.values`; shape [b, n].
+        open: Which values the next fields may hold, by the numbers of `TokenAutomaton.values`, bool; shape [b, n].
         until: The number of the first field at which a row waits for another answer; shape [b].
     """
 
-    open: Bool[Array, "b n"]
-    until: Int[Array, " b"]
+    open: Any
+    until: Any
 
 
 def permitted(

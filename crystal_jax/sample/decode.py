@@ -215,12 +215,16 @@ def write(model: Llama, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> 
         wish=rows.wish,
     )
 
-    def moved(name: str) -> Array:
-        old, now = getattr(rows, name), getattr(new, name)
+    def moved(now: Array, old: Array) -> Array:
         return jnp.where(running.reshape(-1, *(1,) * (old.ndim - 1)), now, old)
 
     # What a row has written beyond its length is overwritten later.
-    return new._replace(**{name: moved(name) for name in ("logits", "state", "counts", "log_kept")})
+    return new._replace(
+        logits=moved(new.logits, rows.logits),
+        state=moved(new.state, rows.state),
+        counts=moved(new.counts, rows.counts),
+        log_kept=moved(new.log_kept, rows.log_kept),
+    )
 
 
 def advances(tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Bool[Array, " b"]:

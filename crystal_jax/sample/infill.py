@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate.oxidation import OXIDATION_STATES, OxidationTable, load_oxidation_table
+from crystal_jax.evaluate.validity import compositional_fault
 from crystal_jax.files import write_text
 from crystal_jax.sample.crystals import crystal_of_cif, spelled
 from crystal_jax.sample.journal import claim
@@ -57,6 +59,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "Radii in Å differ by less, in a shared oxidation state.",
         flag_values=flag_values,
     )
+    flags.DEFINE_boolean(
+        "charge_rule", False, "Allow elements only with which charges can balance.", flag_values=flag_values
+    )
+    flags.DEFINE_enum(
+        "oxidation_states", "smact14", OXIDATION_STATES, "The table for --charge_rule.", flag_values=flag_values
+    )
     flags.DEFINE_integer("batch_size", 32, "Elements scored side by side.", flag_values=flag_values)
     flags.DEFINE_string("output", None, "Directory for elements.csv, cif/ and run.json.", flag_values=flag_values)
     flags.mark_flags_as_required(["checkpoint", "cif", "output"], flag_values)
@@ -74,6 +82,8 @@ def main(flag_values: flags.FlagValues) -> None:
         top_k=flag_values.top_k,
         radius_rule=flag_values.radius_rule,
         radius_tolerance=flag_values.radius_tolerance,
+        charge_rule=flag_values.charge_rule,
+        oxidation_states=flag_values.oxidation_states,
         batch_size=flag_values.batch_size,
         step=flag_values.step,
     )
@@ -93,7 +103,7 @@ class Proposal:
         symbol: The element.
         probability: Among the allowed elements, at the temperature asked for; 0 where it is not allowed.
         log_prob: log p(symbol, EOS | prompt) in nats, at temperature 1, among all texts.
-        allowed: Whether the radius rule admits it; always, where the rule is not asked for.
+        allowed: Whether the rules that are asked for admit it.
         baseline: Probability under the paper's baseline, a uniform draw from what the radius rule admits.
     """
 
@@ -115,6 +125,8 @@ def infill(
     top_k: int = 10,
     radius_rule: bool = False,
     radius_tolerance: float = TOLERANCE,
+    charge_rule: bool = False,
+    oxidation_states: str = "smact14",
     batch_size: int = 32,
     step: int | None = None,
 ) -> Path:
@@ -133,6 +145,8 @@ def infill(
         top_k: How many become CIF files.
         radius_rule: Allow only what `swaps` admits.
         radius_tolerance: Of the rule, and of the baseline, in Å.
+        charge_rule: Allow only elements with which the whole composition is valid by the evaluator's rule.
+        oxidation_states: Its table: smact14 or icsd24.
         batch_size: Elements scored side by side.
         step: A checkpoint's step; the last by default.
 
@@ -152,6 +166,11 @@ def infill(
             f"no element has an ionic radius within {radius_tolerance} Å of {symbol}'s in a shared oxidation state; "
             "raise --radius_tolerance or leave out --radius_rule"
         )
+    allowed = set(admitted if radius_rule else ELEMENTS)
+    if charge_rule:
+        allowed &= _balanced(crystal, symbol, load_oxidation_table(oxidation_states))
+        if not allowed:
+            raise UserError(f"charges balance with no allowed element for {symbol}; leave out --charge_rule")
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint.workdir import load_trained, read_experiment
     from crystal_jax.config import MeshConfig
@@ -187,6 +206,7 @@ def infill(
         "top_k": top_k,
         "radius_rule": radius_rule,
         "radius_tolerance": radius_tolerance,
+        "charge_rule": charge_rule and oxidation_states,
         "text_format": experiment.text.version,
         "coordinates": experiment.text.coordinates,
         "order": experiment.task.order,
@@ -195,7 +215,7 @@ def infill(
     made_by = provenance(("jax", "flax", "pymatgen"), command="infill", elements_scored=len(spellings))
     claim(output, request, made_by)
     log_probs = dict(zip(spellings, likelihood(list(spellings.values())), strict=True))
-    proposals = propose(log_probs, admitted, temperature=temperature, radius_rule=radius_rule)
+    proposals = propose(log_probs, admitted, allowed, temperature=temperature)
     _write_crystals(output / "cif", crystal, symbol, proposals[:top_k])
     path = output / "elements.csv"
     write_text(path, _table(proposals))
@@ -203,22 +223,22 @@ def infill(
 
 
 def propose(
-    log_probs: Mapping[str, float], admitted: Sequence[str], *, temperature: float, radius_rule: bool
+    log_probs: Mapping[str, float], admitted: Sequence[str], rules_allow: Collection[str], *, temperature: float
 ) -> list[Proposal]:
     """Turns the log-probabilities of elements into rows, the most probable first.
 
     Args:
         log_probs: Element symbol to log p(symbol, EOS | prompt).
-        admitted: What the radius rule admits.
+        admitted: What the radius rule admits: the baseline draws from these.
+        rules_allow: The elements that the rules asked for admit.
         temperature: See `infill`.
-        radius_rule: Allow nothing else.
 
     Raises:
         UserError: nothing is allowed.
     """
-    allowed = {symbol: symbol in admitted or not radius_rule for symbol in log_probs}
+    allowed = {symbol: symbol in rules_allow for symbol in log_probs}
     if not any(allowed.values()):
-        raise UserError("the tokenizer can spell none of the elements that the radius rule admits")
+        raise UserError("the rules leave no element that the tokenizer can spell; leave out one of them")
     tempered = np.array([log_probs[s] / temperature if allowed[s] else -np.inf for s in log_probs])
     weights = np.exp(tempered - tempered.max())
     drawn = [s for s in admitted if s in log_probs]
@@ -233,6 +253,15 @@ def propose(
         for symbol, weight in zip(log_probs, weights, strict=True)
     ]
     return sorted(rows, key=lambda row: (not row.allowed, -row.log_prob))
+
+
+def _balanced(crystal: Crystal, original: str, table: OxidationTable) -> set[str]:
+    """The elements that keep the composition valid in the place of the original one."""
+
+    def composition(symbol: str) -> Composition:
+        return Composition(Counter(symbol if each == original else each for each in crystal.symbols))
+
+    return {symbol for symbol in ELEMENTS if compositional_fault(composition(symbol), table) is None}
 
 
 def _read(cif: Path) -> tuple[Crystal, str]:

@@ -218,10 +218,7 @@ def sample(
         stated = dict.fromkeys(name for one in asked for name in one)
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(stated)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
-    settings = [
-        {"temperature": t, "top_p": p}
-        for t, p in itertools.product(*(v if isinstance(v, Sequence) else [v] for v in (temperature, top_p)))
-    ]
+    settings = list(itertools.product(*(v if isinstance(v, Sequence) else [v] for v in (temperature, top_p))))
     try:
         rules = Rules(
             constraints=frozenset(constraints),
@@ -252,8 +249,8 @@ def sample(
                 spacegroup=int(group) if group is not None else None,
             )
             parts.append({"prompt": prompt, "limits": limits, "guide": guide})
-        for setting in settings:
-            Request(index=0, prompt=prompts[0], **setting)
+        for t, p in settings:
+            Request(index=0, prompt=prompts[0], temperature=t, top_p=p)
     except ValueError as error:
         raise UserError(str(error)) from error
     request: dict[str, Any] = {
@@ -283,11 +280,12 @@ def sample(
         prompt_tokens=max(map(len, prompts)),
     )
 
-    def requests(done: set[int], setting: Mapping[str, float]) -> Iterator[Request]:
+    def requests(done: set[int], temperature: float, top_p: float) -> Iterator[Request]:
         # Repetitions outermost, so that raising num_samples renames none.
         for index in range(total):
             if index not in done:
-                yield Request(index=index, seed=seed, **parts[index % len(asked)], **setting)
+                part = parts[index % len(asked)]
+                yield Request(index=index, seed=seed, temperature=temperature, top_p=top_p, **part)
 
     def row(drawn: Drawn) -> dict[str, Any]:
         n = drawn.request.index % len(asked)
@@ -313,10 +311,10 @@ def sample(
 
     model_name = f"{checkpoint.resolve().name}-step{trained.step}"
     written: list[Path] = []
-    for setting in settings:
-        folder = output / ",".join(f"{k}={v}" for k, v in setting.items()) if len(settings) > 1 else output
-        job = _Job(folder, {**request, **setting}, total=total)
-        job.write(row(drawn) for drawn in engine.run(trained.params, requests(job.done, setting)))
+    for t, p in settings:
+        folder = output / f"temperature={t},top_p={p}" if len(settings) > 1 else output
+        job = _Job(folder, {**request, "temperature": t, "top_p": p}, total=total)
+        job.write(row(drawn) for drawn in engine.run(trained.params, requests(job.done, t, p)))
         written.append(job.finish(experiment.text, model_name=model_name, extxyz=extxyz))
     return written[0] if len(written) == 1 else output
 

@@ -1,14 +1,17 @@
 import csv
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
-from pymatgen.core import Structure
+from pymatgen.core import Composition, Structure
 
 from crystal_jax.checkpoint.workdir import read_experiment
 from crystal_jax.cli import main
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate.oxidation import load_oxidation_table
+from crystal_jax.evaluate.validity import compositional_fault
 from crystal_jax.sample.crystals import crystal_of_cif, spelled
 from crystal_jax.sample.infill import infill, propose
 from crystal_jax.sample.radii import swaps
@@ -72,8 +75,17 @@ def test_the_radius_rule_limits_what_is_proposed(trained, magnesia, tmp_path):
 
 
 def test_nothing_that_is_admitted_can_be_spelled():
-    with pytest.raises(UserError, match="can spell none"):
-        propose({"Na": -1.0}, ["K"], temperature=1.0, radius_rule=True)
+    with pytest.raises(UserError, match="no element that the tokenizer can spell"):
+        propose({"Na": -1.0}, ["K"], ["K"], temperature=1.0)
+
+
+def test_the_charge_rule_limits_what_is_proposed(trained, magnesia, tmp_path):
+    rows = rows_of(infill(trained, cif=magnesia, output=tmp_path / "out", element="Mg", charge_rule=True))
+    table = load_oxidation_table()
+    for row in rows:
+        counts = Counter([row["symbol"], "O"])  # oxygen in the place of magnesium is an element
+        assert (row["allowed"] == "True") == (compositional_fault(Composition(counts), table) is None)
+    assert {row["allowed"] for row in rows} == {"True", "False"}
 
 
 def test_sites_are_sorted_where_the_model_was_trained_so(trained):

@@ -24,8 +24,8 @@ SAVING = "*.orbax-checkpoint-tmp*"  # a checkpoint that is being written
 PREEMPTED = 75
 
 
-def _work(config, workdir, process, num_processes, devices, port, cache, stop_after):
-    """One process of a run; ends with the exit status of the command line."""
+def enter(workdir, process, num_processes, devices, port, cache):
+    """Makes a new process one of a job, with a log beside the workdir."""
     log = os.open(f"{workdir}.process{process}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -35,15 +35,21 @@ def _work(config, workdir, process, num_processes, devices, port, cache, stop_af
     )
     import jax
 
-    from crystal_jax.errors import Preempted
     from crystal_jax.processes import join
-    from crystal_jax.train.run import train
 
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if num_processes > 1:
         join(f"localhost:{port}", num_processes, process)
+
+
+def _train(config, workdir, *where, stop_after=None):
+    """One process of a run; ends with the exit status of the command line."""
+    enter(workdir, *where)
+    from crystal_jax.errors import Preempted
+    from crystal_jax.train.run import train
+
     try:
         train(config, workdir=Path(workdir), stop_after=stop_after)
     except Preempted as stop:
@@ -52,16 +58,17 @@ def _work(config, workdir, process, num_processes, devices, port, cache, stop_af
 
 
 class Group:
-    """The processes of one run; with `with`, none of them outlives the block."""
+    """The processes of one job; with `with`, none of them outlives the block.
 
-    def __init__(self, config, workdir, cache, *, processes=1, devices=4, stop_after=None):
+    `work` is called in each with the configuration, the workdir, what `enter` wants to know, and the further options.
+    """
+
+    def __init__(self, config, workdir, cache, *, processes=1, devices=4, work=_train, **options):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        arguments = [
-            (config, str(workdir), i, processes, devices, port, str(cache), stop_after) for i in range(processes)
-        ]
-        self.processes = [_CONTEXT.Process(target=_work, args=each) for each in arguments]
+        places = [(config, str(workdir), i, processes, devices, port, str(cache)) for i in range(processes)]
+        self.processes = [_CONTEXT.Process(target=work, args=place, kwargs=options) for place in places]
 
     def __enter__(self):
         for process in self.processes:
