@@ -1,7 +1,7 @@
 """Judges generated crystals: validity, distributions, uniqueness, novelty.
 
-Reads a samples file (`samples.csv` of 'crystal-jax sample', any CSV with a column `cif`, or a folder of
-*.cif files) and writes to --output:
+Reads samples (`samples.csv` of 'crystal-jax sample', any CSV with a column `cif`, a folder of *.cif files, extended
+XYZ, or CDVAE's eval_gen_*.pt) and writes to --output:
 
   metrics.json     every rate with its value, hits and total; distances; histograms; versions and settings
   structures.csv   one row for each sample: formula, density, space group, which checks it passes and why not
@@ -51,7 +51,11 @@ FINGERPRINTS = ("none", "reference", "all")
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines the flags of `crystal-jax evaluate`."""
     flags.DEFINE_string(
-        "samples", None, "CSV with a column cif, or folder of *.cif.", required=True, flag_values=flag_values
+        "samples",
+        None,
+        "CSV with a column cif, folder of *.cif, .extxyz, or .pt.",
+        required=True,
+        flag_values=flag_values,
     )
     flags.DEFINE_string(
         "output", None, "Folder for metrics.json and structures.csv.", required=True, flag_values=flag_values
@@ -217,7 +221,8 @@ def evaluate(
     """Judges crystals and writes `metrics.json` and `structures.csv`.
 
     Args:
-        samples: CSV with a column `cif` (an empty one is a sample that did not parse), or folder of `*.cif`.
+        samples: CSV with a column `cif` (an empty one is a sample that did not parse), folder of `*.cif`, extended XYZ,
+            or CDVAE's tensors (`.pt`).
         output: folder to write to.
         reference: crystals to compare distributions with: CSV, folder, or prepared data set as "DIR[:split]".
         train_reference: crystals the model has seen, given likewise; without it there is no novelty.
