@@ -35,7 +35,18 @@ import pandas as pd
 from absl import flags
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import coverage, magpie, metrics, novelty, resemblance, structures, validity
+from crystal_jax.evaluate import (
+    conditions,
+    coverage,
+    magpie,
+    metrics,
+    model_files,
+    novelty,
+    prediction,
+    resemblance,
+    structures,
+    validity,
+)
 from crystal_jax.evaluate.energy.relax import RelaxSettings
 from crystal_jax.evaluate.fingerprints import CACHE
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, load_oxidation_table
@@ -97,6 +108,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     _define_energy_flags(flag_values)
+    _define_file_flags(flag_values)
     flags.DEFINE_integer("workers", None, "Processes; by default one for each core.", flag_values=flag_values)
     flags.DEFINE_bool("progress", True, "Show progress bars.", flag_values=flag_values)
 
@@ -135,6 +147,26 @@ def _define_energy_flags(flag_values: flags.FlagValues) -> None:
         "ray_address",
         None,
         "Relax on a Ray cluster: auto, HOST:PORT, or local for one begun in this machine.",
+        flag_values=flag_values,
+    )
+
+
+def _define_file_flags(flag_values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "targets",
+        None,
+        "Known structures that the samples are predictions of, for match rate and RMSE: as --reference. Samples belong "
+        "to the target of their name, or the first so many to the first.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "scores", None, "scores.jsonl of 'crystal-jax score' on the same samples.", flag_values=flag_values
+    )
+    flags.DEFINE_list(
+        "infill",
+        [],
+        "Folders that 'crystal-jax infill' wrote, for its accuracy; with the crystals in one's cif/ as samples, also "
+        "for how many of the proposals are valid and metastable.",
         flag_values=flag_values,
     )
 
@@ -197,6 +229,9 @@ def main(flag_values: flags.FlagValues) -> None:
         fingerprints_of=flag_values.fingerprints,
         coverage_cutoffs=flag_values.coverage_cutoffs,
         energy=_energy_options(flag_values),
+        targets=flag_values.targets,
+        scores=Path(flag_values.scores) if flag_values.scores else None,
+        infill=[Path(folder) for folder in flag_values.infill],
         workers=flag_values.workers,
         progress=flag_values.progress,
     )
@@ -215,6 +250,9 @@ def evaluate(
     fingerprints_of: str = "reference",
     coverage_cutoffs: str = "mp20",
     energy: EnergyOptions | None = None,
+    targets: str | None = None,
+    scores: Path | None = None,
+    infill: Sequence[Path] = (),
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -232,6 +270,9 @@ def evaluate(
             too: novelty by fingerprint).
         coverage_cutoffs: the data set whose published cut-offs are used: "mp20", "perov5" or "carbon24".
         energy: how the valid samples are relaxed; by default they are not.
+        targets: known structures that the samples are predictions of, given as `reference`.
+        scores: `scores.jsonl` of 'crystal-jax score' on the same samples.
+        infill: folders that 'crystal-jax infill' wrote.
         workers: processes; by default one for each core.
         progress: whether to show progress bars.
 
@@ -255,6 +296,7 @@ def evaluate(
     real = read_reference(reference, default_split="test") if reference else []
     train = read_reference(train_reference, default_split="train") if train_reference else None
 
+    wanted = read_reference(targets, default_split="test") if targets else None
     stage = _Stability.of(energy, Path(output) / "relaxations") if energy else None
 
     parsed = structures.parse_all(entries, progress=progress)
@@ -284,6 +326,10 @@ def evaluate(
         **metrics.distances(judged, real_properties),
         **(resemblance.metrics_of(rows, judged, prints, cutoffs=cutoffs, mode=mode) if prints else {}),
         **(stage.metrics(rows, judged, mode=mode) if stage else {}),
+        **conditions.metrics_of(entries, parsed, rows),
+        **(prediction.metrics_of(parsed, structures.parse_all(wanted), progress=progress) if wanted else {}),
+        **(model_files.scores(Path(scores), rows) if scores else {}),
+        **(model_files.infilling(infill, rows) if infill else {}),
         "samples": {
             "path": str(Path(samples).resolve()),
             "read": len(rows),
@@ -302,6 +348,7 @@ def evaluate(
             "min_distance_angstrom": validity.MIN_DISTANCE,
             "min_volume_cubic_angstrom": validity.MIN_VOLUME,
             "matcher": novelty.MATCHER,
+            "matcher_loose": novelty.LOOSE_MATCHER,
             "spacegroup_symprec_angstrom": structures.SYMMETRY_PRECISION,
             "coverage_cutoffs": dataclasses.asdict(cutoffs) if prints else None,
             "novelty_cutoffs": dataclasses.asdict(coverage.NOVELTY) if prints and prints.train else None,

@@ -36,6 +36,7 @@ class Entry:
     cif: str
     model: str = ""  # what wrote it, if the source says so
     formula: str = ""  # if the source says so
+    prompt: str = ""  # what was asked, and maybe the answer, if the source says so
 
     def stated_composition(self) -> Composition | None:
         """What the source or the CIF's header states; no site is read.
@@ -148,7 +149,8 @@ def _read_csv(path: Path) -> list[Entry]:
     blank = pd.Series([""] * len(table))
     models = table.get("model_name", blank)
     formulas = next((table[name] for name in FORMULA_COLUMNS if name in table), blank)
-    return [Entry(*values) for values in zip(names, table[column], models, formulas, strict=True)]
+    prompts = table.get("gen_str", blank)
+    return [Entry(*values) for values in zip(names, table[column], models, formulas, prompts, strict=True)]
 
 
 def _structure_fault(structure: Structure) -> str | None:

@@ -31,11 +31,22 @@ COLUMNS = {
     "compositionally_valid": "bool",
     "valid": "bool",
     "unique": "boolean",  # of valid samples: no earlier row is the same crystal
+    "unique_loose": "boolean",  # the same at CDVAE's tolerances
     "novel": "boolean",  # of valid samples, given a training set: it is not in there
+    "novel_loose": "boolean",  # the same at CDVAE's tolerances
+    "known_as": "str",  # its name in the training set, if it is in there
     "covered": "boolean",  # of valid samples, by fingerprints: the reference has crystals near it
     "structure_distance": "float64",  # of fingerprints, to the nearest reference crystal
     "composition_distance": "float64",
     "novel_by_fingerprint": "boolean",  # of valid samples, given the training set's fingerprints: far from all
+    "nearest_known": "str",  # by fingerprints: of the training set if they are known, else of the reference
+    # Of samples that were asked for it:
+    "formula_match": "boolean",
+    "spacegroup_match": "boolean",
+    "e_above_hull_match": "boolean",
+    # From a file of scores:
+    "perplexity": "float64",
+    "ipt": "float64",  # increase in perplexity under translation
     # Of valid samples, given an energy model:
     "relaxation": "str",  # "converged", "steps" (all taken; the energy counts), or how it failed
     "relaxation_steps": "Int64",
@@ -65,15 +76,21 @@ def describe(samples: Sequence[Sample], table: OxidationTable, *, progress: bool
 def compare(
     rows: pd.DataFrame, samples: Sequence[Sample], train: Sequence[Entry] | None, *, progress: bool = False
 ) -> None:
-    """Fills in `unique` and, if a training set is given, `novel`, for the valid rows."""
+    """Fills in `unique` and, if a training set is given, `novel` and `known_as`, for the valid rows."""
     valid = rows.index[rows["valid"]]
     cells = [
         novelty.reduce_cell(samples[i].structure)
         for i in tqdm(valid, "primitive cells", unit="crystal", disable=not progress)
     ]
-    rows.loc[valid, "unique"] = novelty.first_of_their_kind(cells, progress=progress)
+    for column, tolerances in (("unique", novelty.MATCHER), ("unique_loose", novelty.LOOSE_MATCHER)):
+        rows.loc[valid, column] = novelty.first_of_their_kind(cells, tolerances=tolerances, progress=progress)
     if train is not None:
-        rows.loc[valid, "novel"] = novelty.absent_from(train, cells, progress=progress)
+        known = novelty.of_the_same_formulas(train, cells, progress=progress)
+        for column, tolerances in (("novel", novelty.MATCHER), ("novel_loose", novelty.LOOSE_MATCHER)):
+            names = novelty.names_in(known, cells, tolerances=tolerances, progress=progress)
+            rows.loc[valid, column] = [c is not None and name is None for c, name in zip(cells, names, strict=True)]
+            if column == "novel":
+                rows.loc[valid, "known_as"] = names
     for i, cell in zip(valid, cells, strict=True):
         if cell is None:
             rows.loc[i, "failure"] = "no primitive cell to compare"
