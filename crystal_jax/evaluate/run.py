@@ -5,6 +5,7 @@ XYZ, or CDVAE's eval_gen_*.pt) and writes to --output:
 
   metrics.json     every rate with its value, hits and total; distances; histograms; versions and settings
   structures.csv   one row for each sample: formula, density, space group, which checks it passes and why not
+  candidates.csv   the valid, unique and new ones, ranked by their energy above the hull
 
 With --reference the valid samples are compared with real crystals: densities, numbers of elements, and coverage by
 fingerprints of structure and composition; with --train_reference the share of valid samples that are not in the
@@ -45,8 +46,10 @@ from crystal_jax.evaluate import (
     prediction,
     resemblance,
     structures,
+    symmetry,
     validity,
 )
+from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.energy.relax import RelaxSettings
 from crystal_jax.evaluate.fingerprints import CACHE
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, load_oxidation_table
@@ -236,7 +239,7 @@ def main(flag_values: flags.FlagValues) -> None:
         progress=flag_values.progress,
     )
     print(metrics.summary(result))
-    print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv")
+    print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv, candidates.csv")
 
 
 def evaluate(
@@ -330,6 +333,10 @@ def evaluate(
         **(prediction.metrics_of(parsed, structures.parse_all(wanted), progress=progress) if wanted else {}),
         **(model_files.scores(Path(scores), rows) if scores else {}),
         **(model_files.infilling(infill, rows) if infill else {}),
+        "spacegroups": symmetry.comparison(
+            judged.loc[judged["valid"], "spacegroup"].dropna().astype(int).tolist(),
+            symmetry.spacegroups(real_samples, workers=workers),
+        ),
         "samples": {
             "path": str(Path(samples).resolve()),
             "read": len(rows),
@@ -349,7 +356,7 @@ def evaluate(
             "min_volume_cubic_angstrom": validity.MIN_VOLUME,
             "matcher": novelty.MATCHER,
             "matcher_loose": novelty.LOOSE_MATCHER,
-            "spacegroup_symprec_angstrom": structures.SYMMETRY_PRECISION,
+            "spacegroup_symprec_angstrom": symmetry.PRECISION,
             "coverage_cutoffs": dataclasses.asdict(cutoffs) if prints else None,
             "novelty_cutoffs": dataclasses.asdict(coverage.NOVELTY) if prints and prints.train else None,
             "energies": stage.settings() if stage else None,
@@ -360,6 +367,7 @@ def evaluate(
         "seconds": round(time.monotonic() - start, 1),
     }
     write_text(Path(output) / "structures.csv", rows.to_csv(index=False))
+    write_text(Path(output) / "candidates.csv", candidates(rows).to_csv(index=False))
     write_text(Path(output) / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 

@@ -7,16 +7,13 @@ from typing import Any
 
 import pandas as pd
 from pymatgen.core import Structure
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from tqdm import tqdm
 
-from crystal_jax.evaluate import novelty
+from crystal_jax.evaluate import novelty, symmetry
 from crystal_jax.evaluate.oxidation import OxidationTable
 from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, Sample, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
-
-SYMMETRY_PRECISION = 0.1  # Å, of the space group; the value the Materials Project uses
 
 COLUMNS = {
     "name": "str",
@@ -55,6 +52,7 @@ COLUMNS = {
     "e_above_hull": "float64",  # eV/atom, relaxed
     "known_in_system": "Int64",  # materials of the hull with exactly these elements
     "decomposes_to": "str",  # the hull's materials at this composition
+    "relaxed_spacegroup": "Int64",
     "relaxation_rmsd": "float64",  # Å, root mean square of the atoms' moves, without the cell's
     "failure": "str",  # reasons, joined by "; "
 }
@@ -114,7 +112,7 @@ def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
     valid = not any(faults)
     return facts | {
         "name": sample.name,
-        "spacegroup": _spacegroup(sample.structure) if valid and sample.structure else None,
+        "spacegroup": symmetry.spacegroup(sample.structure) if valid and sample.structure else None,
         "structurally_valid": not faults[0],
         "compositionally_valid": not faults[1],
         "valid": valid,
@@ -128,11 +126,3 @@ def _properties(structure: Structure) -> dict[str, float | int]:
         "num_elements": len(structure.composition.element_composition),
         "num_atoms": len(structure),
     }
-
-
-def _spacegroup(structure: Structure) -> int | None:
-    """The number of the space group, or None where spglib finds none."""
-    try:
-        return SpacegroupAnalyzer(structure, symprec=SYMMETRY_PRECISION).get_space_group_number()
-    except Exception:  # spglib's error types change between versions; a missing number is no failure
-        return None
