@@ -30,6 +30,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from configs import mp20_open  # noqa: E402
+from crystal_jax.compile.cost import count  # noqa: E402
+from crystal_jax.compile.hlo import parse  # noqa: E402
 from crystal_jax.config import Experiment, from_config_dict  # noqa: E402
 from crystal_jax.model.flops import train_flops_per_token  # noqa: E402
 from crystal_jax.model.lora import count_parameters  # noqa: E402
@@ -99,11 +101,13 @@ def measure(experiment: Experiment) -> Cost:
     mesh = make_mesh(experiment.mesh, jax.devices()[:1])
     planned = plan(experiment, mesh)
     compiled = planned.train_step.lower(planned.state, planned.frozen, planned.batch).compile()
-    analysis = compiled.cost_analysis()
+    counted = count(parse(compiled.as_text()))
+    assert not counted.unknown_loops
+    assert not counted.kernels  # whose operations would be missing
     tokens = experiment.data.batch_size * experiment.data.seq_len
     needed = tokens * train_flops_per_token(experiment.model, experiment.lora)
     seconds = cpu_seconds(experiment, mesh) if needed <= _args.largest else None
-    return Cost(count_parameters(planned.state.params), needed, analysis["flops"], analysis["bytes accessed"], seconds)
+    return Cost(count_parameters(planned.state.params), needed, counted.flops, counted.bytes, seconds)
 
 
 def cpu_seconds(experiment: Experiment, mesh: jax.sharding.Mesh) -> float:

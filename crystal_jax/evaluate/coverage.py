@@ -41,14 +41,16 @@ _ROWS_AT_ONCE = 1024  # of a distance matrix: 10,000 columns of them take 80 MB
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """For each of n crystals the distance to the nearest of another set, and which that is: by structure, and by
-    composition. Infinite, and -1, where the other set is empty.
+    """For each of n crystals the distances to the nearest of another set by structure and by composition, and which
+    ones are nearest: by structure, by composition, and by the sum of both distances in units of `CUTOFFS["mp20"]`.
+    Infinite, and -1, where the other set is empty.
     """
 
     structure: np.ndarray
     composition: np.ndarray
     by_structure: np.ndarray
     by_composition: np.ndarray
+    by_both: np.ndarray
 
     def within(self, cutoffs: Cutoffs) -> np.ndarray:
         """Whether both distances are within the cut-offs, (n,)."""
@@ -62,9 +64,22 @@ class Nearest:
 
 def nearest(of: Fingerprints, among: Fingerprints) -> Nearest:
     """Looks for the nearest crystals by Euclidean distance, exactly."""
-    structure, by_structure = _nearest(of.structure, among.structure)
-    composition, by_composition = _nearest(of.composition, among.composition)
-    return Nearest(structure, composition, by_structure, by_composition)
+    count = len(of)
+    if not len(among) or not count:
+        nothing = np.full(count, -1)
+        return Nearest(np.full(count, np.inf), np.full(count, np.inf), nothing, nothing, nothing)
+    unit = CUTOFFS["mp20"]
+    blocks = zip(
+        _distance_blocks(of.structure, among.structure),
+        _distance_blocks(of.composition, among.composition),
+        strict=True,
+    )
+    columns = []
+    for structure, composition in blocks:
+        both = structure / unit.structure + composition / unit.composition
+        places = [distances.argmin(axis=1) for distances in (structure, composition, both)]
+        columns.append((structure.min(axis=1), composition.min(axis=1), *places))
+    return Nearest(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def coverage(
@@ -98,17 +113,6 @@ def diversity(rows: np.ndarray) -> float | None:
         return None
     total = sum(float(block.sum()) for block in _distance_blocks(rows, rows))
     return total / (count * (count - 1))
-
-
-def _nearest(rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if not len(among) or not len(rows):
-        return np.full(len(rows), np.inf), np.full(len(rows), -1)
-    distances, places = [], []
-    for block in _distance_blocks(rows, among):
-        place = block.argmin(axis=1)
-        places.append(place)
-        distances.append(block[np.arange(len(block)), place])
-    return np.concatenate(distances), np.concatenate(places)
 
 
 def _distance_blocks(rows: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:

@@ -18,6 +18,8 @@ RATES = (
     "validity",
     "uniqueness",
     "novelty",
+    "uniqueness_loose",
+    "novelty_loose",
     "coverage_recall",
     "coverage_precision",
     "structure_novelty",
@@ -28,6 +30,11 @@ RATES = (
     "stable",
     "sun",
     "meta_sun",
+    "formula_match",
+    "spacegroup_match",
+    "e_above_hull_match",
+    "match_rate",
+    "infill_accuracy",
 )
 
 
@@ -54,6 +61,8 @@ def rates(rows: pd.DataFrame, judged: pd.DataFrame, *, with_novelty: bool) -> di
         "validity": Rate.of(judged["valid"]),
         "uniqueness": Rate.of(valid["unique"]),
         "novelty": Rate.of(valid["novel"]) if with_novelty else None,
+        "uniqueness_loose": Rate.of(valid["unique_loose"]),
+        "novelty_loose": Rate.of(valid["novel_loose"]) if with_novelty else None,
     }
     return {name: None if rate is None else rate.as_dict() for name, rate in found.items()}
 
@@ -86,6 +95,8 @@ def summary(metrics: dict[str, Any]) -> str:
         if name not in metrics:
             continue
         rate = metrics[name]
+        if rate is None and name.endswith("_loose"):
+            continue
         if rate is None:
             text = "not measured"
         elif rate["value"] is None:

@@ -1,15 +1,14 @@
 """Which crystals repeat one another, and which are in the training set? By pymatgen's StructureMatcher.
 
-Two crystals are the same if the matcher says so at its default tolerances, on primitive cells scaled to equal
-volume. Only crystals of one reduced formula are compared. What the matcher fails on counts against the
-sample: a crystal without a primitive cell is neither unique nor new, and a pair that cannot be compared is
-taken as the same.
+Two crystals are the same if the matcher says so at given tolerances, on primitive cells scaled to equal volume. Only
+crystals of one reduced formula are compared. What the matcher fails on counts against the sample: a crystal without a
+primitive cell is neither unique nor new, and a pair that cannot be compared is taken as the same.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,17 @@ from tqdm import tqdm
 
 from crystal_jax.evaluate.samples import Entry, parse
 
-# pymatgen's defaults, written out because uniqueness and novelty depend on them.
-MATCHER: dict[str, Any] = {
+Tolerances = Mapping[str, Any]  # arguments of StructureMatcher
+
+# pymatgen's defaults, which MatterGen uses too, written out because uniqueness and novelty depend on them.
+MATCHER: Tolerances = {
     "ltol": 0.2,  # relative difference of lengths
     "stol": 0.3,  # distance of sites, in units of (volume / atoms)^(1/3)
     "angle_tol": 5,  # degrees
     "scale": True,  # to equal volume per atom
 }
+# CDVAE's, of its reconstruction metrics; crystal structure prediction uses them as well.
+LOOSE_MATCHER: Tolerances = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10, "scale": True}
 
 _MATCHER_FAILURES = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 
@@ -38,7 +41,9 @@ def reduce_cell(structure: Structure) -> Structure | None:
         return None
 
 
-def first_of_their_kind(cells: Sequence[Structure | None], *, progress: bool = False) -> list[bool]:
+def first_of_their_kind(
+    cells: Sequence[Structure | None], *, tolerances: Tolerances = MATCHER, progress: bool = False
+) -> list[bool]:
     """Says of each reduced cell whether no earlier one is the same crystal.
 
     The number of true ones is the number of distinct crystals.
@@ -46,36 +51,57 @@ def first_of_their_kind(cells: Sequence[Structure | None], *, progress: bool = F
     distinct: dict[str, list[Structure]] = defaultdict(list)
     verdicts = []
     for cell in tqdm(cells, "uniqueness", unit="crystal", disable=not progress):
-        new = cell is not None and not _is_among(cell, distinct[cell.reduced_formula])
-        if new:
+        new = cell is not None and not any(_same(cell, other, tolerances) for other in distinct[cell.reduced_formula])
+        if new and cell is not None:
             distinct[cell.reduced_formula].append(cell)
         verdicts.append(new)
     return verdicts
 
 
-def absent_from(entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False) -> list[bool]:
-    """Says of each reduced cell whether it is no crystal of `entries`, a training set.
+Known = Mapping[str, Sequence[tuple[str, Structure]]]  # reduced formula to names and reduced cells
 
-    Of the entries only those are parsed that state the formula of a cell (or state none).
+
+def of_the_same_formulas(
+    entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False
+) -> Known:
+    """The crystals of `entries`, a training set, that have the formula of one of the cells.
+
+    Only those are parsed that state such a formula (or state none).
     """
     wanted: set[str] = {cell.reduced_formula for cell in cells if cell is not None}
-    known: dict[str, list[Structure]] = defaultdict(list)
+    known: dict[str, list[tuple[str, Structure]]] = defaultdict(list)
     for entry in tqdm(list(entries), "training set", unit="crystal", disable=not progress):
         stated = entry.stated_composition()
         if stated is None or stated.reduced_formula in wanted:
             structure = parse(entry).structure
             reduced = reduce_cell(structure) if structure else None
             if reduced is not None:
-                known[reduced.reduced_formula].append(reduced)
+                known[reduced.reduced_formula].append((entry.name, reduced))
+    return known
+
+
+def names_in(
+    known: Known, cells: Sequence[Structure | None], *, tolerances: Tolerances = MATCHER, progress: bool = False
+) -> list[str | None]:
+    """For each reduced cell the name of the first known crystal that is the same; None where there is none."""
     return [
-        cell is not None and not _is_among(cell, known[cell.reduced_formula])
+        None if cell is None else _first(known.get(cell.reduced_formula, ()), cell, tolerances)
         for cell in tqdm(cells, "novelty", unit="crystal", disable=not progress)
     ]
 
 
-def _is_among(cell: Structure, others: Sequence[Structure]) -> bool:
-    matcher = StructureMatcher(**MATCHER)
+def absent_from(entries: Iterable[Entry], cells: Sequence[Structure | None]) -> list[bool]:
+    """Says of each reduced cell whether it is no crystal of `entries`."""
+    names = names_in(of_the_same_formulas(entries, cells), cells)
+    return [cell is not None and name is None for cell, name in zip(cells, names, strict=True)]
+
+
+def _first(known: Sequence[tuple[str, Structure]], cell: Structure, tolerances: Tolerances) -> str | None:
+    return next((name for name, other in known if _same(cell, other, tolerances)), None)
+
+
+def _same(cell: Structure, other: Structure, tolerances: Tolerances) -> bool:
     try:
-        return any(matcher.fit(cell, other, skip_structure_reduction=True) for other in others)
+        return bool(StructureMatcher(**tolerances).fit(cell, other, skip_structure_reduction=True))
     except _MATCHER_FAILURES:
         return True

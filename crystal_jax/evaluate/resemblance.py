@@ -29,6 +29,7 @@ class Prints:
     generated: Fingerprints
     real: Fingerprints
     train: Fingerprints | None
+    names: Sequence[str] = ()  # of the training set's crystals if it has fingerprints, else of the reference's
 
 
 def take(
@@ -56,7 +57,7 @@ def take(
     of_train = None
     if train is not None:
         of_train = fingerprints(train, what="fingerprints, training set", workers=workers, progress=progress)
-    return Prints(generated, of_real, of_train)
+    return Prints(generated, of_real, of_train, [s.name for s in (real if train is None else train)])
 
 
 def _fault(sample: Sample, table: OxidationTable) -> str | None:
@@ -99,6 +100,9 @@ def metrics_of(
         rows.loc[prints.generated.places, "composition_distance"] = near.composition
     found |= coverage(chosen, prints.real, cutoffs, num_generated=total if mode == "paper" else len(judged))
     found["reference_without_fingerprint"] = len(prints.real.failures)
+    known = prints.real if prints.train is None else prints.train
+    for place, row in zip(prints.generated.places, nearest(prints.generated, known).by_both, strict=True):
+        rows.loc[place, "nearest_known"] = prints.names[known.places[row]] if row >= 0 else None
     if prints.train is not None:
         found |= _novelty(rows, chosen, prints.generated, prints.train, total)
     return found

@@ -1,10 +1,11 @@
 """Judges generated crystals: validity, distributions, uniqueness, novelty.
 
-Reads a samples file (`samples.csv` of 'crystal-jax sample', any CSV with a column `cif`, or a folder of
-*.cif files) and writes to --output:
+Reads samples (`samples.csv` of 'crystal-jax sample', any CSV with a column `cif`, a folder of *.cif files, extended
+XYZ, or CDVAE's eval_gen_*.pt) and writes to --output:
 
   metrics.json     every rate with its value, hits and total; distances; histograms; versions and settings
   structures.csv   one row for each sample: formula, density, space group, which checks it passes and why not
+  candidates.csv   the valid, unique and new ones, ranked by their energy above the hull
 
 With --reference the valid samples are compared with real crystals: densities, numbers of elements, and coverage by
 fingerprints of structure and composition; with --train_reference the share of valid samples that are not in the
@@ -35,7 +36,20 @@ import pandas as pd
 from absl import flags
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import coverage, magpie, metrics, novelty, resemblance, structures, validity
+from crystal_jax.evaluate import (
+    conditions,
+    coverage,
+    magpie,
+    metrics,
+    model_files,
+    novelty,
+    prediction,
+    resemblance,
+    structures,
+    symmetry,
+    validity,
+)
+from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.energy.relax import RelaxSettings
 from crystal_jax.evaluate.fingerprints import CACHE
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, load_oxidation_table
@@ -51,7 +65,11 @@ FINGERPRINTS = ("none", "reference", "all")
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines the flags of `crystal-jax evaluate`."""
     flags.DEFINE_string(
-        "samples", None, "CSV with a column cif, or folder of *.cif.", required=True, flag_values=flag_values
+        "samples",
+        None,
+        "CSV with a column cif, folder of *.cif, .extxyz, or .pt.",
+        required=True,
+        flag_values=flag_values,
     )
     flags.DEFINE_string(
         "output", None, "Folder for metrics.json and structures.csv.", required=True, flag_values=flag_values
@@ -93,6 +111,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     _define_energy_flags(flag_values)
+    _define_file_flags(flag_values)
     flags.DEFINE_integer("workers", None, "Processes; by default one for each core.", flag_values=flag_values)
     flags.DEFINE_bool("progress", True, "Show progress bars.", flag_values=flag_values)
 
@@ -131,6 +150,26 @@ def _define_energy_flags(flag_values: flags.FlagValues) -> None:
         "ray_address",
         None,
         "Relax on a Ray cluster: auto, HOST:PORT, or local for one begun in this machine.",
+        flag_values=flag_values,
+    )
+
+
+def _define_file_flags(flag_values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "targets",
+        None,
+        "Known structures that the samples are predictions of, for match rate and RMSE: as --reference. Samples belong "
+        "to the target of their name, or the first so many to the first.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "scores", None, "scores.jsonl of 'crystal-jax score' on the same samples.", flag_values=flag_values
+    )
+    flags.DEFINE_list(
+        "infill",
+        [],
+        "Folders that 'crystal-jax infill' wrote, for its accuracy; with the crystals in one's cif/ as samples, also "
+        "for how many of the proposals are valid and metastable.",
         flag_values=flag_values,
     )
 
@@ -193,11 +232,14 @@ def main(flag_values: flags.FlagValues) -> None:
         fingerprints_of=flag_values.fingerprints,
         coverage_cutoffs=flag_values.coverage_cutoffs,
         energy=_energy_options(flag_values),
+        targets=flag_values.targets,
+        scores=Path(flag_values.scores) if flag_values.scores else None,
+        infill=[Path(folder) for folder in flag_values.infill],
         workers=flag_values.workers,
         progress=flag_values.progress,
     )
     print(metrics.summary(result))
-    print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv")
+    print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv, candidates.csv")
 
 
 def evaluate(
@@ -211,13 +253,17 @@ def evaluate(
     fingerprints_of: str = "reference",
     coverage_cutoffs: str = "mp20",
     energy: EnergyOptions | None = None,
+    targets: str | None = None,
+    scores: Path | None = None,
+    infill: Sequence[Path] = (),
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Judges crystals and writes `metrics.json` and `structures.csv`.
 
     Args:
-        samples: CSV with a column `cif` (an empty one is a sample that did not parse), or folder of `*.cif`.
+        samples: CSV with a column `cif` (an empty one is a sample that did not parse), folder of `*.cif`, extended XYZ,
+            or CDVAE's tensors (`.pt`).
         output: folder to write to.
         reference: crystals to compare distributions with: CSV, folder, or prepared data set as "DIR[:split]".
         train_reference: crystals the model has seen, given likewise; without it there is no novelty.
@@ -227,6 +273,9 @@ def evaluate(
             too: novelty by fingerprint).
         coverage_cutoffs: the data set whose published cut-offs are used: "mp20", "perov5" or "carbon24".
         energy: how the valid samples are relaxed; by default they are not.
+        targets: known structures that the samples are predictions of, given as `reference`.
+        scores: `scores.jsonl` of 'crystal-jax score' on the same samples.
+        infill: folders that 'crystal-jax infill' wrote.
         workers: processes; by default one for each core.
         progress: whether to show progress bars.
 
@@ -250,6 +299,7 @@ def evaluate(
     real = read_reference(reference, default_split="test") if reference else []
     train = read_reference(train_reference, default_split="train") if train_reference else None
 
+    wanted = read_reference(targets, default_split="test") if targets else None
     stage = _Stability.of(energy, Path(output) / "relaxations") if energy else None
 
     parsed = structures.parse_all(entries, progress=progress)
@@ -279,6 +329,14 @@ def evaluate(
         **metrics.distances(judged, real_properties),
         **(resemblance.metrics_of(rows, judged, prints, cutoffs=cutoffs, mode=mode) if prints else {}),
         **(stage.metrics(rows, judged, mode=mode) if stage else {}),
+        **conditions.metrics_of(entries, parsed, rows),
+        **(prediction.metrics_of(parsed, structures.parse_all(wanted), progress=progress) if wanted else {}),
+        **(model_files.scores(Path(scores), rows) if scores else {}),
+        **(model_files.infilling(infill, rows) if infill else {}),
+        "spacegroups": symmetry.comparison(
+            judged.loc[judged["valid"], "spacegroup"].dropna().astype(int).tolist(),
+            symmetry.spacegroups(real_samples, workers=workers),
+        ),
         "samples": {
             "path": str(Path(samples).resolve()),
             "read": len(rows),
@@ -297,7 +355,8 @@ def evaluate(
             "min_distance_angstrom": validity.MIN_DISTANCE,
             "min_volume_cubic_angstrom": validity.MIN_VOLUME,
             "matcher": novelty.MATCHER,
-            "spacegroup_symprec_angstrom": structures.SYMMETRY_PRECISION,
+            "matcher_loose": novelty.LOOSE_MATCHER,
+            "spacegroup_symprec_angstrom": symmetry.PRECISION,
             "coverage_cutoffs": dataclasses.asdict(cutoffs) if prints else None,
             "novelty_cutoffs": dataclasses.asdict(coverage.NOVELTY) if prints and prints.train else None,
             "energies": stage.settings() if stage else None,
@@ -308,6 +367,7 @@ def evaluate(
         "seconds": round(time.monotonic() - start, 1),
     }
     write_text(Path(output) / "structures.csv", rows.to_csv(index=False))
+    write_text(Path(output) / "candidates.csv", candidates(rows).to_csv(index=False))
     write_text(Path(output) / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 

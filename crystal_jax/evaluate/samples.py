@@ -1,7 +1,8 @@
 """Reads crystals to be judged, and crystals to judge them by.
 
-Sources: a CSV (also .csv.gz) with a column `cif`, a folder of `*.cif` files, and, for references, a prepared
-data set. `read_entries` only collects CIF texts, which is quick; `parse` builds a structure, in milliseconds.
+Sources: a CSV (also .csv.gz) with a column `cif`, a folder of `*.cif` files, extended XYZ, the tensors of CDVAE
+(`eval_gen_*.pt`), and, for references, a prepared data set. `read_entries` only collects CIF texts, which is quick;
+`parse` builds a structure, in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from pymatgen.core import Composition, DummySpecies, Element, Structure
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.quiet import quiet
+from crystal_jax.evaluate.sources import read_extxyz, read_tensors
 
 CIF_COLUMNS = ("cif", "cif_str")  # both are in use in published files
 NAME_COLUMNS = ("name", "material_id")
 FORMULA_COLUMNS = ("formula", "pretty_formula")
+_OTHERS = {".extxyz": read_extxyz, ".xyz": read_extxyz, ".pt": read_tensors}  # by how names end
 MAX_LENGTH = 1e6  # Å; beyond it products of cell vectors lose all precision, and no crystal is meant
 _FORMULA = re.compile(r"^_chemical_formula_sum\s+['\"]?([^'\"\n]+)", re.MULTILINE)
 
@@ -33,6 +36,7 @@ class Entry:
     cif: str
     model: str = ""  # what wrote it, if the source says so
     formula: str = ""  # if the source says so
+    prompt: str = ""  # what was asked, and maybe the answer, if the source says so
 
     def stated_composition(self) -> Composition | None:
         """What the source or the CIF's header states; no site is read.
@@ -88,9 +92,16 @@ def read_entries(path: Path) -> list[Entry]:
         return _read_folder(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder of samples")
-    if not path.name.endswith((".csv", ".csv.gz")):
-        raise UserError(f"{path}: crystals are read from a .csv or .csv.gz file, or from a folder of *.cif files")
-    return _read_csv(path)
+    if path.name.endswith((".csv", ".csv.gz")):
+        return _read_csv(path)
+    reader = next((read for end, read in _OTHERS.items() if path.name.endswith(end)), None)
+    if reader is None:
+        raise UserError(
+            f"{path}: crystals are read from a .csv, .csv.gz, .extxyz or .pt file, or from a folder of *.cif files"
+        )
+    rows = reader(path)
+    named = len({name for name, _, _ in rows}) == len(rows)
+    return [Entry(name if named else f"{i:06d}", cif, formula=formula) for i, (name, cif, formula) in enumerate(rows)]
 
 
 def read_reference(reference: str, *, default_split: str) -> list[Entry]:
@@ -138,7 +149,8 @@ def _read_csv(path: Path) -> list[Entry]:
     blank = pd.Series([""] * len(table))
     models = table.get("model_name", blank)
     formulas = next((table[name] for name in FORMULA_COLUMNS if name in table), blank)
-    return [Entry(*values) for values in zip(names, table[column], models, formulas, strict=True)]
+    prompts = table.get("gen_str", blank)
+    return [Entry(*values) for values in zip(names, table[column], models, formulas, prompts, strict=True)]
 
 
 def _structure_fault(structure: Structure) -> str | None:

@@ -21,6 +21,7 @@ from crystal_jax.evaluate.energy.hull import METASTABLE, STABLE, Hull
 from crystal_jax.evaluate.energy.jobs import RelaxJob, key_of, relax_all
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.evaluate.samples import Entry, Sample, parse
+from crystal_jax.evaluate.symmetry import spacegroup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,7 @@ def _facts(sample: Sample, row: Mapping[str, Any], energies: Energies, hull: Hul
     facts: dict[str, Any] = {"relaxation_rmsd": _moved(sample, structure.frac_coords, structure.lattice.matrix)}
     energy = row["energy"] if energies.corrected else corrected_energy(structure, row["energy"])
     facts["energy_per_atom"] = energy / len(structure)
+    facts["relaxed_spacegroup"] = spacegroup(structure)
     if hull is not None:
         height = hull.height(structure.composition, facts["energy_per_atom"])
         facts |= {

@@ -7,16 +7,13 @@ from typing import Any
 
 import pandas as pd
 from pymatgen.core import Structure
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from tqdm import tqdm
 
-from crystal_jax.evaluate import novelty
+from crystal_jax.evaluate import novelty, symmetry
 from crystal_jax.evaluate.oxidation import OxidationTable
 from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, Sample, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
-
-SYMMETRY_PRECISION = 0.1  # Å, of the space group; the value the Materials Project uses
 
 COLUMNS = {
     "name": "str",
@@ -31,11 +28,22 @@ COLUMNS = {
     "compositionally_valid": "bool",
     "valid": "bool",
     "unique": "boolean",  # of valid samples: no earlier row is the same crystal
+    "unique_loose": "boolean",  # the same at CDVAE's tolerances
     "novel": "boolean",  # of valid samples, given a training set: it is not in there
+    "novel_loose": "boolean",  # the same at CDVAE's tolerances
+    "known_as": "str",  # its name in the training set, if it is in there
     "covered": "boolean",  # of valid samples, by fingerprints: the reference has crystals near it
     "structure_distance": "float64",  # of fingerprints, to the nearest reference crystal
     "composition_distance": "float64",
     "novel_by_fingerprint": "boolean",  # of valid samples, given the training set's fingerprints: far from all
+    "nearest_known": "str",  # by fingerprints: of the training set if they are known, else of the reference
+    # Of samples that were asked for it:
+    "formula_match": "boolean",
+    "spacegroup_match": "boolean",
+    "e_above_hull_match": "boolean",
+    # From a file of scores:
+    "perplexity": "float64",
+    "ipt": "float64",  # increase in perplexity under translation
     # Of valid samples, given an energy model:
     "relaxation": "str",  # "converged", "steps" (all taken; the energy counts), or how it failed
     "relaxation_steps": "Int64",
@@ -44,6 +52,7 @@ COLUMNS = {
     "e_above_hull": "float64",  # eV/atom, relaxed
     "known_in_system": "Int64",  # materials of the hull with exactly these elements
     "decomposes_to": "str",  # the hull's materials at this composition
+    "relaxed_spacegroup": "Int64",
     "relaxation_rmsd": "float64",  # Å, root mean square of the atoms' moves, without the cell's
     "failure": "str",  # reasons, joined by "; "
 }
@@ -65,15 +74,21 @@ def describe(samples: Sequence[Sample], table: OxidationTable, *, progress: bool
 def compare(
     rows: pd.DataFrame, samples: Sequence[Sample], train: Sequence[Entry] | None, *, progress: bool = False
 ) -> None:
-    """Fills in `unique` and, if a training set is given, `novel`, for the valid rows."""
+    """Fills in `unique` and, if a training set is given, `novel` and `known_as`, for the valid rows."""
     valid = rows.index[rows["valid"]]
     cells = [
         novelty.reduce_cell(samples[i].structure)
         for i in tqdm(valid, "primitive cells", unit="crystal", disable=not progress)
     ]
-    rows.loc[valid, "unique"] = novelty.first_of_their_kind(cells, progress=progress)
+    for column, tolerances in (("unique", novelty.MATCHER), ("unique_loose", novelty.LOOSE_MATCHER)):
+        rows.loc[valid, column] = novelty.first_of_their_kind(cells, tolerances=tolerances, progress=progress)
     if train is not None:
-        rows.loc[valid, "novel"] = novelty.absent_from(train, cells, progress=progress)
+        known = novelty.of_the_same_formulas(train, cells, progress=progress)
+        for column, tolerances in (("novel", novelty.MATCHER), ("novel_loose", novelty.LOOSE_MATCHER)):
+            names = novelty.names_in(known, cells, tolerances=tolerances, progress=progress)
+            rows.loc[valid, column] = [c is not None and name is None for c, name in zip(cells, names, strict=True)]
+            if column == "novel":
+                rows.loc[valid, "known_as"] = names
     for i, cell in zip(valid, cells, strict=True):
         if cell is None:
             rows.loc[i, "failure"] = "no primitive cell to compare"
@@ -97,7 +112,7 @@ def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
     valid = not any(faults)
     return facts | {
         "name": sample.name,
-        "spacegroup": _spacegroup(sample.structure) if valid and sample.structure else None,
+        "spacegroup": symmetry.spacegroup(sample.structure) if valid and sample.structure else None,
         "structurally_valid": not faults[0],
         "compositionally_valid": not faults[1],
         "valid": valid,
@@ -111,11 +126,3 @@ def _properties(structure: Structure) -> dict[str, float | int]:
         "num_elements": len(structure.composition.element_composition),
         "num_atoms": len(structure),
     }
-
-
-def _spacegroup(structure: Structure) -> int | None:
-    """The number of the space group, or None where spglib finds none."""
-    try:
-        return SpacegroupAnalyzer(structure, symprec=SYMMETRY_PRECISION).get_space_group_number()
-    except Exception:  # spglib's error types change between versions; a missing number is no failure
-        return None

@@ -8,9 +8,14 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from crystal_jax.report.groups import symbol
+
 WIDTH, HEIGHT = 360, 210  # user units of a histogram, about one pixel each
 FULL_WIDTH, FULL_HEIGHT = 1120, 300  # user units of a chart as wide as the page
 LEFT, RIGHT, TOP, BOTTOM = 40, 20, 12, 38  # margins around its plotting area
+
+
+_FRACTIONAL = {"g/cm^3": "g/cm³", "eV/atom": "eV per atom"}  # units of numbers that are not whole, as they are shown
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -40,13 +45,13 @@ class Frame:
         low, high = self.y_range
         return self.height - BOTTOM - (value - low) / ((high - low) or 1) * (self.height - TOP - BOTTOM)
 
-    def axes(self, x_label: str, *, percent: bool = False, whole: bool = False) -> None:
-        """Draws grid lines, tick labels and the name of the horizontal axis."""
+    def axes(self, x_label: str, *, percent: bool = False, whole: bool = False, labels: bool = True) -> None:
+        """Draws grid lines, tick labels (those of the horizontal axis on request) and the name of that axis."""
         for value in ticks(*self.y_range, count=4):
             text = f"{100 * value:.3g} %" if percent else f"{value:.4g}"
             self.parts.append(f'<path class="grid" d="M{LEFT} {self.y(value):.1f}H{self.width - RIGHT}"/>')
             self.text(LEFT - 5, self.y(value) + 3.5, text, "end")
-        for value in ticks(*self.x_range, count=6 if self.width == WIDTH else 10):
+        for value in ticks(*self.x_range, count=6 if self.width == WIDTH else 10) if labels else []:
             if not whole or value == round(value):
                 self.text(self.x(value), self.height - BOTTOM + 15, f"{value:,.6g}", "middle")
         self.text((LEFT + self.width - RIGHT) / 2, self.height - 5, x_label, "middle", "label")
@@ -77,8 +82,9 @@ def histogram(data: dict[str, Any]) -> Markup:
     shares = {name: _shares(data[name]) for name in ("samples", "reference")}
     top = max(*shares["samples"], *shares["reference"], 1e-3)
     frame = Frame((edges[0], edges[-1]), (0, 1.05 * top))
-    whole = data["unit"] != "g/cm^3"
-    frame.axes(data["label"] if whole else f"{data['label']} (g/cm³)", percent=True, whole=whole)
+    unit = _FRACTIONAL.get(data["unit"])
+    whole = unit is None
+    frame.axes(data["label"] if whole else f"{data['label']} ({unit})", percent=True, whole=whole)
     for low, high, share, count in zip(edges, edges[1:], shares["samples"], data["samples"], strict=False):
         left, width = frame.x(low), frame.x(high) - frame.x(low)
         gap = min(1.0, width / 8)
@@ -92,6 +98,27 @@ def histogram(data: dict[str, Any]) -> Markup:
         frame.line([(edges[0], 0), *steps, (edges[-1], 0)], "reference")
     frame.parts.append(f'<path class="axis" d="M{LEFT} {frame.y(0):.1f}H{frame.width - RIGHT}"/>')
     return frame.svg(f"Histogram: {data['label']}")
+
+
+def shares(data: dict[str, Any]) -> Markup:
+    """Two bars, samples and reference, for each space group.
+
+    Args:
+        data: from `metrics.json`: `numbers` of the groups, counts `samples` and `reference`, and both sets' `sizes`.
+    """
+    found = {name: [count / (data["sizes"][name] or 1) for count in data[name]] for name in ("samples", "reference")}
+    top = max(*found["samples"], *found["reference"], 1e-3)
+    frame = Frame((0, len(data["numbers"]) or 1), (0, 1.05 * top), width=FULL_WIDTH, height=FULL_HEIGHT)
+    frame.axes("Space group", percent=True, labels=False)
+    for i, number in enumerate(data["numbers"]):
+        frame.text(frame.x(i + 0.5), frame.height - BOTTOM + 15, symbol(number), "middle")
+        for place, name in ((0.12, "samples"), (0.5, "reference")):
+            share, count = found[name][i], data[name][i]
+            where = f'x="{frame.x(i + place):.1f}" y="{frame.y(share):.1f}"'
+            size = f'width="{0.38 * (frame.x(1) - frame.x(0)):.1f}" height="{frame.y(0) - frame.y(share):.1f}"'
+            title = f"{symbol(number)} ({number}): {count} of {data['sizes'][name]} {name}"
+            frame.parts.append(f'<rect class="{name} bar" {where} {size}><title>{escape(title)}</title></rect>')
+    return frame.svg("Space groups")
 
 
 def training_curve(series: dict[str, list[tuple[float, float]]]) -> Markup:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,28 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 from pymatgen.core import Element, Structure
-from pymatgen.symmetry.groups import sg_symbol_from_int_number
 from pymatgen.util.string import unicodeify
 
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.samples import parse, read_entries
 from crystal_jax.report import elements
+from crystal_jax.report.groups import symbol
 
 GALLERY_SIZE = 12
-MONOCLINIC = range(3, 16)  # numbers of space groups
 FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are drawn on the opposite face as well
 BOND_SLACK = 0.25  # Å over the sum of the atomic radii up to which two atoms are drawn as bonded
 MAX_DRAWN_ATOMS = 400  # larger cells would make the page heavy and the drawing unreadable
 
 
 def gallery(rows: pd.DataFrame, samples: Path) -> list[dict[str, Any]]:
-    """Cards of the first valid crystals that repeat no earlier one; none if the samples file has gone.
+    """Cards of the best candidates; none if the samples file has gone.
 
     Args:
         rows: `structures.csv`.
         samples: the file or folder that was evaluated.
     """
-    shown = rows[rows["valid"] & rows["unique"].eq(True)].head(GALLERY_SIZE)
+    shown = rows.set_index("name", drop=False).loc[candidates(rows)["name"].head(GALLERY_SIZE)]
     try:
         entries = {entry.name: entry for entry in read_entries(samples)}
     except UserError:
@@ -54,23 +53,17 @@ def _card(row: Mapping[Hashable, Any], structure: Structure, cif: str) -> dict[s
         "name": row["name"],
         "formula": unicodeify(row["reduced_formula"]),
         "file": f"{row['reduced_formula']}-{row['name']}.cif",
-        "spacegroup": number and f"{_symbol(number)} ({number})",
+        "spacegroup": number and f"{symbol(number)} ({number})",
         "lengths": " × ".join(f"{length:.2f}" for length in lattice.abc),
         "angles": ", ".join(f"{angle:.1f}" for angle in lattice.angles),
         "density": row["density"],
         "num_atoms": len(structure),
-        "elements": [(symbol, elements.color(symbol)) for symbol in sorted(structure.symbol_set)],
+        "e_above_hull": None if pd.isna(row["e_above_hull"]) else row["e_above_hull"],
+        "nearest_known": None if pd.isna(row["nearest_known"]) else row["nearest_known"],
+        "elements": [(name, elements.color(name)) for name in sorted(structure.symbol_set)],
         "cif": f"data:chemical/x-cif;charset=utf-8,{quote(cif)}",
         "drawing": drawing(structure) if len(structure) <= MAX_DRAWN_ATOMS else None,
     }
-
-
-def _symbol(number: int) -> str:
-    """The short Hermann-Mauguin symbol, like "P2₁/c" for 14."""
-    symbol = sg_symbol_from_int_number(number)
-    if number in MONOCLINIC:  # pymatgen writes P12_1/c1, with the two axes without symmetry
-        symbol = re.sub(r"^(\w)1(.+)1$", r"\1\2", symbol)
-    return re.sub(r"_(\d)", lambda screw: "₀₁₂₃₄₅"[int(screw[1])], symbol)
 
 
 def drawing(structure: Structure) -> dict[str, Any]:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
+from pymatgen.util.string import unicodeify
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import structures
+from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.files import write_text
 from crystal_jax.report import elements, figures, gallery
+from crystal_jax.report.groups import symbol
 from crystal_jax.report.published import PUBLISHED
 
 SETTING_TITLES = {
@@ -34,6 +38,21 @@ RATE_TITLES = {
     "uniqueness": ("Unique", "of the valid: repeats no earlier sample"),
     "novelty": ("Novel", "of the valid: not in the training set"),
 }
+# Shown if they were measured.
+MORE_RATE_TITLES = {
+    "coverage_recall": ("Recall", "real crystals near a sample, by fingerprints"),
+    "coverage_precision": ("Precision", "samples near a real crystal, by fingerprints"),
+    "metastable": ("Metastable", "relaxed, below 0.1 eV/atom above the hull"),
+    "stable": ("On the hull", "relaxed, below 0 eV/atom, by the energy model"),
+    "stable_dft": ("Stable by DFT", "below 0 eV/atom, by density-functional theory"),
+    "meta_sun": ("MetaS.U.N.", "metastable, unique and novel"),
+    "formula_match": ("Formula as asked", "of the samples that were asked for one"),
+    "spacegroup_match": ("Space group as asked", "at 0.2 Å, of the samples that were asked for one"),
+    "e_above_hull_match": ("Stability as asked", "on the side of 0.1 eV/atom that was asked for"),
+    "match_rate": ("Predicted", "known structures that a sample matches"),
+}
+CANDIDATES_SHOWN = 20
+HULL_EDGES = np.linspace(-0.2, 1.0, 31)  # eV/atom, bins of the histogram of energies above the hull
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +75,7 @@ class Evaluation:
             (
                 rows["valid"],
                 metrics["validity"]["hits"],
+                metrics["spacegroups"]["numbers"],
             )  # a KeyError if these are other files of the same names
         except FileNotFoundError as error:
             missing = Path(error.filename).name
@@ -103,15 +123,59 @@ def _figures(data: Evaluation) -> dict[str, Any]:
     histograms = [figures.histogram(h) for h in metrics["histograms"].values()] if len(valid) else []
     return {
         "metrics": metrics,
-        "rates": [(*titles, metrics[name]) for name, titles in RATE_TITLES.items()],
+        "rates": [(*titles, metrics[name]) for name, titles in RATE_TITLES.items()]
+        + [(*titles, metrics[name]) for name, titles in MORE_RATE_TITLES.items() if metrics.get(name)],
         "funnel": _funnel(rows),
         "settings": [(title, metrics["settings"][name]) for name, title in SETTING_TITLES.items()],
         "published": PUBLISHED,
         "histograms": histograms,
+        "spacegroups": figures.shares(metrics["spacegroups"]) if metrics["spacegroups"]["numbers"] else None,
+        "stability": _stability(rows),
+        "candidates": _candidates(rows),
+        "number_of_candidates": len(candidates(rows)),
         "tiles": elements.heat_map(valid["formula"]),
         "failures": metrics["failures"],
         "cards": gallery.gallery(rows, Path(metrics["samples"]["path"])),
     }
+
+
+def _stability(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """The histogram of energies above the hull; None if there are none."""
+    heights = rows["e_above_hull"].dropna()
+    if heights.empty:
+        return None
+    inside = (HULL_EDGES[0] + 1e-9, HULL_EDGES[-1] - 1e-9)
+    counts = np.histogram(heights.clip(*inside), HULL_EDGES)[0].tolist()
+    data = {
+        "label": "Energy above the hull",
+        "unit": "eV/atom",
+        "edges": HULL_EDGES.tolist(),
+        "samples": counts,
+        "reference": [0] * len(counts),
+    }
+    return {"figure": figures.histogram(data), "known": len(heights)}
+
+
+def _candidates(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The first candidates, as they are printed."""
+
+    def text(value: Any, form: str = "{}") -> str:
+        return "–" if pd.isna(value) else form.format(value)
+
+    return [
+        {
+            "formula": unicodeify(row["reduced_formula"]),
+            "spacegroup": "–"
+            if pd.isna(row["spacegroup"])
+            else f"{symbol(int(row['spacegroup']))} ({row['spacegroup']})",
+            "num_atoms": row["num_atoms"],
+            "e_above_hull": text(row["e_above_hull"], "{:.3f}"),
+            "decomposes_to": text(row["decomposes_to"]),
+            "nearest_known": text(row["nearest_known"]),
+            "name": row["name"],
+        }
+        for row in candidates(rows).head(CANDIDATES_SHOWN).to_dict("records")
+    ]
 
 
 def _funnel(rows: pd.DataFrame) -> list[tuple[str, int]]:
@@ -123,8 +187,12 @@ def _funnel(rows: pd.DataFrame) -> list[tuple[str, int]]:
         ("valid", int(rows["valid"].sum())),
         ("and unique", int(unique.sum())),
     ]
+    left = unique
     if rows["novel"].notna().any():
-        steps.append(("and novel", int((unique & rows["novel"].fillna(False)).sum())))
+        left = left & rows["novel"].fillna(False)
+        steps.append(("and novel", int(left.sum())))
+    if rows["e_above_hull"].notna().any():
+        steps.append(("and metastable", int((left & (rows["e_above_hull"] < 0.1)).sum())))
     return steps
 
 

@@ -2,7 +2,14 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.evaluate import novelty
-from crystal_jax.evaluate.novelty import absent_from, first_of_their_kind, reduce_cell
+from crystal_jax.evaluate.novelty import (
+    LOOSE_MATCHER,
+    absent_from,
+    first_of_their_kind,
+    names_in,
+    of_the_same_formulas,
+    reduce_cell,
+)
 from crystal_jax.evaluate.samples import Entry
 
 
@@ -58,3 +65,13 @@ def test_a_pair_that_cannot_be_compared_is_taken_as_the_same(cells, monkeypatch)
 
 
 real_parse = novelty.parse
+
+
+def test_looser_tolerances_find_more(cesium_chloride):
+    sheared = Structure(Lattice.from_parameters(4.12, 4.12, 4.12, 97, 90, 90), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3])
+    cells = [reduce_cell(cesium_chloride), reduce_cell(sheared)]
+    assert first_of_their_kind(cells) == [True, True]
+    assert first_of_their_kind(cells, tolerances=LOOSE_MATCHER) == [True, False]
+    known = of_the_same_formulas([Entry("mp-1", cesium_chloride.to(fmt="cif"))], cells)
+    assert names_in(known, cells) == ["mp-1", None]
+    assert names_in(known, cells, tolerances=LOOSE_MATCHER) == ["mp-1", "mp-1"]

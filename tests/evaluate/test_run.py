@@ -147,6 +147,33 @@ def test_in_paper_mode_a_sample_without_fingerprint_is_not_valid(samples, refere
         assert metrics["failures"].get("no fingerprint", 0) == 2 * (mode == "paper")
 
 
+def test_nearest_known_crystals_have_names(samples, reference, tmp_path):
+    evaluate(samples, output=tmp_path / "out", reference=str(reference), progress=False)
+    rows = pd.read_csv(tmp_path / "out" / "structures.csv", dtype=COLUMNS)
+    assert rows["nearest_known"][:3].tolist() == ["salt", "salt", "cscl"]
+
+
+def test_predictions_conditions_and_scores(samples, reference, tmp_path):
+    table = pd.read_csv(samples, keep_default_na=False)
+    table["gen_str"] = "The chemical formula is NaCl. Generate"
+    table.head(2).to_csv(samples, index=False)
+    line = {"index": 0, "reason": None, "perplexity": 2.0, "ipt": None, "translations": []}
+    (tmp_path / "scores.jsonl").write_text(json.dumps(line) + "\n")
+    metrics = evaluate(
+        samples,
+        output=tmp_path / "out",
+        targets=str(reference),
+        scores=tmp_path / "scores.jsonl",
+        progress=False,
+    )
+    assert rate(metrics, "formula_match") == (2, 2)
+    assert rate(metrics, "match_rate") == (1, 2)  # the folder's first is CsCl
+    assert metrics["perplexity"]["scored"] == 1
+    rows = pd.read_csv(tmp_path / "out" / "structures.csv", dtype=COLUMNS)
+    assert rows["formula_match"].tolist() == [True, True]
+    assert rows["perplexity"][0] == 2.0
+
+
 def test_one_row_a_sample(samples, tmp_path, salt):
     evaluate(samples, output=tmp_path / "out", progress=False)
     rows = pd.read_csv(tmp_path / "out" / "structures.csv", dtype=COLUMNS)

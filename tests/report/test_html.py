@@ -9,6 +9,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate import structures
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.report.html import write_report
 
@@ -68,6 +69,34 @@ def test_shows_rates_with_their_denominators(evaluation):
     assert "2 of 3" in text  # unique: the alloy repeats itself, however scaled
     assert "not comparable one to one" in text
     assert "LLaMA-2 70B, τ = 0.7 (published) 99.6" in text
+
+
+def test_shows_what_was_measured(evaluation):
+    text = page(write_report(evaluation)).text
+    for words in ("Recall", "Coverage precision", "Space groups", "Candidates", "LM-AC (published)", "like b"):
+        assert words in text, words
+    assert "Energy above the hull" not in text
+    assert "Metastable Stable (DFT)" in text  # the published table's head
+
+
+def test_shows_stability(evaluation):
+    rows = pd.read_csv(evaluation / "structures.csv", dtype=structures.COLUMNS)
+    rows["e_above_hull"] = [0.31, 0.02, float("nan"), float("nan")]
+    rows["decomposes_to"] = ["1 NaCl", "0.5 Cu + 0.5 Zn", None, None]
+    rows.to_csv(evaluation / "structures.csv", index=False)
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics["metastable"] = {"value": 0.25, "hits": 1, "total": 4}
+    metrics["relaxation_endings"] = {"converged": 2}
+    hull = {"source": "hull.csv", "materials": 7}
+    metrics["settings"]["energies"] = {"model": "m3gnet", "max_steps": 500, "hull": hull}
+    metrics["hull_coverage"] = {"2": {"systems": 2, "with_known_materials": 1}}
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    text = page(write_report(evaluation)).text
+    assert "Of 2 samples, relaxed with m3gnet" in text
+    assert "knows materials in 1 of 2 systems of 2 elements" in text
+    assert "0.5 Cu + 0.5 Zn" in text
+    assert text.index("0.020") < text.index("0.310")  # the best first
+    assert "and metastable" in text
 
 
 def test_fetches_nothing(evaluation, log):

@@ -1,0 +1,116 @@
+"""Did samples that were asked for something become it? Formula, space group, energy above the hull; by size of the
+cell.
+
+What was asked is read from the prompt (`gen_str` of a samples file), as 'crystal-jax sample' and the paper's code write
+it. A sample that forms no crystal has not become what was asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+from pymatgen.core import Composition, Structure
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+from crystal_jax.evaluate.quiet import quiet
+from crystal_jax.evaluate.rate import Rate
+from crystal_jax.evaluate.samples import Entry, Sample
+
+SYMMETRY_PRECISION = 0.2  # Å, the paper's
+METASTABLE = 0.1  # eV/atom; asked for and found must be on the same side of it
+SIZES = (5, 10, 15, 20)  # largest numbers of atoms of the groups by size; the last group has more
+
+_ASKED = {
+    "formula": re.compile(r"The chemical formula is (\S+)\. "),
+    "spacegroup": re.compile(r"The spacegroup number is (\d+)\. "),
+    "e_above_hull": re.compile(r"The energy above the convex hull is (-?[\d.]+?)\. "),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a prompt asks for; None for what it does not."""
+
+    formula: str | None
+    spacegroup: int | None
+    e_above_hull: float | None
+
+    @classmethod
+    def of(cls, prompt: str) -> Asked:
+        """Reads a prompt, or a prompt with its answer."""
+        found = {name: pattern.search(prompt) for name, pattern in _ASKED.items()}
+        formula, group, height = (match[1] if match else None for match in found.values())
+        return cls(formula, None if group is None else int(group), None if height is None else float(height))
+
+
+def metrics_of(entries: Sequence[Entry], samples: Sequence[Sample], rows: pd.DataFrame) -> dict[str, Any]:
+    """Rates `formula_match`, `spacegroup_match` and `e_above_hull_match`, each also by number of atoms; fills in the
+    columns of these names. Empty if nothing was asked.
+
+    `e_above_hull_match` needs the column `e_above_hull`.
+    """
+    asked = [Asked.of(entry.prompt) for entry in entries]
+    checks: dict[str, Callable[[int], bool | None]] = {
+        "formula_match": lambda i: _formula(asked[i], samples[i]),
+        "spacegroup_match": lambda i: _spacegroup(asked[i], samples[i]),
+        "e_above_hull_match": lambda i: _height(asked[i], rows.loc[i, "e_above_hull"]),
+    }
+    if rows["e_above_hull"].isna().all():
+        del checks["e_above_hull_match"]
+    found = {}
+    for name, check in checks.items():
+        verdicts = pd.Series([check(i) for i in range(len(samples))], dtype="boolean")
+        if verdicts.notna().any():
+            rows[name] = verdicts
+            of = verdicts[verdicts.notna()]
+            found[name] = Rate.of(of).as_dict() | {"by_atoms": _by_size(of, rows)}
+    return found
+
+
+def _by_size(verdicts: pd.Series, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """A rate for each group of sizes; samples without atoms are in none."""
+    atoms = rows.loc[verdicts.index, "num_atoms"]
+    edges = [0, *SIZES, float("inf")]
+    groups = {}
+    for low, high in itertools.pairwise(edges):
+        inside = ((atoms > low) & (atoms <= high)).fillna(False)
+        name = f"{low + 1}-{high}" if high != edges[-1] else f"{low + 1} or more"
+        if inside.any():
+            groups[name] = Rate.of(verdicts[inside]).as_dict()
+    return groups
+
+
+def _formula(asked: Asked, sample: Sample) -> bool | None:
+    """The reduced formulas are equal."""
+    if asked.formula is None:
+        return None
+    try:
+        wanted = Composition(asked.formula).reduced_formula
+    except ValueError:
+        return False
+    return sample.composition is not None and sample.composition.reduced_formula == wanted
+
+
+def _spacegroup(asked: Asked, sample: Sample) -> bool | None:
+    if asked.spacegroup is None:
+        return None
+    return sample.structure is not None and _group_of(sample.structure) == asked.spacegroup
+
+
+def _height(asked: Asked, found: Any) -> bool | None:
+    if asked.e_above_hull is None:
+        return None
+    return not pd.isna(found) and (float(found) < METASTABLE) == (asked.e_above_hull < METASTABLE)
+
+
+@quiet()
+def _group_of(structure: Structure) -> int | None:
+    try:
+        return SpacegroupAnalyzer(structure, symprec=SYMMETRY_PRECISION).get_space_group_number()
+    except Exception:  # spglib's error types change between versions
+        return None

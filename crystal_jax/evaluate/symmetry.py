@@ -1,0 +1,64 @@
+"""Space groups of many crystals, found once on all cores and kept."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from pymatgen.core import Structure
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+from crystal_jax.evaluate.cache import Cache
+from crystal_jax.evaluate.parallel import map_in_order
+from crystal_jax.evaluate.quiet import quiet
+from crystal_jax.evaluate.samples import Entry, Sample, parse
+
+PRECISION = 0.1  # Å; the value the Materials Project uses
+CACHE = "spacegroups_1"  # the number goes up with the precision
+SHOWN = 12  # space groups in the comparison
+
+
+@quiet()
+def spacegroup(structure: Structure) -> int | None:
+    """The number of the space group, or None where spglib finds none."""
+    try:
+        return SpacegroupAnalyzer(structure, symprec=PRECISION).get_space_group_number()
+    except Exception:  # spglib's error types change between versions; a missing number is no failure
+        return None
+
+
+def spacegroups(samples: Sequence[Sample], *, workers: int | None = None) -> list[int | None]:
+    """Of every sample that has a structure."""
+    cifs = [sample.cif for sample in samples if sample.structure]
+    cache = Cache(CACHE)
+    try:
+        known = cache.get(cifs)
+        missing = [cif for cif in dict.fromkeys(cifs) if cif not in known]
+        fresh = dict(zip(missing, map_in_order(_of_text, missing, workers=workers), strict=True))
+        cache.put(fresh)
+    finally:
+        cache.close()
+    found = known | fresh
+    return [int(found[cif]) or None for cif in cifs]
+
+
+def comparison(samples: Sequence[int | None], reference: Sequence[int | None]) -> dict[str, Any]:
+    """Counts of the commonest space groups, by number, in both sets; and the sets' sizes."""
+    counts = {name: Counter(x for x in some if x) for name, some in (("samples", samples), ("reference", reference))}
+    sizes = {name: sum(of.values()) for name, of in counts.items()}
+    shares: dict[int, float] = defaultdict(float)
+    for name, of in counts.items():
+        for number, count in of.items():
+            shares[number] += count / sizes[name]
+    shown = sorted(shares, key=lambda number: (-shares[number], number))[:SHOWN]
+    return {
+        "numbers": shown,
+        **{name: [of[number] for number in shown] for name, of in counts.items()},
+        "sizes": sizes,
+    }
+
+
+def _of_text(cif: str) -> bytes:
+    structure = parse(Entry("", cif)).structure
+    return str((structure and spacegroup(structure)) or 0).encode()
