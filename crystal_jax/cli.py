@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ("crystal_jax.train.run", "train a model, fully or through LoRA; resumes by itself"),
     "sample": ("crystal_jax.sample.run", "write new crystals with a trained model"),
     "infill": ("crystal_jax.sample.infill", "say which elements could replace one in a crystal"),
+    "search": ("crystal_jax.sample.search", "search for crystals that a reward likes"),
     "score": ("crystal_jax.sample.score", "say how probable a trained model finds given crystals"),
     "evaluate": ("crystal_jax.evaluate.run", "measure validity, distributions and uniqueness of crystals"),
     "compile": ("crystal_jax.compile.run", "what a configuration needs on a TPU slice, without a TPU"),

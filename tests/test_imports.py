@@ -35,7 +35,7 @@ ALLOWED = {
 }
 LEAVES = {"errors", "files", "processes", "provenance", "__version__"}
 # Commands are edges: only the command line and the demo, which is a chain of them, may know them.
-EDGES = {"run", "infill", "score"}
+EDGES = {"run", "infill", "score", "search"}
 MAY_IMPORT_RUN = {"demo", "cli"}
 
 

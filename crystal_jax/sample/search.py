@@ -1,0 +1,239 @@
+"""Searches for crystals that a reward likes, instead of sampling them.
+
+Monte-Carlo tree search with the model's probabilities as its guide. Rewards are validity, or how low the energy per
+atom is by an energy model, unrelaxed. Writes what crystal-jax sample writes; samples.jsonl holds every crystal that was
+finished, the best first, and samples.csv the best --num_samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from crystal_jax.errors import UserError
+from crystal_jax.sample.requests import check_conditions
+from crystal_jax.text.crystal_text import ELEMENTS, Crystal
+from crystal_jax.text.prompts import Conditions, generation_prompt
+
+Reward = Callable[[Crystal], float]
+_WORST_ENERGY = 10.0  # eV/atom; what is no structure, or is above, counts as this
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", None, "The workdir of a training run.", flag_values=flag_values)
+    flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "reward", "validity", "validity, or an energy model: m3gnet, chgnet, matgl:NAME.", flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "budget", 10_000, "Model calls; a sampled crystal takes one for each of its tokens.", flag_values=flag_values
+    )
+    flags.DEFINE_integer("num_samples", 20, "How many of the best go into samples.csv.", flag_values=flag_values)
+    flags.DEFINE_string("formula", None, "Ask for a chemical formula, and keep to it.", flag_values=flag_values)
+    flags.DEFINE_integer("spacegroup", None, "Ask for a space-group number, 1 to 230.", flag_values=flag_values)
+    flags.DEFINE_float(
+        "e_above_hull", None, "Ask for an energy above the convex hull in eV/atom.", flag_values=flag_values
+    )
+    flags.DEFINE_list("elements", None, "Allow these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
+    flags.DEFINE_integer("max_atoms", 20, "Most atoms in a cell.", flag_values=flag_values)
+    flags.DEFINE_float(
+        "exploration", 1.0, "Weight of the model's probabilities against rewards.", flag_values=flag_values
+    )
+    flags.DEFINE_float("temperature", 1.0, "Of what is written beyond the tree; 0 is greedy.", flag_values=flag_values)
+    flags.DEFINE_integer("width", 16, "Crystals written side by side.", flag_values=flag_values)
+    flags.DEFINE_integer("seed", 0, "The same seed finds the same crystals.", flag_values=flag_values)
+    flags.DEFINE_string("output", None, "Directory for samples.jsonl, samples.csv, cif/.", flag_values=flag_values)
+    flags.mark_flags_as_required(["checkpoint", "output"], flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Entry of `crystal-jax search`."""
+    names = {"formula": "pretty_formula", "spacegroup": "spacegroup.number", "e_above_hull": "e_above_hull"}
+    path = search(
+        Path(flag_values.checkpoint),
+        output=Path(flag_values.output),
+        reward=named_reward(flag_values.reward),
+        reward_name=flag_values.reward,
+        budget=flag_values.budget,
+        num_samples=flag_values.num_samples,
+        conditions={name: value for flag, name in names.items() if (value := flag_values[flag].value) is not None},
+        elements=flag_values.elements or ELEMENTS,
+        max_atoms=flag_values.max_atoms,
+        exploration=flag_values.exploration,
+        temperature=flag_values.temperature,
+        width=flag_values.width,
+        seed=flag_values.seed,
+        step=flag_values.step,
+    )
+    print(f"samples: {path}")
+
+
+def search(
+    checkpoint: Path,
+    *,
+    output: Path,
+    reward: Reward,
+    reward_name: str,
+    budget: int = 10_000,
+    num_samples: int = 20,
+    conditions: Conditions | None = None,
+    elements: Sequence[str] = ELEMENTS,
+    max_atoms: int = 20,
+    exploration: float = 1.0,
+    temperature: float = 1.0,
+    width: int = 16,
+    seed: int = 0,
+    step: int | None = None,
+) -> Path:
+    """Searches and returns the path of `samples.csv`, the best first.
+
+    Args:
+        checkpoint: The workdir of a training run.
+        output: A new directory.
+        reward: Says of a crystal how good it is; a finite number.
+        reward_name: Stands in `run.json`.
+        budget: Model calls.
+        num_samples: How many of the best go into `samples.csv`.
+        conditions: Properties to ask for, by the names of `CONDITIONS`. A formula is kept to.
+        elements: Elements that may occur.
+        max_atoms: Most atoms in the cell.
+        exploration: See `sample/tree.py`.
+        temperature: Of what is written beyond the tree.
+        width: Crystals written side by side.
+        seed: Of the same.
+        step: A checkpoint's step; the last by default.
+
+    Raises:
+        UserError: no such checkpoint, an impossible setting, a reward that is not finite, or an output directory that
+            holds something.
+    """
+    if budget < 1 or num_samples < 1 or width < 1 or not 0 <= temperature < float("inf") or not exploration >= 0:
+        raise UserError(
+            f"budget={budget}, num_samples={num_samples}, width={width} must be positive, and "
+            f"temperature={temperature}, exploration={exploration} not negative"
+        )
+    asked = dict(conditions or {})
+    check_conditions([asked])
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty, and a search is not continued; choose another --output")
+    # Late, so that --help and bad flags answer at once.
+    import numpy as np
+    from tqdm import tqdm
+
+    from crystal_jax.checkpoint.workdir import load_trained
+    from crystal_jax.config import MeshConfig
+    from crystal_jax.provenance import provenance
+    from crystal_jax.sample.constraints import make_limits
+    from crystal_jax.sample.output import SamplesFile
+    from crystal_jax.sample.tree import Search
+    from crystal_jax.sharding import make_mesh
+    from crystal_jax.text.grammar import crystal_automaton
+    from crystal_jax.text.tokenizer import encode_example, load_tokenizer
+
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    trained = load_trained(checkpoint, mesh, step=step)
+    experiment = trained.experiment
+    if asked and not experiment.task.conditions:
+        raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(asked)}")
+    tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
+    formula = asked.get("pretty_formula")
+    try:
+        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
+        prompt = generation_prompt(asked)
+        limits = make_limits(elements=elements, formula=str(formula) if formula else None, max_atoms=max_atoms)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    head = (tokenizer.bos_id, *encode_example(tokenizer, prompt, "0")[0])
+    request: dict[str, Any] = {
+        "checkpoint": str(checkpoint.resolve()),
+        "step": trained.step,
+        "prompt": prompt,
+        "reward": reward_name,
+        "budget": budget,
+        "elements": elements if tuple(elements) != ELEMENTS else "all",
+        "max_atoms": max_atoms,
+        "exploration": exploration,
+        "temperature": temperature,
+        "width": width,
+        "seed": seed,
+        "text_format": experiment.text.version,
+        "coordinates": experiment.text.coordinates,
+        "tokenizer": tokenizer.name,
+    }
+
+    def text_of(ids: tuple[int, ...]) -> str:
+        return tokenizer.decode([*head[1:], *ids]).removeprefix(prompt)
+
+    def judge(ids: tuple[int, ...]) -> float:
+        value = reward(experiment.text.decode(text_of(ids)))
+        if not np.isfinite(value):
+            raise UserError(f"the reward {reward_name} is {value} of\n{text_of(ids)}")
+        return value
+
+    tree = Search(
+        trained.graph,
+        experiment.model,
+        automaton,
+        mesh=mesh,
+        prompt=head,
+        width=width,
+        exploration=exploration,
+        temperature=temperature,
+        limits=limits,
+    )
+    samples = SamplesFile(output, request, provenance(("jax", "flax", "pymatgen"), command="search"))
+    best: dict[str, dict[str, Any]] = {}
+    with tqdm(total=budget, desc="search", unit="call") as bar:
+        for found in tree.run(trained.params, judge, budget=budget, seed=seed):
+            text = text_of(found.ids)
+            best.setdefault(text, {"reward": found.reward, "calls": found.calls, "text": text})
+            bar.update(found.calls - bar.n)
+    ranked = sorted(best.values(), key=lambda row: -row["reward"])
+    samples.append({"index": index, "status": "complete", "prompt": prompt, **row} for index, row in enumerate(ranked))
+    name = f"{checkpoint.resolve().name}-step{trained.step}"
+    return samples.finish(experiment.text, limit=num_samples, model_name=name)
+
+
+def named_reward(name: str) -> Reward:
+    """`validity`, or an energy model's name.
+
+    `validity` is the mean of structural and compositional validity: 0, ½ or 1. Of a model: minus the energy per atom in
+    eV, unrelaxed; -10 of what is structurally invalid.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from pymatgen.core import Composition
+
+    from crystal_jax.evaluate.energy.model import Cell, load_model
+    from crystal_jax.evaluate.oxidation import load_oxidation_table
+    from crystal_jax.evaluate.quiet import quiet
+    from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+
+    def is_structure(crystal: Crystal) -> bool:
+        return crystal.forms_cell and structural_fault(crystal.to_structure()) is None
+
+    if name == "validity":
+        table = load_oxidation_table()
+
+        @quiet()
+        def validity(crystal: Crystal) -> float:
+            balanced = compositional_fault(Composition(Counter(crystal.symbols)), table) is None
+            return (is_structure(crystal) + balanced) / 2
+
+        return validity
+    model = load_model(name)
+
+    @quiet()
+    def stability(crystal: Crystal) -> float:
+        if not is_structure(crystal) or any(site.specie.Z not in model.elements for site in crystal.to_structure()):
+            return -_WORST_ENERGY
+        (prediction,) = model.predict([Cell.of(crystal.to_structure())])
+        return max(-prediction.energy / len(crystal.symbols), -_WORST_ENERGY)
+
+    return stability
