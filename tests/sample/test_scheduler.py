@@ -10,7 +10,7 @@ from pymatgen.core import Composition
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
 from crystal_jax.sample.constraints import make_limits
-from crystal_jax.sample.guide import NEVER, Grant, turn_of
+from crystal_jax.sample.guide import Grant, turn_of
 from crystal_jax.sample.rules import Rules, make_guide
 from crystal_jax.sample.scheduler import Request
 from tests.experiments import logits
@@ -127,17 +127,24 @@ def test_a_guide_that_forbids_nothing_changes_nothing(short, reference):
 
 
 def test_dead_ends_are_begun_again_and_at_last_given_up(short):
-    """A guide under which no second atom has a place: only crystals of one atom can be finished."""
+    """A guide under which a further atom has a place only where x is below ½."""
 
     def guide(fields):
-        return Grant({"z": np.zeros(100, bool)}, NEVER) if len(fields) > 8 else Grant({}, turn_of(1, 3))
+        atom, part = divmod(len(fields) - 6, 4)
+        if part != 3 or atom < 1:
+            return Grant({}, turn_of(max(atom, 1), 3))
+        return Grant({"z": np.full(100, float(fields[-2]) < 0.5)}, turn_of(atom + 1, 3))
+
+    def never(fields):
+        return guide((*fields[:-2], "0.99", "0.00")) if len(fields) > 8 else guide(fields)
 
     requests = [Request(index=i, prompt=short.prompt, guide=guide) for i in range(12)]
     drawn = short.answers(short.engine(4), requests)
-    assert all(one.complete and len(short.crystal(one).symbols) == 1 for one in drawn.values())
+    assert all(one.complete for one in drawn.values())
+    assert all((short.crystal(one).frac_coords[1:, 0] < 0.5).all() for one in drawn.values())
     assert sum(one.dead_ends for one in drawn.values()) > 0
     hopeless = Request(
-        index=0, prompt=short.prompt, guide=guide, limits=make_limits(min_atoms=2, max_atoms=3), attempts=3
+        index=0, prompt=short.prompt, guide=never, limits=make_limits(min_atoms=2, max_atoms=3), attempts=3
     )
     (given_up,) = short.answers(short.engine(4), [hopeless]).values()
     assert not given_up.complete

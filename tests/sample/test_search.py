@@ -48,7 +48,8 @@ def test_what_is_found_is_better_than_what_is_sampled(untrained):
     found = found_by(untrained, longest_first, budget=3000)
     rewards = [one.reward for one in found]
     sampled = rewards[:4]  # before there is a tree
-    assert sum(rewards[-40:]) / 40 > 1.3 * sum(rewards[:40]) / 40
+    # Lengths are 1.0 to 59.9 Å, and an untrained model hardly prefers any: 30 Å on average.
+    assert sum(rewards[-40:]) / 40 > 50 > sum(sampled) / 4
     assert max(rewards) >= max(sampled)
     assert [one.calls for one in found] == sorted(one.calls for one in found)
     assert 3000 <= found[-1].calls < 3000 + 4 * 15
