@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 WIDTH, MLP, VOCABULARY = 2048, 5504, 32_000  # half of 7B's
-DEPTHS = (1, 8, 22)
+DEPTHS = (1, 22)
 ROUTES = {  # what is made → what it is converted to
     "hf": ("hf", "easylm", "mesh"),
     "peft": ("hf", "crystal_jax"),

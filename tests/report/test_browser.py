@@ -17,19 +17,19 @@ CHROMIUM = next(
 )
 # Appended to a copy of the page: how many different colours each canvas has, said in the document.
 PROBE = """<script>
-requestAnimationFrame(() => requestAnimationFrame(() => {
+setTimeout(() => {
   document.body.dataset.colours = [...document.querySelectorAll("canvas")].map(canvas => {
     const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     return new Set(Array.from({length: data.length / 4}, (_, i) => data.slice(4 * i, 4 * i + 3).join())).size;
   }).join(" ");
-}));
+}, 1000);
 </script></body>"""
 
 
 def browse(path, profile):
     """The document after its scripts ran, and what was written to the console."""
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    options += ["--virtual-time-budget=3000", f"--user-data-dir={profile}", "--disable-dev-shm-usage"]
+    options += ["--virtual-time-budget=20000", f"--user-data-dir={profile}", "--disable-dev-shm-usage"]
     done = subprocess.run([CHROMIUM, *options, path.as_uri()], capture_output=True, text=True, timeout=120, check=False)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
