@@ -26,16 +26,18 @@ COMMANDS = {
     "infill": ("crystal_jax.sample.infill", "say which elements could replace one in a crystal"),
     "search": ("crystal_jax.sample.search", "search for crystals that a reward likes"),
     "score": ("crystal_jax.sample.score", "say how probable a trained model finds given crystals"),
-    "evaluate": ("crystal_jax.evaluate.run", "measure validity, distributions and uniqueness of crystals"),
+    "evaluate": ("crystal_jax.evaluate.run", "say which crystals are valid, like real ones, new and stable"),
     "compile": ("crystal_jax.compile.run", "what a configuration needs on a TPU slice, without a TPU"),
     "convert": ("crystal_jax.checkpoint.run", "convert models: Hugging Face, Meta, EasyLM, PEFT, GGUF, workdirs"),
     "sweep": ("crystal_jax.sweep.run", "train one configuration many times, here or as jobs, and tabulate it"),
+    "dft write": ("crystal_jax.dft.write", "VASP inputs for the crystals that an evaluation found metastable"),
+    "dft collect": ("crystal_jax.dft.collect", "read finished VASP runs back into the evaluation"),
     "report": ("crystal_jax.report.run", "turn an evaluation into one HTML page"),
 }
 
 
 def _usage() -> str:
-    rows = [f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()]
+    rows = [f"  {name:<13}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             f"crystal-jax {__version__}: crystals as text, LLaMA-2 with LoRA, in JAX",
@@ -93,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     name, *rest = argv
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"

@@ -18,7 +18,7 @@ explain() {
 
 # Sets the variables named in OPTIONS, and `command`.
 read_options() {
-    local argument name
+    local argument option # no option may have one of these names
     while [ $# -gt 0 ]; do
         argument="$1"
         shift
@@ -30,11 +30,11 @@ read_options() {
                 break
                 ;;
             --*=*)
-                name="${argument%%=*}"
-                name="${name#--}"
+                option="${argument%%=*}"
+                option="${option#--}"
                 case " $OPTIONS " in
-                    *" $name "*) printf -v "$name" '%s' "${argument#*=}" ;;
-                    *) fail "no option --$name; there are: $OPTIONS" ;;
+                    *" $option "*) printf -v "$option" '%s' "${argument#*=}" ;;
+                    *) fail "no option --$option; there are: $OPTIONS" ;;
                 esac
                 ;;
             *) fail "unexpected argument $argument; options are --name=value, and the command stands behind --" ;;
@@ -44,9 +44,9 @@ read_options() {
 
 # Ends the script unless each of these options has a value.
 need() {
-    local name
-    for name in "$@"; do
-        [ -n "${!name}" ] || fail "--$name=… is missing (--help explains it)"
+    local option
+    for option in "$@"; do
+        [ -n "${!option}" ] || fail "--$option=… is missing (--help explains it)"
     done
 }
 

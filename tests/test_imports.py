@@ -28,6 +28,7 @@ ALLOWED = {
     "compile": {"text", "config", "model", "sharding", "checkpoint", "train", "sample"},
     "evaluate": {"data"},
     "report": {"evaluate"},
+    "dft": {"evaluate"},
     "sweep": {"text", "config", "evaluate"},
     "demo": {"data", "train", "sample", "evaluate", "report"},
     "cli": set(),

@@ -54,6 +54,9 @@ COLUMNS = {
     "decomposes_to": "str",  # the hull's materials at this composition
     "relaxed_spacegroup": "Int64",
     "relaxation_rmsd": "float64",  # Å, root mean square of the atoms' moves, without the cell's
+    # From density-functional theory, by 'crystal-jax dft collect':
+    "dft": "str",  # how the run ended
+    "e_above_hull_dft": "float64",  # eV/atom
     "failure": "str",  # reasons, joined by "; "
 }
 

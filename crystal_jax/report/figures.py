@@ -117,7 +117,7 @@ def shares(data: dict[str, Any]) -> Markup:
             where = f'x="{frame.x(i + place):.1f}" y="{frame.y(share):.1f}"'
             size = f'width="{0.38 * (frame.x(1) - frame.x(0)):.1f}" height="{frame.y(0) - frame.y(share):.1f}"'
             title = f"{symbol(number)} ({number}): {count} of {data['sizes'][name]} {name}"
-            frame.parts.append(f'<rect class="{name} bar" {where} {size}><title>{escape(title)}</title></rect>')
+            frame.parts.append(f'<rect class="{name}" {where} {size}><title>{escape(title)}</title></rect>')
     return frame.svg("Space groups")
 
 

@@ -125,6 +125,21 @@ def test_skypilot_gets_the_command_as_one_word():
     assert shlex.split(command) == TRAIN[1:]
 
 
+def test_evaluations_on_ray_have_a_head_and_workers():
+    evaluation = ["--", "evaluate", "--samples=a b.csv", "--output=e"]
+    lines = call("ray_evaluate.sh", "--name=n", "--nodes=3", "--cores=8", "--dry_run", *evaluation).stdout.splitlines()
+    assert "#SBATCH --job-name=n" in lines
+    assert "#SBATCH --cpus-per-task=8" in lines
+    assert any("ray start --head --port=6379 --num-cpus=8" in line for line in lines)
+    assert any(line.strip().startswith("srun --nodes=2 --ntasks=2") for line in lines)
+    words = shlex.split(next(line for line in lines if "crystal-jax" in line))
+    assert words[words.index("evaluate") :] == [*evaluation[1:], "--ray_address=$head:6379"]
+    refused = call("ray_evaluate.sh", "--name=n", "--dry_run", "--", "train")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    nameless = call("ray_evaluate.sh", "--dry_run", *evaluation)
+    assert "--name=… is missing" in nameless.stderr
+
+
 def test_slurm_jobs_queue_themselves_again():
     done = call("slurm.sh", "--name=n", "--nodes=2", "--gpus=4", "--partition=gpu", "--dry_run", *TRAIN)
     job = done.stdout

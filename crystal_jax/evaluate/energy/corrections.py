@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pymatgen.core import Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
-from pymatgen.entries.computed_entries import ComputedStructureEntry
+from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
 from pymatgen.io.vasp.sets import MPRelaxSet
 
 from crystal_jax.evaluate.quiet import quiet
@@ -28,7 +28,16 @@ def corrected_energy(structure: Structure, energy: float) -> float:
     Raises:
         ValueError: the scheme does not cover it.
     """
-    entry = ComputedStructureEntry(structure, energy, correction=0.0, parameters=_parameters(structure))
+    return corrected(ComputedStructureEntry(structure, energy, correction=0.0, parameters=_parameters(structure)))
+
+
+@quiet()
+def corrected(entry: ComputedEntry) -> float:
+    """The corrected energy of an entry, in eV.
+
+    Raises:
+        ValueError: the scheme does not cover it.
+    """
     scheme = MaterialsProject2020Compatibility(check_potcar=False)
     processed = scheme.process_entries([entry], clean=True, on_error="ignore")
     if not processed:

@@ -1,0 +1,120 @@
+"""Reads finished VASP runs back into an evaluation: which crystals are stable by density-functional theory?
+
+Takes the folders that 'crystal-jax dft write' made, reads vasprun.xml (also .gz) of each, applies the MP2020
+corrections and measures the energy above the hull. Fills the columns dft and e_above_hull_dft of structures.csv, and
+stable_dft of metrics.json: the share of samples below 0 eV/atom, of as many as the rate metastable is of. Run
+'crystal-jax report' again afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from absl import flags
+from pymatgen.core import Composition
+from pymatgen.io.vasp.outputs import Vasprun
+from tqdm import tqdm
+
+from crystal_jax.dft.write import MANIFEST
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate import structures
+from crystal_jax.evaluate.energy.corrections import corrected
+from crystal_jax.evaluate.energy.hull import STABLE, Hull, read_hull
+from crystal_jax.evaluate.quiet import quiet
+from crystal_jax.evaluate.rate import Rate
+from crystal_jax.files import write_text
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of `crystal-jax dft collect`."""
+    flags.DEFINE_string("evaluation", None, "Folder written by 'evaluate'.", required=True, flag_values=flag_values)
+    flags.DEFINE_string("runs", None, "Folder written by 'dft write'.", required=True, flag_values=flag_values)
+    flags.DEFINE_string("hull", None, "Known materials, as for 'evaluate'.", required=True, flag_values=flag_values)
+    flags.DEFINE_string("hull_elements", None, "The elements' entries, as for 'evaluate'.", flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Runs `crystal-jax dft collect`."""
+    elements = flag_values.hull_elements
+    hull = read_hull(Path(flag_values.hull), elements=Path(elements) if elements else None)
+    found = collect(Path(flag_values.evaluation), runs=Path(flag_values.runs), hull=hull)
+    rate = found["stable_dft"]
+    print(f"{found['dft_endings']}\nstable by DFT: {rate['hits']} of {rate['total']} samples")
+
+
+@quiet()
+def collect(evaluation: Path, *, runs: Path, hull: Hull) -> dict[str, Any]:
+    """Reads the runs and returns what was added to `metrics.json`: `stable_dft` and `dft_endings`.
+
+    A run that is missing, cannot be read or has not converged is named so in the column `dft`, and is not stable.
+
+    Args:
+        evaluation: folder written by `evaluate`.
+        runs: folder written by `dft.write`.
+        hull: the known materials.
+
+    Raises:
+        UserError: a folder is none of these.
+    """
+    try:
+        rows = pd.read_csv(evaluation / "structures.csv", dtype=structures.COLUMNS)
+        metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+        total = metrics["metastable"]["total"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{evaluation}: not the --output of 'crystal-jax evaluate' with --energy_model and --hull ({error})"
+        ) from error
+    try:
+        manifest = pd.read_csv(runs / MANIFEST, dtype={"name": "str", "folder": "str"}, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{runs}: no {MANIFEST}; is this the --output of 'crystal-jax dft write'?") from error
+    place = {name: i for i, name in enumerate(rows["name"])}
+    rows["dft"], rows["e_above_hull_dft"] = None, float("nan")
+    for run in tqdm(manifest.to_dict("records"), "runs", unit="run"):
+        if run["name"] not in place:
+            raise UserError(f"{runs}: {run['name']} is no sample of {evaluation}; these are runs of another evaluation")
+        ending, above = _read(runs / run["folder"], run["formula"], hull)
+        rows.loc[place[run["name"]], "dft"] = ending
+        rows.loc[place[run["name"]], "e_above_hull_dft"] = above
+    added = {
+        "stable_dft": Rate(int((rows["e_above_hull_dft"] < STABLE).sum()), total).as_dict(),
+        "dft_endings": rows["dft"].value_counts().to_dict(),
+    }
+    write_text(evaluation / "structures.csv", rows.to_csv(index=False))
+    write_text(evaluation / "metrics.json", json.dumps(metrics | added, indent=2, allow_nan=False) + "\n")
+    return added
+
+
+def _read(folder: Path, formula: str, hull: Hull) -> tuple[str, float | None]:
+    """How a run ended, and its energy above the hull in eV/atom."""
+    path = next((folder / name for name in ("vasprun.xml", "vasprun.xml.gz") if (folder / name).exists()), None)
+    if path is None:
+        return "no vasprun.xml", None
+    try:
+        run = Vasprun(path, parse_dos=False, parse_eigen=False, parse_potcar_file=False, exception_on_bad_xml=True)
+        entry = run.get_computed_entry(inc_structure=True)
+        # Where INCAR names the functional, pymatgen calls it by that name, which the corrections do not know.
+        if run.run_type.removesuffix("+U") in ("GGA", "PBE"):
+            entry.parameters["run_type"] = "GGA+U" if run.is_hubbard else "GGA"
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        SyntaxError,
+        EOFError,
+    ):  # XML errors are the last
+        return "unreadable", None
+    if entry.composition.reduced_formula != Composition(formula).reduced_formula:
+        return "another crystal", None
+    if not run.converged:
+        return "not converged", None
+    try:
+        energy = corrected(entry)
+        return "converged", hull.height(entry.composition, energy / entry.composition.num_atoms).above
+    except ValueError as reason:
+        return str(reason), None

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# An evaluation whose relaxations run on a Ray cluster of CPU machines, as jobs of SLURM.
+#
+#   launch/ray_evaluate.sh --name=evaluate-7b --nodes=8 --cores=64 -- \
+#       evaluate --samples=samples/7b/samples.csv --output=evaluation/7b --energy_model=m3gnet --hull=hull.csv.gz
+#
+# --name=NAME       of the job
+# --nodes=2         machines; the first also runs the evaluation itself
+# --cores=32        of each
+# --time=24:00:00   the time limit; the same command goes on where it stopped
+# --partition=, --account=    if the cluster asks for them
+# --environment=.venv         where the repository is installed, with requirements-energies.txt and PyTorch
+# --port=6379       of Ray on the first machine
+# --action=run      or status, or cancel (of the job --name)
+# --dry_run         print the job and the command only
+#
+# On another kind of cluster, start Ray there (ray start --head, ray up) and give its address:
+#   crystal-jax evaluate … --ray_address=HOST:6379
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/options.sh
+OPTIONS="action name nodes cores time partition account environment port"
+action=run name="" nodes=2 cores=32 time=24:00:00 partition="" account="" environment=.venv port=6379
+read_options "$@"
+
+# The job, for sbatch: Ray's head on the first machine, its workers on the others, the evaluation beside the head.
+job() {
+    cat << END
+#!/usr/bin/env bash
+#SBATCH --job-name=$name
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=$cores
+#SBATCH --time=$time
+#SBATCH --output=$name.%j.log
+END
+    [ -z "$partition" ] || echo "#SBATCH --partition=$partition"
+    [ -z "$account" ] || echo "#SBATCH --account=$account"
+    cat << END
+source $(quoted "$environment/bin/activate")
+head="\$(scontrol show hostnames "\$SLURM_JOB_NODELIST" | head -n 1)"
+srun --nodes=1 --ntasks=1 -w "\$head" --overlap ray start --head --port=$port --num-cpus=$cores --block &
+sleep 20
+if [ $nodes -gt 1 ]; then
+    srun --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --exclude="\$head" --overlap \\
+        ray start --address="\$head:$port" --num-cpus=$cores --block &
+    sleep 20
+fi
+srun --nodes=1 --ntasks=1 -w "\$head" --overlap crystal-jax $(quoted "${command[@]}") --ray_address="\$head:$port"
+END
+}
+
+case "$action" in
+    run)
+        need name
+        need_command
+        [ "${command[0]}" = evaluate ] || fail "only evaluate runs on Ray, not ${command[0]}"
+        if [ "$dry_run" = yes ]; then
+            echo "sbatch << END"
+            job
+            echo "END"
+        else
+            job | sbatch
+        fi
+        ;;
+    status) run squeue --me ;;
+    cancel)
+        need name
+        run scancel "--name=$name"
+        ;;
+    *) fail "no --action=$action; there are: run, status, cancel" ;;
+esac

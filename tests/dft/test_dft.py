@@ -1,0 +1,165 @@
+"""A run of VASP, cut down to what its reader needs, goes there and back."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from pymatgen.core import Structure
+from pymatgen.io.vasp import Poscar
+
+from crystal_jax import cli
+from crystal_jax.dft.collect import collect
+from crystal_jax.dft.write import write
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate.energy.hull import Hull
+from crystal_jax.evaluate.energy.jobs import key_of
+from crystal_jax.evaluate.structures import COLUMNS
+
+HULL = Hull([({"Na": 1, "Cl": 1}, -2.1)], {"Na": -1.3, "Cl": -1.8}, "test")
+
+
+@pytest.fixture(scope="module")
+def salt():
+    sodium = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    return Structure(5.64 * np.eye(3), ["Na"] * 4 + ["Cl"] * 4, [*sodium, *(sodium + 0.5)])
+
+
+@pytest.fixture
+def evaluation(tmp_path, salt):
+    """As 'evaluate' leaves it: salt on the hull, salt far above it, and a failure."""
+    wider = salt.copy()
+    wider.scale_lattice(200)
+    texts = [salt.to(fmt="cif"), wider.to(fmt="cif"), ""]
+    pd.DataFrame({"name": ["a", "b", "c"], "cif": texts}).to_csv(tmp_path / "samples.csv", index=False)
+    folder = tmp_path / "evaluation"
+    (folder / "relaxations").mkdir(parents=True)
+    journal = [{"key": key_of(text), "relaxed_cif": text} for text in texts[:2]]
+    (folder / "relaxations/x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in journal))
+    rows = pd.DataFrame({"name": ["a", "b", "c"], "reduced_formula": ["NaCl"] * 3, "e_above_hull": [0.01, 0.4, None]})
+    rows = rows.reindex(columns=list(COLUMNS)).assign(valid=True, structurally_valid=True, compositionally_valid=True)
+    rows.to_csv(folder / "structures.csv", index=False)
+    metrics = {
+        "samples": {"path": str(tmp_path / "samples.csv")},
+        "metastable": {"value": 1 / 3, "hits": 1, "total": 3},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def vasprun(structure, energy, *, steps=1, allowed=60, functional="--"):
+    """The file that VASP would write: one ionic step, no electrons."""
+
+    def vectors(name, rows):
+        lines = "".join(f"<v>{x:.8f} {y:.8f} {z:.8f}</v>" for x, y, z in rows)
+        return f'<varray name="{name}">{lines}</varray>'
+
+    atoms = "".join(
+        f"<rc><c>{site.specie.symbol}</c><c>{1 + (site.specie.symbol == 'Cl')}</c></rc>" for site in structure
+    )
+    kinds = "".join(
+        f"<rc><c>4</c><c>{symbol}</c><c>{mass}</c><c>1</c><c>PAW_PBE {potcar} 08Apr2002</c></rc>"
+        for symbol, mass, potcar in (("Na", 22.99, "Na_pv"), ("Cl", 35.45, "Cl"))
+    )
+    lattice = structure.lattice
+    crystal = f"""<structure>
+      <crystal>{vectors("basis", lattice.matrix)}<i name="volume">{lattice.volume:.8f}</i>
+      {vectors("rec_basis", lattice.reciprocal_lattice_crystallographic.matrix)}</crystal>
+      {vectors("positions", structure.frac_coords)}</structure>"""
+    initial = crystal.replace("<structure>", '<structure name="initialpos">')
+    final = crystal.replace("<structure>", '<structure name="finalpos">')
+    energies = f'<i name="e_fr_energy">{energy}</i><i name="e_wo_entrp">{energy}</i><i name="e_0_energy">{energy}</i>'
+    electronic = f"<scstep><energy>{energies}</energy></scstep>"
+    ionic = f"<calculation>{electronic * 2}{crystal}{vectors('forces', np.zeros((8, 3)))}{vectors('stress', np.eye(3))}"
+    return f"""<?xml version="1.0" encoding="ISO-8859-1"?>
+<modeling>
+ <generator><i name="program" type="string">vasp</i><i name="version" type="string">6.4.2</i>
+  <i name="date" type="string">2026 01 01</i><i name="time" type="string">00:00:00</i></generator>
+ <incar><i type="int" name="NSW">{allowed}</i><i type="int" name="NELM">100</i></incar>
+ <kpoints><generation param="Gamma"><v type="int" name="divisions">4 4 4</v></generation>
+  <varray name="kpointlist"><v>0 0 0</v></varray><varray name="weights"><v>1</v></varray></kpoints>
+ <parameters><i type="int" name="NSW">{allowed}</i><i type="int" name="NELM">100</i><i type="int" name="IBRION">2</i>
+  <i name="EDIFF">0.0001</i><i name="EDIFFG">-0.01</i><i type="int" name="ISPIN">1</i>
+  <i type="logical" name="LDAU">F</i>
+  <i name="AEXX">0</i><i name="HFSCREEN">0</i><i type="logical" name="LHFCALC">F</i>
+  <i type="string" name="GGA">{functional}</i><i type="int" name="ISIF">3</i></parameters>
+ <atominfo><atoms>8</atoms><types>2</types>
+  <array name="atoms"><field type="string">element</field><field type="int">atomtype</field><set>{atoms}</set></array>
+  <array name="atomtypes"><field>atomspertype</field><field>element</field><field>mass</field><field>valence</field>
+   <field>pseudopotential</field><set>{kinds}</set></array></atominfo>
+ {initial}
+ {(ionic + f"<energy>{energies}</energy></calculation>") * steps}
+ {final}
+</modeling>"""
+
+
+def test_inputs_are_the_materials_projects(evaluation, tmp_path, salt):
+    manifest = pd.read_csv(write(evaluation, output=tmp_path / "runs"))
+    assert manifest["folder"].tolist() == ["00000_NaCl"]
+    assert manifest["name"].tolist() == ["a"]
+    assert manifest["potcar"].tolist() == ["Na_pv Cl"]
+    folder = tmp_path / "runs/00000_NaCl"
+    assert {path.name for path in folder.iterdir()} == {"INCAR", "KPOINTS", "POSCAR", "POTCAR.spec"}
+    assert Poscar.from_file(folder / "POSCAR").structure.matches(salt)
+    assert "ENCUT = 520" in (folder / "INCAR").read_text()
+    both = pd.read_csv(write(evaluation, output=tmp_path / "all", below=1.0))
+    assert both["name"].tolist() == ["a", "b"]
+
+
+def test_there_and_back(evaluation, tmp_path, salt):
+    write(evaluation, output=tmp_path / "runs", below=1.0)
+    # eV/atom: salt's chlorine is corrected by -0.614 eV, which makes it 0.2 below and 0.3 above the hull of the test.
+    corrected = np.array([-1.55 - 2.1 - 0.2, -1.55 - 2.1 + 0.3])
+    # VASP calls PBE "--" where it takes it from POTCAR, "PE" where INCAR says so.
+    for folder, energy, name in zip(("00000_NaCl", "00001_NaCl"), corrected + 0.307, ("--", "PE"), strict=True):
+        (tmp_path / "runs" / folder / "vasprun.xml").write_text(vasprun(salt, 8 * energy, functional=name))
+    added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    assert added["stable_dft"] == {"value": 1 / 3, "hits": 1, "total": 3}
+    assert added["dft_endings"] == {"converged": 2}
+    rows = pd.read_csv(evaluation / "structures.csv", dtype=COLUMNS)
+    assert rows["e_above_hull_dft"][:2].tolist() == pytest.approx([-0.2, 0.3], abs=1e-3)
+    assert json.loads((evaluation / "metrics.json").read_text())["stable_dft"]["hits"] == 1
+    again = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    assert again == added
+
+
+@pytest.mark.parametrize("ending", ["no vasprun.xml", "unreadable", "not converged", "another crystal"])
+def test_bad_runs_have_names_and_are_not_stable(evaluation, tmp_path, salt, ending):
+    write(evaluation, output=tmp_path / "runs")
+    file = tmp_path / "runs/00000_NaCl/vasprun.xml"
+    good = vasprun(salt, -80.0)
+    if ending == "unreadable":
+        file.write_text(good[:2000])
+    elif ending == "not converged":
+        file.write_text(vasprun(salt, -80.0, steps=2, allowed=2))
+    elif ending == "another crystal":
+        file.write_text(good.replace("<c>Na</c>", "<c>K</c>").replace("Na_pv", "K_sv"))
+    added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    assert added["dft_endings"] == {ending: 1}
+    assert added["stable_dft"]["hits"] == 0
+
+
+def test_command_line(evaluation, tmp_path, salt, capsys):
+    runs = tmp_path / "runs"
+    assert cli.main(["dft", "write", f"--evaluation={evaluation}", f"--output={runs}"]) == 0
+    assert f"1 calculations; written: {runs}/manifest.csv" in capsys.readouterr().out
+    assert cli.main(["dft", "write", f"--evaluation={evaluation}", f"--output={runs}"]) == 1
+    assert "is not empty; choose another --output" in capsys.readouterr().err
+    entries = [{"composition": {s: 1}, "energy": e, "correction": 0} for s, e in HULL.elements.items()]
+    (tmp_path / "x-elemental-reference-entries.json").write_text(json.dumps(entries))
+    (tmp_path / "hull.csv").write_text("composition,formation_energy_per_atom\nNaCl,-2.1\n")
+    (runs / "00000_NaCl/vasprun.xml").write_text(vasprun(salt, 8 * (-1.55 - 2.1 - 0.2 + 0.307)))
+    arguments = [f"--evaluation={evaluation}", f"--runs={runs}", f"--hull={tmp_path / 'hull.csv'}"]
+    assert cli.main(["dft", "collect", *arguments]) == 0
+    assert "stable by DFT: 1 of 3 samples" in capsys.readouterr().out
+
+
+def test_folders_of_something_else(evaluation, tmp_path):
+    with pytest.raises(UserError, match="not the --output of 'crystal-jax evaluate'"):
+        write(tmp_path / "nowhere", output=tmp_path / "runs")
+    with pytest.raises(UserError, match=r"no manifest\.csv"):
+        collect(evaluation, runs=tmp_path, hull=HULL)
+    rows = pd.read_csv(evaluation / "structures.csv")
+    rows.assign(e_above_hull=None).to_csv(evaluation / "structures.csv", index=False)
+    with pytest.raises(UserError, match="has no energies above the hull"):
+        write(evaluation, output=tmp_path / "runs")
