@@ -7,7 +7,12 @@ from jax.sharding import PartitionSpec as P
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.llama import empty_cache
+from crystal_jax.sample.constraints import to_device
+from crystal_jax.sample.decode import free_rows
 from crystal_jax.sharding import DECODE_RULES, make_mesh, on_mesh, split_rows, split_width, tree_shardings
+from crystal_jax.text.crystal_text import TextFormat
+from crystal_jax.text.grammar import crystal_automaton
+from crystal_jax.text.tokenizer import load_tokenizer
 from tests.experiments import TINY, training_config
 
 
@@ -39,13 +44,15 @@ def test_meshes_that_do_not_fit(sizes, message):
 @pytest.mark.parametrize(
     ("stacked", "spec"), [(False, P(("data", "fsdp"), "tensor")), (True, P(None, ("data", "fsdp"), "tensor"))]
 )
-def test_a_cache_is_split_by_rows_and_heads(stacked, spec):
+def test_texts_are_split_by_rows_and_caches_by_heads_too(stacked, spec):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
-    cache = jax.eval_shape(lambda: empty_cache(TINY, batch=4, capacity=5, stacked=stacked))
-    where = tree_shardings({"cache": cache}, mesh, DECODE_RULES)["cache"]
-    assert {s.spec for s in jax.tree.leaves((where.keys, where.values))} == {spec}
-    assert where.valid.spec == P(("data", "fsdp"))
-    assert where.length.spec == P()
+    tables = to_device(crystal_automaton(load_tokenizer("atom_coordinate"), TextFormat(), max_atoms=1))
+    sizes = dict(rows=4, prompt_tokens=3, max_tokens=11)
+    rows = jax.eval_shape(lambda: free_rows(TINY, tables, **sizes, stacked=stacked))
+    where = tree_shardings(rows, mesh, DECODE_RULES)
+    assert {s.spec for s in jax.tree.leaves((where.cache.keys, where.cache.values))} == {spec}
+    of_rows = jax.tree.leaves(where._replace(cache=where.cache.length))
+    assert {s.spec for s in of_rows} == {P(("data", "fsdp"))}
 
 
 def test_an_array_that_does_not_divide_is_named_with_its_shape_and_axis():
