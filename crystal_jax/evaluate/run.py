@@ -362,7 +362,7 @@ def evaluate(
             "energies": stage.settings() if stage else None,
             "fingerprint_tables": [*magpie.TABLES, CACHE] if prints else None,
         },
-        "versions": versions((*PACKAGES, *(("torch",) if stage else ()))),
+        "versions": versions((*PACKAGES, *(("torch",) if energy and energy.ray_address is None else ()))),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
     }
