@@ -62,7 +62,8 @@ class ChargeBalance:
         thresholds = {table.electronegativity[e] for e in charged}
         self._thresholds = sorted(thresholds, key=lambda x: abs(x - _USUAL_THRESHOLD))
         self._open_after = functools.lru_cache(maxsize=100_000)(self._find_open)
-        self._others = functools.cache(self._find_others)
+        self._others = functools.cache(lambda spare: self._rows(self._brought(spare)))
+        self._brought = functools.cache(self._find_brought)
         self._states = functools.cache(self._find_states)
         self._classes = functools.cache(self._find_classes)
 
@@ -99,13 +100,15 @@ class ChargeBalance:
         """Those of the candidates with which, and with at most `left` atoms in all, charges can be balanced."""
         have, found = dict(counts), set[str]()
         for threshold in self._thresholds:
+            if not any(self._states(element, threshold) for element in candidates - found):
+                continue
             own = self._own(counts, threshold, "", left)
             if not own:
                 continue
             classes = self._classes(threshold)
             absent = {states: [e for e in members if e not in have] for states, members in classes.items()}
             spare = {states: min(len(members), len(states)) for states, members in absent.items()}
-            everyone = self._others(threshold, tuple(spare.items()))
+            everyone = self._others(tuple(spare.items()))
             for element in have.keys() & (candidates - found):
                 if _meets(self._own(counts, threshold, element, left), everyone, least, left, self._rows):
                     found.add(element)
@@ -116,7 +119,7 @@ class ChargeBalance:
                     grown = 0
                     for q in states:
                         grown |= self._repeat((own << (self._width + q)) & self._mask, q)
-                    if _meets(grown, self._others(threshold, tuple(fewer.items())), least, left, self._rows):
+                    if _meets(grown, self._others(tuple(fewer.items())), least, left, self._rows):
                         found |= wanted
             if candidates <= found:
                 break
@@ -135,17 +138,19 @@ class ChargeBalance:
             sums = grown
         return sums
 
-    def _find_others(self, threshold: float, spare: tuple[tuple[States, int], ...]) -> list[int]:
-        """What atoms of elements that are not there yet can bring, charges negated, by their number.
+    def _find_brought(self, spare: tuple[tuple[States, int], ...]) -> int:
+        """What atoms of elements that are not there yet can bring, charges negated.
 
         Elements with the same states are alike, and of n states, n elements are enough to bring any choice of them.
         """
-        sums = 1 << self._zero
-        for states, number in spare:
-            for _ in range(number):
-                for grown in [self._repeat((sums << (self._width - q)) & self._mask, -q) for q in states]:
-                    sums |= grown
-        return self._rows(sums)
+        if not spare:
+            return 1 << self._zero
+        *most, (states, number) = spare
+        sums = self._brought(tuple(most))
+        for _ in range(number):
+            for grown in [self._repeat((sums << (self._width - q)) & self._mask, -q) for q in states]:
+                sums |= grown
+        return sums
 
     def _rows(self, sums: int) -> list[int]:
         """By the number of atoms: the charges, as bits."""
@@ -165,12 +170,12 @@ class ChargeBalance:
         return tuple(q for q in self._table.states[element] if (q > 0) == cation)
 
     def _find_classes(self, threshold: float) -> dict[States, list[str]]:
-        """The elements by their states."""
+        """The elements by their states, large classes first: what they bring hardly depends on what is there."""
         classes: dict[States, list[str]] = {}
         for element in sorted(self._charged):
             if states := self._states(element, threshold):
                 classes.setdefault(states, []).append(element)
-        return classes
+        return dict(sorted(classes.items(), key=lambda item: -len(item[1])))
 
 
 def _shift(bits: int, by: int) -> int:
