@@ -276,6 +276,9 @@ def test_bad_command_lines_end_in_one_line(samples, capsys, arguments, status, m
     assert error.count("\n") == 1
 
 
-def test_jax_is_not_imported():
-    code = "import sys, crystal_jax.evaluate.run, crystal_jax.report.run; sys.exit('jax' in sys.modules)"
+def test_neither_jax_nor_torch_is_imported():
+    code = (
+        "import sys, crystal_jax.evaluate.run, crystal_jax.report.run; "
+        "sys.exit(any(name in sys.modules for name in ('jax', 'torch', 'ray')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

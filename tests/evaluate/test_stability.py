@@ -153,14 +153,6 @@ def test_command_line(samples, hull, model, tmp_path, capsys):
     assert "--hull needs --energy_model" in capsys.readouterr().err
 
 
-def test_torch_is_not_loaded_without_energies():
-    import subprocess
-    import sys
-
-    code = "import sys, crystal_jax.evaluate.run as r, crystal_jax.report.run; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_options_are_whole():
     with pytest.raises(UserError):
         evaluate("nowhere.csv", output="x", energy=EnergyOptions(model="chgnet"))
