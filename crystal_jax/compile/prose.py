@@ -69,8 +69,8 @@ What came before these figures:
   instead of 2.8.
 - One decode step with weights and cache in the usual order of axes: both were rewritten in another order in every
   step. For a 7B on v5e-16, 512 rows on a mesh of 1 × 1 × 16, that was 4.0 GiB of temporaries and 44.7 GiB of traffic;
-  with the order of the cache left to the compiler, 0.02 and 12.7 GiB. The loop of `make_generate` needs no such care:
-  compiled whole, it rewrites the weights once, before the first token.
+  with the order of the cache left to the compiler, 0.02 and 12.7 GiB. The sampler's own loop takes them in the usual
+  order still: it writes eight tokens a call, and rewrites the weights once in each.
 - Decoding at optimisation level O1 reads slices of the weights and the cache twice or three times: traffic of a 70B
   on v5e-64 was 2.56 times its weights and cache, at the default level 1.01.
 
