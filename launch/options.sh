@@ -70,3 +70,27 @@ quoted() {
     line="$(printf '%q ' "$@")"
     printf '%s' "${line% }"
 }
+
+# The actions of a SLURM job, whose script the function `job` prints.
+slurm_actions() {
+    # shellcheck disable=SC2154
+    case "$action" in
+        run)
+            need name
+            need_command
+            if [ "$dry_run" = yes ]; then
+                echo "sbatch << END"
+                job
+                echo "END"
+            else
+                job | sbatch
+            fi
+            ;;
+        status) run squeue --me ;;
+        cancel)
+            need name
+            run scancel "--name=$name"
+            ;;
+        *) fail "no --action=$action; there are: run, status, cancel" ;;
+    esac
+}

@@ -50,23 +50,5 @@ srun --nodes=1 --ntasks=1 -w "\$head" --overlap crystal-jax $(quoted "${command[
 END
 }
 
-case "$action" in
-    run)
-        need name
-        need_command
-        [ "${command[0]}" = evaluate ] || fail "only evaluate runs on Ray, not ${command[0]}"
-        if [ "$dry_run" = yes ]; then
-            echo "sbatch << END"
-            job
-            echo "END"
-        else
-            job | sbatch
-        fi
-        ;;
-    status) run squeue --me ;;
-    cancel)
-        need name
-        run scancel "--name=$name"
-        ;;
-    *) fail "no --action=$action; there are: run, status, cancel" ;;
-esac
+[ "$action" != run ] || [ "${command[0]:-evaluate}" = evaluate ] || fail "only evaluate runs on Ray, not ${command[0]}"
+slurm_actions

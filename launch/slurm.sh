@@ -44,22 +44,4 @@ exit "\$status"
 END
 }
 
-case "$action" in
-    run)
-        need name
-        need_command
-        if [ "$dry_run" = yes ]; then
-            echo "sbatch << END"
-            job
-            echo "END"
-        else
-            job | sbatch
-        fi
-        ;;
-    status) run squeue --me ;;
-    cancel)
-        need name
-        run scancel "--name=$name"
-        ;;
-    *) fail "no --action=$action; there are: run, status, cancel" ;;
-esac
+slurm_actions
