@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from absl import flags
+from absl import flags, logging
 
 from crystal_jax import __version__
 from crystal_jax.errors import Preempted, UserError
@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
         print(f"crystal-jax: no command {name!r}; {hint}", file=sys.stderr)
         return 2
+    logging.set_verbosity(logging.ERROR)  # Orbax remarks on what it was asked for
     module = importlib.import_module(COMMANDS[name][0])
     flag_values = flags.FlagValues()
     module.define_flags(flag_values)
