@@ -170,6 +170,12 @@ def split_width(x: jax.Array) -> jax.Array:
     )
 
 
+def heads_on_a_device(heads: int) -> int:
+    """How many of an array's heads each device has, within a step that is being traced."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return heads if mesh.empty else heads // mesh.shape["tensor"]
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Joins the rows that each host has read into global arrays, split over data and fsdp."""
     where = NamedSharding(mesh, BATCH)

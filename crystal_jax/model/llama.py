@@ -26,7 +26,7 @@ from crystal_jax.config import (
 from crystal_jax.model.attention import attend
 from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
-from crystal_jax.sharding import split_rows, split_width
+from crystal_jax.sharding import heads_on_a_device, split_rows, split_width
 
 
 class Cache(NamedTuple):
@@ -71,6 +71,9 @@ def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int, stacked: bool = 
     return Cache(blank(), blank(), jnp.zeros(batch, jnp.int32))
 
 
+_SUBLANES = 8  # rows of a TPU's tile of 8 × 128 elements
+
+
 def _write(stored: Array, new: Float[Array, "b k t h"], start: Int[Array, " b"], layer: Array | None) -> tuple:
     """Puts a layer's new keys or values into its array, or into the array of all layers, in place.
 
@@ -81,11 +84,22 @@ def _write(stored: Array, new: Float[Array, "b k t h"], start: Int[Array, " b"],
         stored = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0)))(stored, new, start)
         return stored, stored
 
-    def row(old: Array, new: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, at, 0))
+    if heads_on_a_device(stored.shape[2]) % _SUBLANES == 0:
 
-    stored = jax.vmap(row, in_axes=(1, 0, 0), out_axes=1)(stored, new, start)
-    return stored, jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
+        def row(old: Array, new: Array, at: Array) -> Array:
+            return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, at, 0))
+
+        stored = jax.vmap(row, in_axes=(1, 0, 0), out_axes=1)(stored, new, start)
+        return stored, jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
+    # A TPU's scatter wants heads to fill the sublanes of its tiles. Where they do not, the compiler copies the arrays
+    # of all layers in each of them (docs/TPU.md); to pass over one layer's is cheaper.
+    old = jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
+    place = jnp.arange(old.shape[2]) - start[:, None]  # of each position among the new ones
+    length = new.shape[2]
+    index = jnp.clip(place, 0, length - 1)[:, None, :, None]
+    spread = new if length == 1 else jnp.take_along_axis(new, index, axis=2)
+    written = jnp.where(((place >= 0) & (place < length))[:, None, :, None], spread, old)
+    return jax.lax.dynamic_update_index_in_dim(stored, written, layer, 0), written
 
 
 class Projection(nnx.Module):

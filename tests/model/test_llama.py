@@ -67,11 +67,13 @@ def test_cached_decoding_equals_the_full_forward(tokens, tied, stacked):
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_rows_are_read_at_places_of_their_own(tokens, stacked):
+# With eight heads, all layers' arrays are written otherwise.
+@pytest.mark.parametrize(("stacked", "kv_heads"), [(False, 2), (True, 2), (True, 8)])
+def test_rows_are_read_at_places_of_their_own(tokens, stacked, kv_heads):
     """Two rows that are read in pieces of other lengths; what is beyond a piece is overwritten by the next."""
-    model, expected = build(), logits(build(), tokens)
-    cache, found = empty_cache(TINY, batch=2, capacity=15, stacked=stacked), [[], []]
+    cfg = dataclasses.replace(TINY, num_heads=8, num_kv_heads=kv_heads)
+    model, expected = build(cfg), logits(build(cfg), tokens)
+    cache, found = empty_cache(cfg, batch=2, capacity=15, stacked=stacked), [[], []]
     place = [0, 0]
     for counts in ((4, 1), (0, 4), (3, 3), (4, 3)):
         chunk = jnp.stack([jnp.roll(tokens[row], -place[row])[:4] for row in range(2)])

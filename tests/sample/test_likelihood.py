@@ -53,7 +53,7 @@ def test_elements_have_the_probability_of_their_tokens_and_sum_to_one(name, requ
     expected = [product(model, tokenizer, PROMPT, symbol) for symbol in asked]
     np.testing.assert_allclose([log_probs[symbol] for symbol in asked], expected, atol=1e-4)
     assert np.ptp(expected) > 0.1
-    rows = propose(log_probs, (), temperature=1.0, radius_rule=False)
+    rows = propose(log_probs, (), ELEMENTS, temperature=1.0)
     assert sum(row.probability for row in rows) == pytest.approx(1, abs=1e-9)
     ratio = np.exp(expected[1] - expected[0])
     probability = {row.symbol: row.probability for row in rows}

@@ -159,7 +159,7 @@ def test_dropout_is_decided_by_the_step(accumulate):
 def test_each_micro_batch_drops_inputs_of_its_own():
     changes = DROPPING | {"optimizer": {**ADAPTERS["optimizer"], "accumulate": 2}}
     _, parts, state = run(steps=2, **changes)
-    rows = {name: rows[:2] for name, rows in batch().items()}
+    rows = {name: jnp.asarray(rows[:2]) for name, rows in batch().items()}
     twice = {name: np.repeat(values, 2, axis=0) for name, values in rows.items()}  # both micro-batches: these rows
     experiment = experiment_with(**changes)
     graph, _, _ = abstract_parameters(experiment, make_mesh(experiment.mesh))
