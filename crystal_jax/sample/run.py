@@ -29,8 +29,6 @@ from crystal_jax.text.prompts import Conditions, generation_prompt
 if TYPE_CHECKING:
     from crystal_jax.sample.scheduler import Drawn
 
-CONSTRAINTS = ("formula", "charge", "distance", "lattice")
-
 # Conditions by name, and their flags.
 _FLAGS = {
     "pretty_formula": "formula",
@@ -177,7 +175,7 @@ def sample(
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of the probability.
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests.
-        constraints: Which of `CONSTRAINTS` every sample keeps to (`sample/rules.py`).
+        constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to.
         elements: Elements that may occur.
         without: Elements that may not.
         min_atoms: Fewest atoms in the cell.
