@@ -202,7 +202,7 @@ def sample(
     from crystal_jax.sample.scheduler import Engine, Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
-    from crystal_jax.text.tokenizer import encode_example, load_tokenizer
+    from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
 
     asked = [conditions] if isinstance(conditions, Mapping) else list(conditions) or [{}]
     check_conditions(asked)
@@ -229,8 +229,7 @@ def sample(
         )
         automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
         texts = [generation_prompt(one) for one in asked]
-        # Tokenised as in training, where a completion always follows.
-        prompts = [(tokenizer.bos_id, *encode_example(tokenizer, text, "0")[0]) for text in texts]
+        prompts = [prompt_ids(tokenizer, text) for text in texts]
         parts: list[dict[str, Any]] = []
         for one, prompt in zip(asked, prompts, strict=True):
             formula, group = one.get("pretty_formula"), one.get("spacegroup.number")

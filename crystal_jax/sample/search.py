@@ -133,7 +133,7 @@ def search(
     from crystal_jax.sample.tree import Search
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
-    from crystal_jax.text.tokenizer import encode_example, load_tokenizer
+    from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     trained = load_trained(checkpoint, mesh, step=step)
@@ -148,7 +148,7 @@ def search(
         limits = make_limits(elements=elements, formula=str(formula) if formula else None, max_atoms=max_atoms)
     except ValueError as error:
         raise UserError(str(error)) from error
-    head = (tokenizer.bos_id, *encode_example(tokenizer, prompt, "0")[0])
+    head = prompt_ids(tokenizer, prompt)
     request: dict[str, Any] = {
         "checkpoint": str(checkpoint.resolve()),
         "step": trained.step,

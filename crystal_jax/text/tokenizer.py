@@ -233,6 +233,11 @@ def encode_example(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[
     return head, whole[len(head) :]
 
 
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
+    """BOS and a prompt's ids, tokenised as in training, where a completion always follows."""
+    return (tokenizer.bos_id, *encode_example(tokenizer, prompt, "0")[0])
+
+
 _PRINTABLE = "\n" + "".join(chr(i) for i in range(32, 127))
 _SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
 _LENGTHS, _ANGLES, _COORDINATES = (" ".join([number] * 3) for number in (r"\d+\.\d", r"\d+", r"\d\.\d\d"))

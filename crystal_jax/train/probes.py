@@ -22,7 +22,7 @@ from crystal_jax.sample.output import to_cif
 from crystal_jax.sample.scheduler import Engine, Request
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.prompts import generation_prompt
-from crystal_jax.text.tokenizer import Tokenizer, encode_example
+from crystal_jax.text.tokenizer import Tokenizer, prompt_ids
 from crystal_jax.train.step import Setup, TrainState
 
 
@@ -33,10 +33,8 @@ class Probe:
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()
         graph, *_ = abstract_parameters(experiment, mesh, experiment.quantize)
         self._number, self._seed = experiment.train.samples, experiment.train.seed
-        # Tokenised as in training, where a completion always follows.
         self._prompt = generation_prompt()
-        self._head, _ = encode_example(tokenizer, self._prompt, "0")
-        self._ids = (tokenizer.bos_id, *self._head)
+        self._ids = prompt_ids(tokenizer, self._prompt)
         self._engine = Engine(
             graph,
             experiment.model,
@@ -56,7 +54,7 @@ class Probe:
     @quiet()
     def _judge(self, ids: tuple[int, ...]) -> tuple[bool, bool, bool]:
         """Whether a sample is valid, and whether its structure and its composition are."""
-        crystal = self._text.decode(self._tokenizer.decode([*self._head, *ids]).removeprefix(self._prompt))
+        crystal = self._text.decode(self._tokenizer.decode([*self._ids[1:], *ids]).removeprefix(self._prompt))
         found = parse(Entry("", to_cif(crystal), formula=Composition(Counter(crystal.symbols)).formula))
         structure = found.structure is not None and structural_fault(found.structure) is None
         composition = found.composition is not None and compositional_fault(found.composition, self._table) is None

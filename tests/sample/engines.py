@@ -13,7 +13,7 @@ from crystal_jax.sharding import make_mesh, tree_shardings
 from crystal_jax.text.crystal_text import Crystal, TextFormat
 from crystal_jax.text.grammar import TokenAutomaton, crystal_automaton
 from crystal_jax.text.prompts import generation_prompt
-from crystal_jax.text.tokenizer import Tokenizer, encode_example, load_tokenizer
+from crystal_jax.text.tokenizer import Tokenizer, load_tokenizer, prompt_ids
 from tests.experiments import TINY, build
 
 FORMAT = TextFormat()
@@ -28,7 +28,7 @@ class Untrained:
         size = self.tokenizer.vocab_size
         sizes = dict(embed_dim=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=4)
         self.model: Llama = build(dataclasses.replace(TINY, vocab_size=size + size % 2, **sizes))
-        self.prompt = (self.tokenizer.bos_id, *encode_example(self.tokenizer, generation_prompt(), "0")[0])
+        self.prompt = prompt_ids(self.tokenizer, generation_prompt())
 
     def engine(self, rows: int, *, mesh=(1, 1, 1), **options) -> Engine:
         data, fsdp, tensor = mesh
