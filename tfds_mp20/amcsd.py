@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import logging
 import math
 import random
 import sqlite3
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 from pymatgen.core import Composition, Element, Structure
 
 from crystal_jax.errors import UserError
@@ -30,6 +30,7 @@ from tfds_mp20.crystals import Entry, Example
 
 MAX_ATOMS = 20  # of a primitive cell, as in MP-20
 _SOURCE = "amcsd"
+_log = logging.getLogger(__name__)
 _MISSING = "<missing>"
 _SCALE = 4e6  # the database keeps coordinates and occupancies as round(4e6 x) in int32
 _UNKNOWN = 2.0  # and writes "?" as 2, "." as 3
@@ -74,7 +75,7 @@ class Amcsd:
                     examples.append(result)
                 if len(examples) == self.max_entries:
                     break
-        logging.info("%d of %d AMCSD entries are kept", len(examples), len(entries))
+        _log.info("%d of %d AMCSD entries are kept", len(examples), len(entries))
         return {split: iter(kept) for split, kept in splits.by_formula(examples).items()}
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from absl import logging
 
 from crystal_jax.errors import UserError
 from tfds_mp20 import splits, tables
 from tfds_mp20.crystals import Entry, Example, parse_all
 
 FAIL, SKIP = "fail", "skip"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,9 @@ class UserFiles:
                 else:
                     raise UserError(f"{result} (or pass --on_error=skip)")
         for message in skipped:
-            logging.warning("skipped: %s", message)
+            _log.warning("skipped: %s", message)
         if skipped:
-            logging.warning("skipped %d of %d crystals of %s", len(skipped), len(entries), label)
+            _log.warning("skipped %d of %d crystals of %s", len(skipped), len(entries), label)
         return examples
 
 

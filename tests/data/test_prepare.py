@@ -41,6 +41,14 @@ def test_a_failed_build_leaves_nothing_that_looks_finished(table, tmp_path):
     assert not list((tmp_path / "data").rglob("dataset_info.json"))
 
 
+def test_the_command_names_what_it_skips(table, tmp_path, caplog):
+    table.write_text(table.read_text().replace("_cell_length_a", "_cell_width_a", 1))
+    flags = ["--dataset=csv", f"--manual_dir={table}", f"--data_dir={tmp_path / 'data'}", "--on_error=skip"]
+    assert cli.main(["prepare", *flags]) == 0
+    assert "my.csv, row 1" in caplog.text
+    assert "skipped 1 of 4" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
