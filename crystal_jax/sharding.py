@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from crystal_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
+CACHED = P(("data", "fsdp"), "tensor")  # a layer's keys or values: rows, then heads where q, k and v have theirs
 
 # First match wins. The leading None of a block's arrays is the layer axis. A quantised kernel is kept as codes and
 # scales that have its axes (model/quantize.py), so one row holds for all three. Adapters are replicated but for the
@@ -36,10 +37,10 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"ns_coeffs$", P()),  # Muon keeps the coefficients of its iteration in its state
     (r"guard/(losses|norms)$", P()),
 )
-# What sampling carries from token to token: sequences over data and fsdp, heads where q, k and v have theirs.
+# What sampling carries from token to token.
 DECODE_RULES: tuple[tuple[str, P], ...] = (
-    (r"cache/(keys|values)/\d+$", P(("data", "fsdp"), "tensor")),
-    (r"cache/(keys|values)$", P(None, ("data", "fsdp"), "tensor")),  # stacked along a layer axis
+    (r"cache/(keys|values)/\d+$", CACHED),
+    (r"cache/(keys|values)$", P(None, *CACHED)),  # stacked along a layer axis
     (r"cache/length$", BATCH),
     (r"(logits|state|written|columns|counts|log_probs|log_kept)$", BATCH),
     (r"wish/(key|temperature|top_p)$", BATCH),
@@ -170,10 +171,10 @@ def split_width(x: jax.Array) -> jax.Array:
     )
 
 
-def heads_on_a_device(heads: int) -> int:
-    """How many of an array's heads each device has, within a step that is being traced."""
+def on_each_device(function: Callable, *, in_specs: Any, out_specs: Any) -> Callable:
+    """The function, run by each device on its own parts of the arrays; without a mesh, the function as it is."""
     mesh = jax.sharding.get_abstract_mesh()
-    return heads if mesh.empty else heads // mesh.shape["tensor"]
+    return function if mesh.empty else jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -102,8 +101,7 @@ def sampling_rows(model: LlamaConfig, states: tuple[nnx.State, ...], mesh: Mesh,
 def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) -> Lowered:
     """`read_prompts` (prefill, of one prompt) or `write` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
 
-    Weights and cache are in the orders of axes that the compiler likes best, as they are within the loop of the
-    scheduler; the cache is updated in place. Each token is drawn: with as many rows, forced ones are not worth a step
+    The cache is updated in place. Each token is drawn: with as many rows, forced ones are not worth a step
     of several tokens.
     """
     graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
@@ -140,14 +138,8 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
         return free_rows(experiment.model, tables, rows=rows, **sizes, stacked=True)
 
     held = params, frozen, tables
-    carried = jax.eval_shape(begin, tables)
-    where = tree_shardings(carried, mesh, DECODE_RULES)
-    # Where an order is free, the arguments must not say theirs.
-    unplaced = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), held)
-    free_held, free_carried = (
-        jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
-        for shardings in (jax.tree.map(lambda leaf: leaf.sharding, held), where)
-    )
+    where = tree_shardings(jax.eval_shape(begin, tables), mesh, DECODE_RULES)
+    carried = abstract(jax.eval_shape(begin, tables), where)
     ranks = dict.fromkeys(experiment.lora.targets, experiment.lora.rank)
 
     def flops(rows: int, capacity: int) -> float:
@@ -156,22 +148,16 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
 
     if what == "prefill":
         arguments: tuple = (held, prompt)
-        jitted = jax.jit(prefill, in_shardings=(*free_held, everywhere, everywhere), out_shardings=everywhere)
-        program = jitted.lower(*unplaced, *prompt)
+        program = jax.jit(prefill, out_shardings=everywhere).lower(*held, *prompt)
         length = PROMPT_TOKENS
         # Every token looks at all places of the prompt, those after it too.
         products, needed = flops(PROMPT_TOKENS, PROMPT_TOKENS), None
     else:
-        where_grants = jax.tree.map(lambda _: everywhere, grants)
-        jitted = jax.jit(
-            decode, donate_argnums=3, in_shardings=(*free_held, free_carried, where_grants), out_shardings=free_carried
-        )
-        program = jitted.lower(*unplaced, carried, grants)
-        placed = abstract(carried, where)
-        arguments = (held, placed)
-        length = placed.cache.capacity
+        arguments = (held, carried)
+        program = jax.jit(decode, donate_argnums=3, out_shardings=where).lower(*held, carried, grants)
+        length = carried.cache.capacity
         products = flops(rows, length)
-        needed = arithmetic.decode_bytes((params, frozen), (placed.cache.keys, placed.cache.values))
+        needed = arithmetic.decode_bytes((params, frozen), (carried.cache.keys, carried.cache.values))
     return Lowered(
         program,
         flops=products,

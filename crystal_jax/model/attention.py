@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -11,16 +13,62 @@ def attend(
     q: Float[Array, "b t n h"],
     keys: Float[Array, "b k s h"],
     values: Float[Array, "b k s h"],
-    mask: Bool[Array, "b 1 t s"],
+    mask: Bool[Array, "#b 1 t s"],
 ) -> Float[Array, "b t n h"]:
     """Softmax attention; the g = n/k query heads of a group share a key head, and nothing is repeated in memory.
 
     Each query must see at least one key.
     """
-    b, t, n, h = q.shape
-    grouped = (q * h**-0.5).reshape(b, t, keys.shape[1], -1, h).transpose(0, 2, 3, 1, 4)
-    mixed = _mix(grouped, keys, values, mask[:, :, None])
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    return _ungroup(_mix(_group(q, keys.shape[1]), keys, values, mask[:, :, None]))
+
+
+class Past(NamedTuple):
+    """What was read before.
+
+    Attributes:
+        keys, values: Of any positions.
+        filled: Which of them are to be attended to.
+    """
+
+    keys: Float[Array, "b k s h"]
+    values: Float[Array, "b k s h"]
+    filled: Bool[Array, "b 1 1 s"]
+
+
+def attend_after(
+    past: Past,
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b k t h"],
+    values: Float[Array, "b k t h"],
+    mask: Bool[Array, "#b 1 t t"],
+) -> Float[Array, "b t n h"]:
+    """As `attend`, over the past and the keys given: one softmax over both, without an array that holds both."""
+    q = _group(q, keys.shape[1])
+    parts = ((past.keys, past.values, past.filled), (keys, values, mask))
+    scores = [
+        jnp.where(mask[:, :, None], jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32), -jnp.inf)
+        for k, _, mask in parts
+    ]
+    top = jnp.maximum(*(part.max(axis=-1, keepdims=True) for part in scores))
+    weights = [jnp.exp(part - top) for part in scores]
+    mixed = jnp.add(
+        *(
+            jnp.einsum("bkgts,bksh->bkgth", part.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            for part, (_, v, _) in zip(weights, parts, strict=True)
+        )
+    )
+    total = jnp.add(*(part.sum(axis=-1, keepdims=True) for part in weights))
+    return _ungroup((mixed / total).astype(q.dtype))
+
+
+def _group(q: Float[Array, "b t n h"], key_heads: int) -> Float[Array, "b k g t h"]:
+    b, t, _, h = q.shape
+    return (q * h**-0.5).reshape(b, t, key_heads, -1, h).transpose(0, 2, 3, 1, 4)
+
+
+def _ungroup(mixed: Float[Array, "b k g t h"]) -> Float[Array, "b t n h"]:
+    b, _, _, t, h = mixed.shape
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, -1, h)
 
 
 @jax.custom_vjp
@@ -28,7 +76,7 @@ def _mix(
     q: Float[Array, "b k g t h"],
     keys: Float[Array, "b k s h"],
     values: Float[Array, "b k s h"],
-    mask: Bool[Array, "b 1 1 t s"],
+    mask: Bool[Array, "#b 1 1 t s"],
 ) -> Float[Array, "b k g t h"]:
     """softmax(q · keys) · values, over the keys that the mask lets through.
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import (
@@ -23,10 +24,10 @@ from crystal_jax.config import (
     LoraConfig,
     QuantizationConfig,
 )
-from crystal_jax.model.attention import attend
+from crystal_jax.model.attention import Past, attend, attend_after
 from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
-from crystal_jax.sharding import heads_on_a_device, split_rows, split_width
+from crystal_jax.sharding import BATCH, CACHED, on_each_device, split_rows, split_width
 
 
 class Cache(NamedTuple):
@@ -71,35 +72,36 @@ def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int, stacked: bool = 
     return Cache(blank(), blank(), jnp.zeros(batch, jnp.int32))
 
 
-_SUBLANES = 8  # rows of a TPU's tile of 8 × 128 elements
+def append(
+    cache: Cache,
+    keys: tuple[Float[Array, "b k t h"], ...] | Float[Array, "l b k t h"],
+    values: tuple[Float[Array, "b k t h"], ...] | Float[Array, "l b k t h"],
+    count: Int[Array, " b"],
+) -> Cache:
+    """Writes t new keys and values behind those that each row has; the first `count` of them are its own from then on.
 
-
-def _write(stored: Array, new: Float[Array, "b k t h"], start: Int[Array, " b"], layer: Array | None) -> tuple:
-    """Puts a layer's new keys or values into its array, or into the array of all layers, in place.
-
-    Returns:
-        The array, and all that the layer has in it.
+    Row by row, each device its own rows: a slice of one row is written in place. The scatter that would write all rows
+    at once is slow on CPU, and a TPU's copies the whole cache where the heads of a device do not fill its tiles.
     """
-    if layer is None:
-        stored = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0)))(stored, new, start)
-        return stored, stored
+    axis = int(cache.stacked)
 
-    if heads_on_a_device(stored.shape[2]) % _SUBLANES == 0:
+    def write(old: Any, new: Any, start: Array) -> Any:
+        def put(old: Array, new: Array, row: Array) -> Array:
+            at = [jnp.zeros((), jnp.int32)] * old.ndim
+            at[axis], at[-2] = row, start[row]
+            return jax.lax.dynamic_update_slice(old, jax.lax.dynamic_slice_in_dim(new, row, 1, axis), at)
 
-        def row(old: Array, new: Array, at: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, at, 0))
+        def one_row(old: Any, row: Array) -> tuple[Any, None]:
+            return jax.tree.map(lambda old, new: put(old, new, row), old, new), None
 
-        stored = jax.vmap(row, in_axes=(1, 0, 0), out_axes=1)(stored, new, start)
-        return stored, jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
-    # A TPU's scatter wants heads to fill the sublanes of its tiles. Where they do not, the compiler copies the arrays
-    # of all layers in each of them (docs/TPU.md); to pass over one layer's is cheaper.
-    old = jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
-    place = jnp.arange(old.shape[2]) - start[:, None]  # of each position among the new ones
-    length = new.shape[2]
-    index = jnp.clip(place, 0, length - 1)[:, None, :, None]
-    spread = new if length == 1 else jnp.take_along_axis(new, index, axis=2)
-    written = jnp.where(((place >= 0) & (place < length))[:, None, :, None], spread, old)
-    return jax.lax.dynamic_update_index_in_dim(stored, written, layer, 0), written
+        # Counted by the loop itself, the rows make libtpu 0.0.42 take the loop for one that writes all of the cache,
+        # and fail.
+        return jax.lax.scan(one_row, old, jnp.arange(start.shape[0]))[0]
+
+    held = P(None, *CACHED) if cache.stacked else CACHED
+    write = on_each_device(write, in_specs=(held, held, BATCH), out_specs=held)
+    all_keys, all_values = write((cache.keys, cache.values), (keys, values), cache.length)
+    return Cache(all_keys, all_values, cache.length + count)
 
 
 class Projection(nnx.Module):
@@ -256,14 +258,11 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         angles: tuple[Array, Array],
-        mask: Bool[Array, "b 1 t s"],
-        cached: tuple[Array, Array, Array, Array | None] | None = None,
+        mask: Bool[Array, "#b 1 t t"],
+        past: Past | None = None,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
-        """The new x, and the keys and values attended to: those of `cached`, with x's written from its position on.
-
-        `cached` is keys, values, that position and, where the arrays are those of all layers, this layer's index.
-        """
+    ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b k t h"], Float[Array, "b k t h"]]]:
+        """The new x, which attends to itself and to the past, and x's own keys and values."""
 
         def project(name: str, x: Array) -> Array:
             # Each projection drops other elements, as PEFT's do.
@@ -273,16 +272,10 @@ class Block(nnx.Module):
         y = self.attn_norm(x)
         q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
         keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        stored = keys, values
-        if cached is not None:
-            old_keys, old_values, start, layer = cached
-            all_keys, keys = _write(old_keys, keys, start, layer)
-            all_values, values = _write(old_values, values, start, layer)
-            stored = all_keys, all_values
-        mixed = attend(q, keys, values, mask)
+        mixed = attend(q, keys, values, mask) if past is None else attend_after(past, q, keys, values, mask)
         x = x + project("o", mixed)
         y = self.mlp_norm(x)
-        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), stored
+        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), (keys, values)
 
 
 class Llama(nnx.Module):
@@ -352,6 +345,13 @@ class Llama(nnx.Module):
                 x = layer(x, state, None if keys is None else keys[i])
         return x
 
+    def read(
+        self, tokens: Int[Array, "b t"], count: Int[Array, " b"], *, stacked: bool = False
+    ) -> tuple[Float[Array, "b t d"], Cache]:
+        """Reads texts from their beginning: `extend` without a past. Their cache has room for t positions."""
+        x, keys, values = self._read(tokens, None, stacked=stacked)
+        return x, Cache(keys, values, count)
+
     def extend(
         self, tokens: Int[Array, "b t"], count: Int[Array, " b"], cache: Cache
     ) -> tuple[Float[Array, "b t d"], Cache]:
@@ -359,30 +359,38 @@ class Llama(nnx.Module):
 
         The tokens after them are computed in vain, and overwritten by the next. The cache has room for all t.
         """
-        positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
-        mask = (jnp.arange(cache.capacity) <= positions[..., None])[:, None]
+        x, keys, values = self._read(tokens, cache, stacked=cache.stacked)
+        return x, append(cache, keys, values, count)
+
+    def _read(self, tokens: Array, cache: Cache | None, *, stacked: bool) -> tuple[Array, Any, Any]:
+        """Last hidden states, and the keys and values of the tokens as a `Cache` has them."""
+        b, t = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(t), (b, t))
+        causal = jnp.tril(jnp.ones((t, t), bool))[None, None]
+        filled: Any = None  # of a past
+        if cache is not None:
+            positions += cache.length[:, None]
+            filled = (jnp.arange(cache.capacity) < cache.length[:, None])[:, None, None]
         angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
-        graph, stacked = nnx.split(self.blocks)
-        x, num_layers = split_width(self._embed(tokens)), self.cfg.num_layers
-        length = cache.length + count
-        if not cache.stacked:
-            keys, values = [], []
-            for state, k, v in zip(unstack(stacked, num_layers), cache.keys, cache.values, strict=True):
-                x, (k, v) = nnx.merge(graph, state)(x, angles, mask, (k, v, cache.length, None))
-                keys.append(k)
-                values.append(v)
-            return x, Cache(tuple(keys), tuple(values), length)
+        graph, states = nnx.split(self.blocks)
 
-        def layer(carry: tuple, xs: tuple[Array, nnx.State]) -> tuple[tuple, None]:
-            # The cache is carried, which is in place; as the scan's xs and ys there would be two of it.
-            x, keys, values = carry
-            i, state = xs
-            x, stored = nnx.merge(graph, state)(x, angles, mask, (keys, values, cache.length, i))
-            return (split_width(x), *stored), None
+        def layer(x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
+            state, *old = xs
+            past = Past(old[0], old[1], filled) if old else None
+            x, new = nnx.merge(graph, state)(x, angles, causal, past)
+            return split_width(x), new
 
-        carry: tuple = (x, cache.keys, cache.values)
-        (x, all_keys, all_values), _ = jax.lax.scan(layer, carry, (jnp.arange(num_layers), stacked))
-        return x, Cache(all_keys, all_values, length)
+        x, old = split_width(self._embed(tokens)), () if cache is None else (cache.keys, cache.values)
+        if stacked:
+            # The cache is only read here: as a carry, or as outputs, there would be two of it.
+            x, (keys, values) = jax.lax.scan(layer, x, (states, *old))
+            return x, keys, values
+        written = []
+        for xs in zip(unstack(states, self.cfg.num_layers), *old, strict=True):
+            x, new = layer(x, xs)
+            written.append(new)
+        all_keys, all_values = zip(*written, strict=True)
+        return x, all_keys, all_values
 
     def unembed(self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None) -> Float[Array, "b t v"]:
         """Logits in float32, of the whole vocabulary or of the given token ids only."""

@@ -133,8 +133,7 @@ def read_prompts(
     model: Llama, tables: DeviceAutomaton, tokens: Int[Array, "n t"], count: Int[Array, " n"], *, stacked: bool = False
 ) -> Prompts:
     """Reads prompts of `count` tokens each; what follows them in `tokens` is padding."""
-    cache = empty_cache(model.cfg, batch=tokens.shape[0], capacity=tokens.shape[1], stacked=stacked)
-    hidden, cache = model.extend(tokens, count, cache)
+    hidden, cache = model.read(tokens, count, stacked=stacked)
     last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
     return Prompts(cache, model.unembed(last, tables.token_ids)[:, 0])
 

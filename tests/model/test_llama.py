@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import jax
@@ -8,7 +9,9 @@ import pytest
 import sentencepiece
 from flax import nnx
 
+from crystal_jax.config import MeshConfig
 from crystal_jax.model.llama import attend, empty_cache
+from crystal_jax.sharding import make_mesh
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, extend, from_hugging_face, logits
 
 
@@ -67,13 +70,20 @@ def test_cached_decoding_equals_the_full_forward(tokens, tied, stacked):
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, atol=1e-5)
 
 
-# With eight heads, all layers' arrays are written otherwise.
-@pytest.mark.parametrize(("stacked", "kv_heads"), [(False, 2), (True, 2), (True, 8)])
-def test_rows_are_read_at_places_of_their_own(tokens, stacked, kv_heads):
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=1, tensor=2)])
+def test_rows_are_read_at_places_of_their_own(tokens, stacked, mesh):
     """Two rows that are read in pieces of other lengths; what is beyond a piece is overwritten by the next."""
-    cfg = dataclasses.replace(TINY, num_heads=8, num_kv_heads=kv_heads)
-    model, expected = build(cfg), logits(build(cfg), tokens)
-    cache, found = empty_cache(cfg, batch=2, capacity=15, stacked=stacked), [[], []]
+    model, expected = build(TINY), logits(build(TINY), tokens)
+    with contextlib.ExitStack() as stack:
+        if mesh:
+            stack.enter_context(jax.set_mesh(make_mesh(mesh)))
+        found = read_in_pieces(model, tokens, stacked)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def read_in_pieces(model, tokens, stacked):
+    cache, found = empty_cache(model.cfg, batch=2, capacity=15, stacked=stacked), [[], []]
     place = [0, 0]
     for counts in ((4, 1), (0, 4), (3, 3), (4, 3)):
         chunk = jnp.stack([jnp.roll(tokens[row], -place[row])[:4] for row in range(2)])
@@ -82,7 +92,7 @@ def test_rows_are_read_at_places_of_their_own(tokens, stacked, kv_heads):
             found[row].append(piece[row, :count])
             place[row] += count
     assert cache.length.tolist() == place == [11, 11]
-    np.testing.assert_allclose(jnp.stack([jnp.concatenate(row) for row in found]), expected, atol=1e-5)
+    return jnp.stack([jnp.concatenate(row) for row in found])
 
 
 def test_unembedding_some_columns_equals_choosing_them_afterwards(tokens):
