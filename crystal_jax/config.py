@@ -254,6 +254,8 @@ class TrainConfig:
         samples: Crystals that are drawn and judged at every checkpoint; 0 is none.
         peak_tflops: What one device can do in the type it computes in, 10¹² FLOP/s, as its maker states it. The log
             has the share of it that training reaches (MFU); 0 leaves that out.
+        token_features: Share of the variance of a token's first embedding that comes from what the token means
+            (text/token_features.py), so that tokens alike begin alike; 0 draws all of it independently.
     """
 
     num_steps: int
@@ -266,12 +268,17 @@ class TrainConfig:
     best: str = "val_loss"
     samples: int = 0
     peak_tflops: float = 0.0
+    token_features: float = 0.0
 
     def __post_init__(self):
         for name in ("num_steps", "log_every", "eval_every", "save_every", "eval_batches", "keep"):
             _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
         for name in ("samples", "peak_tflops"):
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative, not {getattr(self, name)}")
+        _require(
+            0 <= self.token_features <= 1,
+            f"train.token_features={self.token_features} is not a share between 0 and 1",
+        )
         _require(
             self.best in LOSSES or self.best in SAMPLE_RATES,
             f"train.best={self.best!r} is none of {', '.join((*LOSSES, *SAMPLE_RATES))}",
@@ -365,6 +372,11 @@ class Experiment:
         _require(
             self.quantize.kind == "none" or self.lora.rank > 0,
             f"quantize.kind={self.quantize.kind!r} needs a frozen base, and with lora.rank=0 every weight is trained",
+        )
+        _require(
+            not self.train.token_features or (self.tokenizer.name == "atom_coordinate" and not self.lora.rank),
+            "train.token_features needs tokenizer.name='atom_coordinate', whose tokens are whole numbers and elements, "
+            "and lora.rank=0, which trains the embedding",
         )
         chunk, row = self.execution.loss_chunk, self.data.seq_len
         _require(not chunk or row % chunk == 0, f"execution.loss_chunk={chunk} does not divide data.seq_len={row}")

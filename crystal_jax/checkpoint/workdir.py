@@ -30,11 +30,14 @@ from crystal_jax.checkpoint.vocabulary import GrownSource
 from crystal_jax.config import LOSSES, UNQUANTIZED, Experiment, LlamaConfig, QuantizationConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.model.informed import informed
 from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import split
 from crystal_jax.model.quantize import quantize_state
 from crystal_jax.provenance import provenance
 from crystal_jax.sharding import abstract, tree_shardings
+from crystal_jax.text.token_features import token_features
+from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 
 _CONFIG = "config.json"
 # These decide what the numbers in a checkpoint mean, so a resumed run must agree on them.
@@ -215,6 +218,9 @@ def _build(
     experiment: Experiment, key: jax.Array, quantization: QuantizationConfig = UNQUANTIZED
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     model = Llama(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
+    if share := experiment.train.token_features:
+        features = token_features(AtomCoordinateTokenizer())
+        model.embedding[...] = informed(model.embedding[...], features, share, jax.random.fold_in(key, 0))
     return split(model, experiment.lora)
 
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crystal_jax.checkpoint.workdir import abstract_parameters, load_trained
+from crystal_jax.checkpoint.workdir import abstract_parameters, initial_parameters, load_trained
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.lora import count_parameters
 from crystal_jax.model.quantize import dequantize_state
 from crystal_jax.sharding import make_mesh, put_batch
+from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 from crystal_jax.train.run import train
 from crystal_jax.train.step import loss_sum, setup
 from tests.experiments import training_config
@@ -192,6 +193,25 @@ def test_quantising_what_is_trained_is_refused():
         experiment_with(quantize={"kind": "nf4"})
     with pytest.raises(UserError, match=r"quantize.kind='int3' is none of"):
         experiment_with(quantize={"kind": "int3"})
+
+
+def test_tokens_that_are_alike_begin_alike():
+    tokenizer = AtomCoordinateTokenizer()
+    config = training_config("", train={"token_features": 0.8}, tokenizer={"name": tokenizer.name})
+    experiment = from_config_dict(config, vocab_size=tokenizer.vocab_size + 7)
+    _, params, _ = initial_parameters(experiment, make_mesh(MeshConfig(data=1, fsdp=2, tensor=2)))
+    rows = np.array(params["embedding"].get_value())
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    near, far = ([rows[tokenizer.spell("", value)[0]] for value in pair] for pair in (("Fe", "Co"), ("Fe", "O")))
+    assert near[0] @ near[1] > far[0] @ far[1] + 0.2
+
+
+def test_token_features_need_tokens_and_an_embedding_to_train():
+    for changes in ({"tokenizer": {"name": "character"}}, ADAPTERS):
+        with pytest.raises(UserError, match=r"train.token_features needs tokenizer.name='atom_coordinate'"):
+            experiment_with(train={"token_features": 0.8}, **changes)
+    with pytest.raises(UserError, match=r"token_features=2 is not a share"):
+        experiment_with(train={"token_features": 2})
 
 
 def test_a_run_on_a_quantised_base_with_dropout_resumes_to_the_bit(trained, dataset, tmp_path):

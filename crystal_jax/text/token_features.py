@@ -1,0 +1,74 @@
+"""What the tokens of a crystal mean, as numbers: a start for the embedding of a model that learns from nothing.
+
+The coordinates beside 0.31 are 0.30 and 0.32, and 0.99 is followed by 0.00; iron's neighbours are cobalt and ruthenium.
+A model whose vectors are drawn independently has to find that out from the data, for each token alone. For the rare
+ones the data do not suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from pymatgen.core import Element
+
+from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
+
+# Waves in each range: the first tell what is far apart, the last what is side by side. Those of angles and coordinates
+# include the fractions that symmetry prefers.
+_LENGTHS, _LENGTH_WAVES = np.arange(10, 600), (1, 2, 4, 8, 16, 32, 64, 128)  # tenths of an Å, in 60 Å
+_ANGLES, _ANGLE_WAVES = np.arange(1, 180), (1, 2, 3, 4, 6, 8, 12, 24, 60)  # degrees, in a turn
+_COORDINATES, _COORDINATE_WAVES = np.arange(101), (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 25, 50)  # hundredths
+_ELECTRONEGATIVITIES = np.linspace(0.7, 4.0, 8)  # Pauling's scale
+_RADII = np.linspace(0.25, 2.6, 8)  # Å
+_OXIDATION_STATES = range(-4, 9)
+_GROUP_WEIGHT, _OTHER_WEIGHT = 2.0, 1.5  # of what decides which elements replace each other, against the rest
+
+
+def token_features(tokenizer: AtomCoordinateTokenizer) -> Float[np.ndarray, "v f"]:
+    """Features of lengths, angles, coordinates and elements, in rows of mean square 1; all other tokens have zeros.
+
+    The four kinds have columns of their own, so that their rows are orthogonal. Numbers are sines and cosines (as in
+    Vaswani et al., arXiv:1706.03762, section 3.5); an element is its period, group, block, electronegativity, common
+    oxidation states and radius.
+    """
+    kinds = (
+        ([f"{i / 10:.1f}" for i in _LENGTHS], _waves(_LENGTHS / 600, _LENGTH_WAVES)),
+        ([str(i) for i in _ANGLES], _waves(_ANGLES / 360, _ANGLE_WAVES)),
+        ([f"{i / 100:.2f}" for i in _COORDINATES], _waves(_COORDINATES / 100, _COORDINATE_WAVES)),
+        (ELEMENTS, _elements()),
+    )
+    width = sum(values.shape[1] for _, values in kinds)
+    features = np.zeros((tokenizer.vocab_size, width))
+    start = 0
+    for spellings, values in kinds:
+        ids = [tokenizer.spell("", spelling)[0] for spelling in spellings]
+        stop = start + values.shape[1]
+        features[ids, start:stop] = values * np.sqrt(width / (values**2).sum(axis=1, keepdims=True))
+        start = stop
+    return features
+
+
+def _waves(phase: Float[np.ndarray, " n"], waves: Sequence[int]) -> Float[np.ndarray, "n f"]:
+    angle = 2 * np.pi * phase[:, None] * np.asarray(waves)
+    return np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _elements() -> Float[np.ndarray, "e f"]:
+    rows = np.array([_element(Element(symbol)) for symbol in ELEMENTS])
+    return rows - rows.mean(axis=0)
+
+
+def _element(element: Element) -> list[float]:
+    electronegativity = element.data.get("X") or 2.0  # noble gases have none
+    radius = element.atomic_radius or 1.5
+    return [
+        *(element.row == np.arange(1, 8)),
+        *_GROUP_WEIGHT * (element.group == np.arange(1, 19)),
+        *_OTHER_WEIGHT * np.array([element.block == block for block in "spdf"]),
+        *np.exp(-0.5 * ((electronegativity - _ELECTRONEGATIVITIES) / 0.4) ** 2),
+        *_OTHER_WEIGHT * np.isin(_OXIDATION_STATES, element.common_oxidation_states),
+        *np.exp(-0.5 * ((radius - _RADII) / 0.25) ** 2),
+    ]
