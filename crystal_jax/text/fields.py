@@ -15,13 +15,17 @@ CLASSES = ("other", "lattice", "element", "coordinate", "end")  # prompts are "o
 OTHER, LATTICE, ELEMENT, COORDINATE, END = range(len(CLASSES))
 
 
-def token_classes(tokenizer: Tokenizer, completion: str) -> list[int]:
+def token_classes(tokenizer: Tokenizer, completion: str, number: int) -> list[int]:
     """The class of each token of a completion: a crystal, or the symbol that an infilling asks for. No EOS.
+
+    Args:
+        tokenizer: Its tokenizer.
+        completion: The text.
+        number: Of its tokens after a prompt; alone, SentencePiece would put a space before it.
 
     Raises:
         ValueError: the tokenizer writes the crystal in another way than field by field.
     """
-    number = len(tokenizer.encode(completion))
     if "\n" not in completion:
         return [ELEMENT] * number
     asked: Any = tokenizer
