@@ -42,7 +42,7 @@ SAMPLING = """
 mesh. Rows fill the memory up to nine tenths, at most 256 on each part of the mesh; the cache has 425 positions,
 LLaMA-2's longest prompt and crystal. Models are split over tensor until their weights take a quarter of a chip's
 memory, then over fsdp until they take 60 %: weights are read for every token, and chips that share them must talk in
-every layer. Weights and cache are in the orders of axes that the compiler asks for.
+every layer.
 
 ## Targets
 """
@@ -54,8 +54,9 @@ A training step, changed in one thing at a time; 7B on v5e-16, 70B on v5e-64.
 """
 
 ROWS = """
-A decode step with fewer rows reads less beyond its weights and cache, as more of what it computes stays on the chip.
-But each weight that it reads is of use to fewer rows, and it writes fewer crystals an hour:
+Where several query heads share a key head, the compiler takes a layer's keys and values out of the cache before it
+multiplies. On v5e both fit the chip's own memory, which costs nothing; on v5p they do with fewer rows. But each weight
+that it reads is then of use to fewer rows, and it writes fewer crystals an hour:
 """
 
 CHOICES = """
@@ -67,14 +68,15 @@ What came before these figures:
 - Activations were not told to stay split by rows. They took over the embedding's split of the width, and the compiler
   summed every layer's outputs over all chips instead of gathering its weights: a 7B on v5e-16 peaked at 10.4 GiB
   instead of 2.8.
-- One decode step with weights and cache in the usual order of axes: both were rewritten in another order in every
-  step. For a 7B on v5e-16, 512 rows on a mesh of 1 × 1 × 16, that was 4.0 GiB of temporaries and 44.7 GiB of traffic;
-  with the order of the cache left to the compiler, 0.02 and 12.7 GiB. The sampler's own loop takes them in the usual
-  order still: it writes eight tokens a call, and rewrites the weights once in each.
-- Rows that write at positions of their own do so by a scatter, which a TPU does in place where the key and value heads
-  of a chip fill the eight sublanes of a tile, as the 7B's do. For the others the compiler copied the arrays of all
-  layers in every layer: 683 GiB of traffic a step of the 70B on v5e-64. There one layer's array is passed over instead,
-  which reads and writes it once more: 20.6 GiB, where rows at one common position took 12.3.
+- Each layer wrote its keys and values into the cache, and then attended to it. A row writes at a position of its own,
+  which is a scatter, and a TPU does that in place only where the key and value heads of a chip fill the eight sublanes
+  of a tile. For the others the compiler copied the arrays of all layers in every layer: 683 GiB of traffic a step of
+  the 70B on v5e-64, and 20.6 GiB where one layer's array was passed over instead. Now a layer attends to the cache as
+  it was and to its own keys beside it; all layers' are written after the last one, row by row, each chip its own rows:
+  12.3 GiB.
+- Weights and cache in the usual order of axes used to be rewritten in another order in every step, 44.7 GiB of traffic
+  of a 7B on v5e-16 with 512 rows instead of 12.7, so that the compiler had to be asked for its own. With the writes at
+  the end it asks for the usual one.
 - Decoding at optimisation level O1 reads slices of the weights and the cache twice or three times: traffic of a 70B
   on v5e-64 was 2.56 times its weights and cache, at the default level 1.01.
 
