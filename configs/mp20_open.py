@@ -57,7 +57,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         seed=0,
         best="val_loss",
         samples=0,
-        token_features=0.0 if variant == "lora" else 0.8,
+        token_features=0.0,
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = ""
