@@ -130,7 +130,8 @@ def read_hull(path: Path, *, elements: Path | None = None) -> Hull:
 
     Args:
         path: a CSV with `composition` (a formula, or JSON from symbols to amounts) and `formation_energy_per_atom`
-            (eV/atom, MP2020-corrected), or JSON (also .gz) with computed entries, as a list or by id.
+            (eV/atom, MP2020-corrected), or JSON (also .gz) with computed entries: a list, as the Materials Project's
+            client gives them, by id, or as the column `entry` of a table, as Matbench Discovery publishes them.
         elements: with a CSV, entries of the elements' reference states; by default the one
             `*elemental-reference-entries.json*` beside it.
 
@@ -144,6 +145,11 @@ def read_hull(path: Path, *, elements: Path | None = None) -> Hull:
         entries = _entries(path)
         lowest = _elements(entries)
         return Hull(_formation_energies(entries, lowest), lowest, source)
+    if path.name.endswith((".pkl", ".pkl.gz", ".pickle")):
+        raise UserError(
+            f"{path}: a pickle may hold any program, so it is not read; take the same materials as JSON of computed "
+            "entries (Matbench Discovery: *-computed-structure-entries.json.gz)"
+        )
     if not path.name.endswith((".csv", ".csv.gz")):
         raise UserError(f"{path}: known materials are read from .csv, .csv.gz, .json or .json.gz")
     if elements is None:
@@ -171,6 +177,8 @@ def _table(path: Path) -> list[Material]:
 def _entries(path: Path) -> list[ComputedEntry]:
     try:
         found: Any = loadfn(path, cls=None)
+        if isinstance(found, dict):
+            found = found.get("entry", found)  # a table's column
         rows = found.values() if isinstance(found, dict) else found
         return [ComputedEntry.from_dict(row) for row in rows]
     except FileNotFoundError as error:

@@ -82,10 +82,15 @@ def test_reads_a_table_with_the_elements_beside_it(files):
     assert hull.systems() == {frozenset({"Li", "O"}), frozenset({"Fe", "O"})}
 
 
-def test_reads_computed_entries(tmp_path):
+@pytest.mark.parametrize("form", ["list", "by id", "table"])
+def test_reads_computed_entries(tmp_path, form):
     entries = [ComputedEntry(symbol, energy) for symbol, energy in ELEMENTS.items()]
     entries += [ComputedEntry("Li4O2", 6 * -2.0 + 4 * -1.9 + 2 * -4.9), ComputedEntry("Li2", 2 * -1.0)]
-    dumpfn(entries, tmp_path / "entries.json")
+    if form == "table":  # Matbench Discovery's, which pandas wrote
+        rows = [{"material_id": f"mp-{i}", "entry": entry.as_dict()} for i, entry in enumerate(entries)]
+        pd.DataFrame(rows).to_json(tmp_path / "entries.json", default_handler=str)
+    else:
+        dumpfn(entries if form == "list" else dict(enumerate(entries)), tmp_path / "entries.json")
     hull = read_hull(tmp_path / "entries.json")
     assert hull.height(Composition("Li2O"), 2 / 3 * -1.9 + 1 / 3 * -4.9 - 2).above == pytest.approx(0)
 
@@ -95,6 +100,7 @@ def test_reads_computed_entries(tmp_path):
     [
         ("none.csv", None, "no such file of known materials"),
         ("hull.txt", "x", r"are read from \.csv"),
+        ("ppd.pkl.gz", "x", r"a pickle may hold any program.*computed-structure-entries"),
         ("other.csv", "a,b\n1,2\n", "not a table of composition"),
         ("words.csv", "composition,formation_energy_per_atom\nwhat?,1\n", "not a table of composition"),
         ("entries.json", "[1, 2]", "not a JSON file of pymatgen's computed entries"),
