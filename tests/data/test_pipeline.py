@@ -10,6 +10,7 @@ from crystal_jax.data.mp20 import open_split
 from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
 from crystal_jax.errors import UserError
 from crystal_jax.text.crystal_text import TextFormat
+from crystal_jax.text.fields import COORDINATE, ELEMENT, END, LATTICE
 from crystal_jax.text.prompts import MASK
 from crystal_jax.text.tokenizer import load_tokenizer
 
@@ -39,6 +40,16 @@ def test_an_element_beyond_those_of_the_texts_is_named(records):
     heavy = dataclasses.replace(records[0], atomic_numbers=np.array([8, 104], np.int32))
     with pytest.raises(ValueError, match=r"element 104 has no symbol .* end with Lr"):
         crystal_of(heavy)
+
+
+@pytest.mark.parametrize("name", ["atom_coordinate", "character", "llama2"])
+def test_validation_knows_the_class_of_each_target(records, shared, name):
+    tokenizer = load_tokenizer(name, shared / "tokenizer/tokenizer.model" if name == "llama2" else None)
+    make = ExampleMaker(tokenizer, TextFormat(), TASK, classify=True)
+    (batch,) = validation_batches(records, make, dataclasses.replace(DATA, seq_len=1024), limit=1)
+    counted = batch["weights"] > 0
+    assert set(np.unique(batch["classes"][counted])) == {LATTICE, ELEMENT, COORDINATE, END}
+    np.testing.assert_array_equal((batch["classes"] == END) & counted, batch["targets"] == tokenizer.eos_id)
 
 
 def test_packed_rows_hold_whole_examples(records):
