@@ -59,6 +59,7 @@ def experiment_with(lora: dict) -> Experiment:
     config["model"] |= _MODEL
     config["data"] |= _ROW | {"directory": str(_args.data)}
     config["lora"] = lora
+    config["train"]["token_features"] = 0.0  # adapters leave the embedding as it is
     config["optimizer"]["name"] = "adamw"  # the peer's
     return from_config_dict(config, vocab_size=load_tokenizer(config["tokenizer"]["name"]).vocab_size)
 
