@@ -65,9 +65,9 @@ def _element(element: Element) -> list[float]:
     electronegativity = element.data.get("X") or 2.0  # noble gases have none
     radius = element.atomic_radius or 1.5
     return [
-        *(element.row == np.arange(1, 8)),
-        *_GROUP_WEIGHT * (element.group == np.arange(1, 19)),
-        *_OTHER_WEIGHT * np.array([element.block == block for block in "spdf"]),
+        *(np.arange(1, 8) == element.row),
+        *_GROUP_WEIGHT * (np.arange(1, 19) == element.group),
+        *_OTHER_WEIGHT * (np.array(list("spdf")) == element.block),
         *np.exp(-0.5 * ((electronegativity - _ELECTRONEGATIVITIES) / 0.4) ** 2),
         *_OTHER_WEIGHT * np.isin(_OXIDATION_STATES, element.common_oxidation_states),
         *np.exp(-0.5 * ((radius - _RADII) / 0.25) ** 2),
