@@ -30,6 +30,8 @@ _USUAL_THRESHOLD = 2.2
 Counts = tuple[tuple[str, int], ...]
 States = tuple[int, ...]
 
+_KEPT = 20_000  # results of a few kilobytes; an untrained model meets new elements without end
+
 
 class ChargeBalance:
     """The guide of one request.
@@ -62,8 +64,8 @@ class ChargeBalance:
         thresholds = {table.electronegativity[e] for e in charged}
         self._thresholds = sorted(thresholds, key=lambda x: abs(x - _USUAL_THRESHOLD))
         self._open_after = functools.lru_cache(maxsize=100_000)(self._find_open)
-        self._others = functools.cache(lambda spare: self._rows(self._brought(spare)))
-        self._brought = functools.cache(self._find_brought)
+        self._others = functools.lru_cache(_KEPT)(lambda spare: self._rows(self._brought(spare)))
+        self._brought = functools.lru_cache(_KEPT)(self._find_brought)
         self._states = functools.cache(self._find_states)
         self._classes = functools.cache(self._find_classes)
 
