@@ -46,7 +46,7 @@ from crystal_jax.sample.scheduler import Engine, Request  # noqa: E402
 from crystal_jax.sharding import make_mesh  # noqa: E402
 from crystal_jax.text.grammar import TokenAutomaton, crystal_automaton  # noqa: E402
 from crystal_jax.text.prompts import generation_prompt  # noqa: E402
-from crystal_jax.text.tokenizer import Tokenizer, load_tokenizer, prompt_ids  # noqa: E402
+from crystal_jax.text.tokenizer import Tokenizer, completion_text, load_tokenizer, prompt_ids  # noqa: E402
 
 STEPS = 32  # of a timed decode loop: fewer than any crystal takes
 
@@ -98,7 +98,7 @@ def compare(
 
     def parses(text: str, prompt: tuple[int, ...], ids: tuple[int, ...]) -> bool:
         try:
-            trained.experiment.text.decode(tokenizer.decode([*prompt[1:], *ids]).removeprefix(text))
+            trained.experiment.text.decode(completion_text(tokenizer, text, prompt, ids))
         except ValueError:
             return False
         return True

@@ -101,8 +101,8 @@ def sampling_rows(model: LlamaConfig, states: tuple[nnx.State, ...], mesh: Mesh,
 def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) -> Lowered:
     """`read_prompts` (prefill, of one prompt) or `write` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
 
-    The cache is updated in place. Each token is drawn: with as many rows, forced ones are not worth a step
-    of several tokens.
+    The cache is updated in place. Each token is drawn: with as many rows, forced ones are not worth a step of several
+    tokens.
     """
     graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
     everywhere = NamedSharding(mesh, P())
@@ -138,8 +138,9 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
         return free_rows(experiment.model, tables, rows=rows, **sizes, stacked=True)
 
     held = params, frozen, tables
-    where = tree_shardings(jax.eval_shape(begin, tables), mesh, DECODE_RULES)
-    carried = abstract(jax.eval_shape(begin, tables), where)
+    blank = jax.eval_shape(begin, tables)
+    where = tree_shardings(blank, mesh, DECODE_RULES)
+    carried = abstract(blank, where)
     ranks = dict.fromkeys(experiment.lora.targets, experiment.lora.rank)
 
     def flops(rows: int, capacity: int) -> float:

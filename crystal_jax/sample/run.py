@@ -202,7 +202,7 @@ def sample(
     from crystal_jax.sample.scheduler import Engine, Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
-    from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
+    from crystal_jax.text.tokenizer import completion_text, load_tokenizer, prompt_ids
 
     asked = [conditions] if isinstance(conditions, Mapping) else list(conditions) or [{}]
     check_conditions(asked)
@@ -286,7 +286,7 @@ def sample(
 
     def row(drawn: Drawn) -> dict[str, Any]:
         n = drawn.request.index % len(asked)
-        text = tokenizer.decode(list(drawn.request.prompt[1:] + drawn.ids)).removeprefix(texts[n])
+        text = completion_text(tokenizer, texts[n], drawn.request.prompt, drawn.ids)
         if drawn.complete:
             experiment.text.decode(text)  # cannot fail: the grammar admits readable texts only
         return {

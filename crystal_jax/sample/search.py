@@ -133,7 +133,7 @@ def search(
     from crystal_jax.sample.tree import Search
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
-    from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
+    from crystal_jax.text.tokenizer import completion_text, load_tokenizer, prompt_ids
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     trained = load_trained(checkpoint, mesh, step=step)
@@ -167,7 +167,7 @@ def search(
     }
 
     def text_of(ids: tuple[int, ...]) -> str:
-        return tokenizer.decode([*head[1:], *ids]).removeprefix(prompt)
+        return completion_text(tokenizer, prompt, head, ids)
 
     def judge(ids: tuple[int, ...]) -> float:
         value = reward(experiment.text.decode(text_of(ids)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -236,6 +236,11 @@ def encode_example(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
     """BOS and a prompt's ids, tokenised as in training, where a completion always follows."""
     return (tokenizer.bos_id, *encode_example(tokenizer, prompt, "0")[0])
+
+
+def completion_text(tokenizer: Tokenizer, prompt: str, head: Sequence[int], ids: Sequence[int]) -> str:
+    """What ids say that were written after a prompt, whose `prompt_ids` are `head`; decoded together, as tokenised."""
+    return tokenizer.decode([*head[1:], *ids]).removeprefix(prompt)
 
 
 _PRINTABLE = "\n" + "".join(chr(i) for i in range(32, 127))

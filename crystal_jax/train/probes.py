@@ -22,7 +22,7 @@ from crystal_jax.sample.output import to_cif
 from crystal_jax.sample.scheduler import Engine, Request
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.prompts import generation_prompt
-from crystal_jax.text.tokenizer import Tokenizer, prompt_ids
+from crystal_jax.text.tokenizer import Tokenizer, completion_text, prompt_ids
 from crystal_jax.train.step import Setup, TrainState
 
 
@@ -54,7 +54,7 @@ class Probe:
     @quiet()
     def _judge(self, ids: tuple[int, ...]) -> tuple[bool, bool, bool]:
         """Whether a sample is valid, and whether its structure and its composition are."""
-        crystal = self._text.decode(self._tokenizer.decode([*self._ids[1:], *ids]).removeprefix(self._prompt))
+        crystal = self._text.decode(completion_text(self._tokenizer, self._prompt, self._ids, ids))
         found = parse(Entry("", to_cif(crystal), formula=Composition(Counter(crystal.symbols)).formula))
         structure = found.structure is not None and structural_fault(found.structure) is None
         composition = found.composition is not None and compositional_fault(found.composition, self._table) is None
