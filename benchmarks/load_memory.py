@@ -214,7 +214,7 @@ def load_base(path: Path, depth: int) -> int:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from crystal_jax.checkpoint.layout import load
-    from crystal_jax.checkpoint.workdir import base_source
+    from crystal_jax.checkpoint.models import base_source
     from crystal_jax.config import UNQUANTIZED, MeshConfig
     from crystal_jax.model.sizes import abstract_base
     from crystal_jax.sharding import make_mesh

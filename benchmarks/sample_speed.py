@@ -35,7 +35,7 @@ import torch  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from benchmarks.peer import begin, hugging_face_twin  # noqa: E402
-from crystal_jax.checkpoint.workdir import Trained, load_trained  # noqa: E402
+from crystal_jax.checkpoint.models import Trained, load_trained  # noqa: E402
 from crystal_jax.config import MeshConfig  # noqa: E402
 from crystal_jax.data.mp20 import open_split  # noqa: E402
 from crystal_jax.model.lora import count_parameters, merge_adapters  # noqa: E402

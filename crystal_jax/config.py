@@ -352,7 +352,11 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that decides a training run. `base` is the workdir or checkpoint that LoRA starts from ("" is none)."""
+    """All that decides a training run.
+
+    `base` is the model that training begins with, under adapters or as a whole: a workdir, a Hugging Face folder, or
+    the name of a released model; "" is none.
+    """
 
     model: LlamaConfig
     lora: LoraConfig
@@ -374,9 +378,10 @@ class Experiment:
             f"quantize.kind={self.quantize.kind!r} needs a frozen base, and with lora.rank=0 every weight is trained",
         )
         _require(
-            not self.train.token_features or (self.tokenizer.name == "atom_coordinate" and not self.lora.rank),
+            not self.train.token_features
+            or (self.tokenizer.name == "atom_coordinate" and not self.lora.rank and not self.base),
             "train.token_features needs tokenizer.name='atom_coordinate', whose tokens are whole numbers and elements, "
-            "and lora.rank=0, which trains the embedding",
+            "lora.rank=0, which trains the embedding, and no base, which would bring one",
         )
         chunk, row = self.execution.loss_chunk, self.data.seq_len
         _require(not chunk or row % chunk == 0, f"execution.loss_chunk={chunk} does not divide data.seq_len={row}")

@@ -10,15 +10,16 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from crystal_jax.checkpoint.hf import HfSource, is_hf
+from crystal_jax.checkpoint.hf import HfSource, is_hf, write_hf
 from crystal_jax.checkpoint.layout import StateSource, load, path_of
+from crystal_jax.checkpoint.models import abstract_parameters, base_source, load_trained, write_exported
 from crystal_jax.checkpoint.peft import Adapter, MergedSource, adapter_of, read_peft, write_peft
+from crystal_jax.checkpoint.released import locate
 from crystal_jax.checkpoint.tensors import Source
+from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
 from crystal_jax.checkpoint.workdir import (
-    abstract_parameters,
-    base_source,
     claim,
-    load_trained,
+    existing_step,
     open_checkpoints,
     read_experiment,
     restore_parameters,
@@ -27,6 +28,7 @@ from crystal_jax.config import Experiment, MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.lora import merge_adapters
 from crystal_jax.sharding import make_mesh
+from crystal_jax.text.tokenizer import load_tokenizer
 
 _ONE_DEVICE = MeshConfig(data=1, fsdp=1, tensor=1)
 
@@ -38,13 +40,28 @@ def merged_source(workdir: Path, *, step: int | None = None) -> Source:
     few bits; a model that was trained here is read whole.
     """
     experiment = read_experiment(workdir)
-    if experiment.lora.rank and is_hf(Path(experiment.base)):
-        return MergedSource(HfSource(Path(experiment.base)), _adapter(workdir, experiment, step))
+    base = locate(experiment.base) if experiment.base else Path()
+    if experiment.lora.rank and is_hf(base):
+        return MergedSource(HfSource(base), _adapter(workdir, experiment, step))
     trained = load_trained(workdir, make_mesh(_ONE_DEVICE, jax.devices()[:1]), step=step)
     state = (
         merge_adapters(trained.params, experiment.lora, experiment.quantize) if experiment.lora.rank else trained.params
     )
     return StateSource(state, experiment.model, workdir)
+
+
+def export_model(workdir: Path, source: Source, output: Path, *, dtype: str, step: int | None = None) -> None:
+    """Writes a run's model, `merged_source`, as a Hugging Face folder that `load_trained` reads, too.
+
+    Its tokenizer's files come along, where it has any.
+    """
+    experiment = read_experiment(workdir)
+    file = experiment.tokenizer.path
+    tokenizer = load_tokenizer(experiment.tokenizer.name, Path(file))
+    write_hf(output, source, dtype=dtype, special=(tokenizer.bos_id, tokenizer.eos_id))
+    if file:
+        copy_tokenizer(Path(file).parent, output)
+    write_exported(output, experiment, step=existing_step(workdir, step))
 
 
 def export_adapter(workdir: Path, output: Path, *, step: int | None = None) -> None:

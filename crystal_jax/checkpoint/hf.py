@@ -27,6 +27,7 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 _SAFETENSORS: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BUFFERS = ("rotary_emb.inv_freq",)  # old files store this constant of the architecture
+LLAMA2_SPECIAL = (1, 2)  # ids of BOS and EOS
 _CONTEXT = 4096  # tokens, LLaMA-2's; nothing here depends on it
 
 
@@ -123,8 +124,11 @@ def stated_dtype(config: Mapping[str, Any]) -> str:
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
-def config_json(cfg: LlamaConfig, dtype: str) -> dict[str, Any]:
-    """What transformers 4 and 5 both read: each has its own keys for the RoPE base and the type."""
+def config_json(cfg: LlamaConfig, dtype: str, special: tuple[int, int] = LLAMA2_SPECIAL) -> dict[str, Any]:
+    """What transformers 4 and 5 both read: each has its own keys for the RoPE base and the type.
+
+    `special` are the ids of BOS and EOS.
+    """
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -143,20 +147,28 @@ def config_json(cfg: LlamaConfig, dtype: str) -> dict[str, Any]:
         "rope_theta": cfg.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
         "tie_word_embeddings": cfg.tie_embeddings,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        "bos_token_id": special[0],
+        "eos_token_id": special[1],
         "torch_dtype": dtype,
         "dtype": dtype,
     }
 
 
-def write_hf(directory: Path, source: Source, *, dtype: str, shard_bytes: int = SHARD_BYTES) -> None:
+def write_hf(
+    directory: Path,
+    source: Source,
+    *,
+    dtype: str,
+    special: tuple[int, int] = LLAMA2_SPECIAL,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Writes a `LlamaForCausalLM` folder, tensor by tensor; config.json comes last, and only then it is a model.
 
     Args:
         directory: Made if it does not exist.
         source: Where the tensors come from.
         dtype: A key of `DTYPES`.
+        special: Ids of BOS and EOS, which config.json states.
         shard_bytes: A file holds no more, unless it be of one tensor.
 
     Raises:
@@ -176,7 +188,7 @@ def write_hf(directory: Path, source: Source, *, dtype: str, shard_bytes: int = 
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
-    write_text(directory / "config.json", json.dumps(config_json(source.config, dtype), indent=2) + "\n")
+    write_text(directory / "config.json", json.dumps(config_json(source.config, dtype, special), indent=2) + "\n")
 
 
 def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:

@@ -4,6 +4,7 @@
   --from=easylm       an EasyLM streaming checkpoint; give --architecture        also --to
   --from=peft         a PEFT LoRA adapter; give its --base, a Hugging Face folder  also --to
   --from=crystal_jax  the workdir of a training run                              also --to
+                      (to hf: with what `crystal-jax sample --checkpoint` needs to read the folder)
   --from=meta         a folder of consolidated.*.pth and params.json
   --from=gguf         a GGUF file, dequantised, with its tokenizer
   --from=llama2c      a llama2.c file (version 0)
@@ -15,7 +16,6 @@ the model was trained on.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from crystal_jax.errors import UserError
 READ = ("hf", "meta", "easylm", "peft", "gguf", "llama2c", "crystal_jax")
 WRITE = ("hf", "easylm", "peft", "crystal_jax")
 DTYPES = ("float32", "bfloat16", "float16")
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -92,6 +91,7 @@ def convert(
         raise UserError(f"{input}: no such file or folder")
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint import easylm, exchange, gguf, gguf_tokenizer, hf
+    from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
 
     if write_as == "peft":
         if read_as != "crystal_jax":
@@ -114,13 +114,13 @@ def convert(
         return
     # Before the model is written: it may be one that has no equal in these files.
     inside = gguf_tokenizer.tokenizer_files(source.metadata()) if isinstance(source, gguf.GgufSource) else {}
+    if read_as == "crystal_jax":
+        exchange.export_model(input, source, output, dtype=dtype, step=step)
+        return
     hf.write_hf(output, source, dtype=dtype)
     for name, content in inside.items():
         (output / name).write_bytes(content)
-    for name in TOKENIZER_FILES:
-        folder = base if read_as == "peft" and base else input
-        if (folder / name).is_file():
-            shutil.copy(folder / name, output / name)
+    copy_tokenizer(base if read_as == "peft" and base else input, output)
 
 
 def _open(read_as: str, path: Path, *, base: Path | None, architecture: str | None, step: int | None) -> Any:

@@ -15,29 +15,18 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from crystal_jax.checkpoint.hf import HfSource, is_hf
-from crystal_jax.checkpoint.layout import load
-from crystal_jax.checkpoint.vocabulary import GrownSource
-from crystal_jax.config import LOSSES, UNQUANTIZED, Experiment, LlamaConfig, QuantizationConfig, from_config_dict
+from crystal_jax.config import LOSSES, Experiment, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
-from crystal_jax.model.informed import informed
-from crystal_jax.model.llama import Llama
-from crystal_jax.model.lora import split
-from crystal_jax.model.quantize import quantize_state
 from crystal_jax.provenance import provenance
-from crystal_jax.sharding import abstract, tree_shardings
-from crystal_jax.text.token_features import token_features
-from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 
 _CONFIG = "config.json"
 # These decide what the numbers in a checkpoint mean, so a resumed run must agree on them.
@@ -59,7 +48,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
         for section in _FIXED:
             if theirs[section] != ours[section]:
                 raise UserError(
-                    f"{workdir} holds a run with another {section}: {_difference(theirs[section], ours[section])}; "
+                    f"{workdir} holds a run with another {section}: {difference(theirs[section], ours[section])}; "
                     "choose another --workdir"
                 )
     elif workdir.exists() and any(workdir.iterdir()):
@@ -74,7 +63,8 @@ def claim(workdir: Path, experiment: Experiment) -> None:
         write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _difference(theirs: Any, ours: Any) -> str:
+def difference(theirs: Any, ours: Any) -> str:
+    """What differs between two values, or two sections of a configuration."""
     if not isinstance(theirs, dict):
         return f"{theirs!r} there, {ours!r} here"
     rows = (f"{key}={theirs[key]!r} there, {ours[key]!r} here" for key in theirs if theirs[key] != ours[key])
@@ -90,11 +80,21 @@ def read_experiment(workdir: Path) -> Experiment:
     path = workdir / _CONFIG
     if not path.is_file():
         raise UserError(f"{workdir} is no training workdir: it has no {_CONFIG}")
+    return parse_experiment(path)[0]
+
+
+def parse_experiment(path: Path) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment that a file states, and what else it states.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        content = json.loads(path.read_text())["experiment"]
+        content = json.loads(path.read_text())
+        stated = content.pop("experiment")
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    return from_config_dict(content, vocab_size=0)
+    return from_config_dict(stated, vocab_size=0), content
 
 
 def open_checkpoints(workdir: Path, *, keep: int | None = None, best: str = "val_loss") -> ocp.CheckpointManager:
@@ -130,7 +130,7 @@ def best_step(workdir: Path) -> int:
     Raises:
         UserError: there is no checkpoint, or none was measured.
     """
-    _existing_step(workdir, None)
+    existing_step(workdir, None)
     best = read_experiment(workdir).train.best
     with read_checkpoints(workdir) as checkpoints:
         step = checkpoints.best_step()
@@ -139,41 +139,24 @@ def best_step(workdir: Path) -> int:
     return step
 
 
-class Trained(NamedTuple):
-    """A model ready for use: `nnx.merge(graph, params)`."""
-
-    graph: nnx.GraphDef
-    params: nnx.State
-    experiment: Experiment
-    step: int
-
-
-def load_trained(workdir: Path, mesh: Mesh, *, step: int | None = None) -> Trained:
-    """Reads the model of a workdir, from its last checkpoint or that of `step`.
-
-    Raises:
-        UserError: no such workdir or checkpoint.
-    """
-    experiment = read_experiment(workdir)
-    step = _existing_step(workdir, step)  # before the base is read, which may take long
-    graph, like, frozen = initial_parameters(experiment, mesh)
-    params, step = restore_parameters(workdir, like, step=step)
-    return Trained(graph, nnx.merge_state(params, frozen), experiment, step)
-
-
 def restore_parameters(workdir: Path, like: nnx.State, *, step: int | None = None) -> tuple[nnx.State, int]:
     """What a run has trained, and at which step: the last one or `step`.
 
     Raises:
         UserError: no such checkpoint.
     """
-    step = _existing_step(workdir, step)
+    step = existing_step(workdir, step)
     with read_checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
     return restored.params, step
 
 
-def _existing_step(workdir: Path, step: int | None) -> int:
+def existing_step(workdir: Path, step: int | None) -> int:
+    """The last checkpoint's step, or `step` where there is one of it.
+
+    Raises:
+        UserError: there is none.
+    """
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet")
     with read_checkpoints(workdir) as checkpoints:
@@ -183,75 +166,3 @@ def _existing_step(workdir: Path, step: int | None) -> int:
     if step is not None and step not in steps:
         raise UserError(f"{workdir} has no checkpoint of step {step}; there are: {', '.join(map(str, steps))}")
     return steps[-1] if step is None else step
-
-
-def abstract_parameters(
-    experiment: Experiment, mesh: Mesh, quantization: QuantizationConfig = UNQUANTIZED
-) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The model's graph, and shapes, types and shardings of its trainable and frozen parameters; nothing is built."""
-    graph, *states = nnx.eval_shape(lambda: _build(experiment, jax.random.key(0), quantization))
-    params, frozen = abstract(tuple(states), tree_shardings(tuple(states), mesh))
-    return graph, params, frozen
-
-
-def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The model before training, built where it will live: graph, trainable and frozen parameters.
-
-    The frozen base comes from `experiment.base`, and from the seed where there is none; `experiment.quantize` then
-    says how it is kept.
-    """
-    graph, *like = abstract_parameters(experiment, mesh)
-    where = jax.tree.map(lambda leaf: leaf.sharding, tuple(like))
-    # What the base brings is not drawn first: XLA leaves out what is not returned.
-    wanted = slice(0, 1) if experiment.base else slice(0, 2)
-    build = jax.jit(lambda key: _build(experiment, key)[1:][wanted], out_shardings=where[wanted])
-    built = build(jax.random.key(experiment.train.seed))
-    frozen = _base_parameters(experiment, like[1], mesh) if experiment.base else built[1]
-    if experiment.quantize.kind != "none":
-        graph, _, like_frozen = abstract_parameters(experiment, mesh, experiment.quantize)
-        where_frozen = jax.tree.map(lambda leaf: leaf.sharding, like_frozen)
-        frozen = quantize_state(frozen, experiment.quantize, where=where_frozen, donate=True)
-    return graph, built[0], frozen
-
-
-def _build(
-    experiment: Experiment, key: jax.Array, quantization: QuantizationConfig = UNQUANTIZED
-) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    model = Llama(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
-    if share := experiment.train.token_features:
-        features = token_features(AtomCoordinateTokenizer())
-        model.embedding[...] = informed(model.embedding[...], features, share, jax.random.fold_in(key, 0))
-    return split(model, experiment.lora)
-
-
-def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx.State:
-    """The frozen weights: of a Hugging Face folder, shard by shard, or of the workdir of another run."""
-    path = Path(experiment.base)
-    if is_hf(path):
-        return load(base_source(path, experiment.model), like)
-    base = load_trained(path, mesh)
-    if base.experiment.lora.rank:
-        raise UserError(f"base {path} has adapters of its own; merge them into it first: crystal-jax convert --to=hf")
-    _check_equal(path, base.experiment.model, experiment.model)
-    if (base.experiment.text, base.experiment.tokenizer.name) != (experiment.text, experiment.tokenizer.name):
-        raise UserError(f"base {path} was trained on another text format or tokenizer")
-    return jax.tree.map(lambda ours, to: jax.device_put(ours.astype(to.dtype), to.sharding), base.params, like)
-
-
-def base_source(path: Path, cfg: LlamaConfig) -> HfSource | GrownSource:
-    """A Hugging Face folder as the base of a model of this architecture, which may have a larger vocabulary.
-
-    Raises:
-        UserError: they differ in more than that and the type they compute in.
-    """
-    source = HfSource(path)
-    _check_equal(
-        path, dataclasses.replace(source.config, vocab_size=max(source.config.vocab_size, cfg.vocab_size)), cfg
-    )
-    return GrownSource(source, cfg.vocab_size) if cfg.vocab_size > source.config.vocab_size else source
-
-
-def _check_equal(path: Path, theirs: LlamaConfig, ours: LlamaConfig) -> None:
-    there, here = (dataclasses.asdict(dataclasses.replace(cfg, dtype="float32")) for cfg in (theirs, ours))
-    if there != here:
-        raise UserError(f"base {path} is another model: {_difference(there, here)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from crystal_jax.checkpoint.workdir import abstract_parameters
+from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.compile.arithmetic import bytes_on_a_chip
 from crystal_jax.compile.chips import Chip
 from crystal_jax.compile.cost import Cost, count

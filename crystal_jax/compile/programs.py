@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from crystal_jax.checkpoint.workdir import abstract_parameters
+from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.compile import arithmetic
 from crystal_jax.config import Experiment, LlamaConfig, MeshConfig
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants

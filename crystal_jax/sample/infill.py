@@ -33,7 +33,12 @@ from crystal_jax.text.prompts import infill_prompt, mask_element
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "The workdir of a training run with infilling.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A workdir, an exported folder or a released model (crystal-tiny), trained with infilling.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
     flags.DEFINE_string("cif", None, "The crystal: a CIF file.", flag_values=flag_values)
     flags.DEFINE_string("element", None, "The element to replace, such as Fe.", flag_values=flag_values)
@@ -73,7 +78,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
     """Entry of `crystal-jax infill`."""
     path = infill(
-        Path(flag_values.checkpoint),
+        flag_values.checkpoint,
         cif=Path(flag_values.cif),
         output=Path(flag_values.output),
         element=flag_values.element,
@@ -115,7 +120,7 @@ class Proposal:
 
 
 def infill(
-    checkpoint: Path,
+    checkpoint: str | Path,
     *,
     cif: Path,
     output: Path,
@@ -136,7 +141,7 @@ def infill(
     elements in the masked places; the original element keeps its row and gets no file.
 
     Args:
-        checkpoint: The workdir of a training run with infilling.
+        checkpoint: A workdir, an exported folder, or the name of a released model; trained with infilling.
         cif: The crystal. Its sites are sorted where the model was trained so, and not translated.
         output: Directory, new or of the same request.
         element: The element to replace; either this or `site` is given.
@@ -172,14 +177,15 @@ def infill(
         if not allowed:
             raise UserError(f"charges balance with no allowed element for {symbol}; leave out --charge_rule")
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.checkpoint.workdir import load_trained, read_experiment
+    from crystal_jax.checkpoint.models import describe, load_trained
+    from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
     from crystal_jax.sample.likelihood import Likelihood
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.tokenizer import load_tokenizer
 
-    experiment = read_experiment(checkpoint)
+    experiment = describe(checkpoint)
     if not experiment.task.infill:
         raise UserError(
             f"{checkpoint} was trained without infilling (task.infill=0); train with --config.task.infill=0.34"
@@ -196,7 +202,7 @@ def infill(
     likelihood = Likelihood(trained, tokenizer, mesh, prompt=prompt, batch_size=batch_size)
     spellings = _spellings(likelihood.encode)
     request: dict[str, Any] = {
-        "checkpoint": str(checkpoint.resolve()),
+        "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
         "cif": str(cif.resolve()),
         "cif_sha256": hashlib.sha256(content.encode()).hexdigest(),

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from crystal_jax.checkpoint.workdir import Trained
+from crystal_jax.checkpoint.models import Trained
 from crystal_jax.model.llama import Llama
 from crystal_jax.sharding import BATCH, on_mesh
 from crystal_jax.text.tokenizer import Tokenizer, encode_example

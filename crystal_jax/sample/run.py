@@ -41,7 +41,9 @@ _FLAGS = {
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "The workdir of a training run.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "checkpoint", None, "A workdir, an exported folder, or a released model: crystal-tiny.", flag_values=flag_values
+    )
     flags.DEFINE_string(
         "step", None, "A checkpoint's step, or 'best'; the last one by default.", flag_values=flag_values
     )
@@ -113,7 +115,7 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--step={step} is neither a number nor 'best'")
     processes.join_if_asked(flag_values)
     path = sample(
-        Path(flag_values.checkpoint),
+        flag_values.checkpoint,
         output=Path(flag_values.output),
         num_samples=flag_values.num_samples,
         temperature=_numbers("temperature", flag_values.temperature),
@@ -145,7 +147,7 @@ def _numbers(flag: str, texts: Sequence[str]) -> list[float]:
 
 
 def sample(
-    checkpoint: Path,
+    checkpoint: str | Path,
     *,
     output: Path,
     num_samples: int = 1000,
@@ -169,7 +171,7 @@ def sample(
     """Draws crystals and returns the path of `samples.csv`; with several temperatures or top_p, that of `output`.
 
     Args:
-        checkpoint: The workdir of a training run.
+        checkpoint: A workdir, an exported folder, or the name of a released model.
         output: Directory for the samples; continued if it holds some of the same request.
         num_samples: How many there are in the end, of each of `conditions`.
         temperature: Logits are divided by it; 0 takes the most likely token.
@@ -195,7 +197,8 @@ def sample(
     if num_samples < 1 or batch_size < 1:
         raise UserError(f"num_samples={num_samples} and batch_size={batch_size} must be positive")
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.checkpoint.workdir import best_step, load_trained
+    from crystal_jax.checkpoint.models import load_trained
+    from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.sample.constraints import make_limits
     from crystal_jax.sample.rules import Rules, allowed_elements, formula_of, make_guide
@@ -210,7 +213,7 @@ def sample(
         devices = make_mesh(MeshConfig.parse(mesh))
     except ValueError as error:
         raise UserError(str(error)) from error
-    trained = load_trained(checkpoint, devices, step=best_step(checkpoint) if step == "best" else step)
+    trained = load_trained(checkpoint, devices, step=step)
     experiment = trained.experiment
     if any(asked) and not experiment.task.conditions:
         stated = dict.fromkeys(name for one in asked for name in one)
@@ -251,7 +254,7 @@ def sample(
     except ValueError as error:
         raise UserError(str(error)) from error
     request: dict[str, Any] = {
-        "checkpoint": str(checkpoint.resolve()),
+        "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
         "prompt": texts[0] if len(texts) == 1 else hashlib.sha256("\0".join(texts).encode()).hexdigest(),
         "requests": len(texts),
@@ -306,7 +309,7 @@ def sample(
             "text_format": experiment.text.version,
         }
 
-    model_name = f"{checkpoint.resolve().name}-step{trained.step}"
+    model_name = trained.name
     written: list[Path] = []
     for t, p in settings:
         folder = output / f"temperature={t},top_p={p}" if len(settings) > 1 else output

@@ -32,7 +32,9 @@ _BATCHES_AT_ONCE = 32
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "The workdir of a training run.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "checkpoint", None, "A workdir, an exported folder, or a released model: crystal-tiny.", flag_values=flag_values
+    )
     flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
     flags.DEFINE_string(
         "samples", None, "The crystals: a CSV with a column 'cif', or a folder of *.cif.", flag_values=flag_values
@@ -47,7 +49,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
     """Entry of `crystal-jax score`."""
     path = score(
-        Path(flag_values.checkpoint),
+        flag_values.checkpoint,
         samples=Path(flag_values.samples),
         output=Path(flag_values.output),
         translations=flag_values.translations,
@@ -60,7 +62,7 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 def score(
-    checkpoint: Path,
+    checkpoint: str | Path,
     *,
     samples: Path,
     output: Path,
@@ -81,7 +83,7 @@ def score(
         ipt                     see `increase_under_translation`; null without translations
 
     Args:
-        checkpoint: The workdir of a training run.
+        checkpoint: A workdir, an exported folder, or the name of a released model.
         samples: A CSV with a column `cif`, or a folder of `*.cif`.
         output: Directory for the scores; continued if it holds some of the same request.
         translations: How many random ones; the i-th crystal's depend on the seed and on i alone.
@@ -100,7 +102,8 @@ def score(
     # Late, so that --help and bad flags answer at once.
     from tqdm import tqdm
 
-    from crystal_jax.checkpoint.workdir import load_trained
+    from crystal_jax.checkpoint.models import load_trained
+    from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
     from crystal_jax.sample.likelihood import Likelihood
@@ -113,7 +116,7 @@ def score(
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     likelihood = Likelihood(trained, tokenizer, mesh, prompt=generation_prompt(), batch_size=batch_size)
     request: dict[str, Any] = {
-        "checkpoint": str(checkpoint.resolve()),
+        "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
         "samples": str(samples.resolve()),
         "samples_sha256": hashlib.sha256("\0".join(entry.cif for entry in entries).encode()).hexdigest(),

@@ -25,7 +25,9 @@ _WORST_ENERGY = 10.0  # eV/atom; what is no structure, or is above, counts as th
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "The workdir of a training run.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "checkpoint", None, "A workdir, an exported folder, or a released model: crystal-tiny.", flag_values=flag_values
+    )
     flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
     flags.DEFINE_string(
         "reward", "validity", "validity, or an energy model: m3gnet, chgnet, matgl:NAME.", flag_values=flag_values
@@ -55,7 +57,7 @@ def main(flag_values: flags.FlagValues) -> None:
     """Entry of `crystal-jax search`."""
     names = {"formula": "pretty_formula", "spacegroup": "spacegroup.number", "e_above_hull": "e_above_hull"}
     path = search(
-        Path(flag_values.checkpoint),
+        flag_values.checkpoint,
         output=Path(flag_values.output),
         reward=named_reward(flag_values.reward),
         reward_name=flag_values.reward,
@@ -74,7 +76,7 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 def search(
-    checkpoint: Path,
+    checkpoint: str | Path,
     *,
     output: Path,
     reward: Reward,
@@ -93,7 +95,7 @@ def search(
     """Searches and returns the path of `samples.csv`, the best first.
 
     Args:
-        checkpoint: The workdir of a training run.
+        checkpoint: A workdir, an exported folder, or the name of a released model.
         output: A new directory.
         reward: Says of a crystal how good it is; a finite number.
         reward_name: Stands in `run.json`.
@@ -125,7 +127,8 @@ def search(
     import numpy as np
     from tqdm import tqdm
 
-    from crystal_jax.checkpoint.workdir import load_trained
+    from crystal_jax.checkpoint.models import load_trained
+    from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
     from crystal_jax.sample.constraints import make_limits
@@ -150,7 +153,7 @@ def search(
         raise UserError(str(error)) from error
     head = prompt_ids(tokenizer, prompt)
     request: dict[str, Any] = {
-        "checkpoint": str(checkpoint.resolve()),
+        "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
         "prompt": prompt,
         "reward": reward_name,
@@ -195,8 +198,7 @@ def search(
             bar.update(found.calls - bar.n)
     ranked = sorted(best.values(), key=lambda row: -row["reward"])
     samples.append({"index": index, "status": "complete", "prompt": prompt, **row} for index, row in enumerate(ranked))
-    name = f"{checkpoint.resolve().name}-step{trained.step}"
-    return samples.finish(experiment.text, limit=num_samples, model_name=name)
+    return samples.finish(experiment.text, limit=num_samples, model_name=trained.name)
 
 
 def named_reward(name: str) -> Reward:

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from pymatgen.core import Composition
 
-from crystal_jax.checkpoint.workdir import abstract_parameters
+from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.config import SAMPLE_RATES, Experiment
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.quiet import quiet

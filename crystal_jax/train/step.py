@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from crystal_jax.checkpoint.workdir import abstract_parameters, initial_parameters
+from crystal_jax.checkpoint.models import abstract_parameters, initial_parameters
 from crystal_jax.config import DataConfig, Experiment, GuardConfig
 from crystal_jax.model.llama import Llama
 from crystal_jax.sharding import BATCH, abstract, on_mesh, tree_shardings

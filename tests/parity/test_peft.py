@@ -14,8 +14,8 @@ import transformers
 
 from crystal_jax.checkpoint.exchange import export_adapter, import_model, merged_source
 from crystal_jax.checkpoint.hf import HfSource, write_hf
+from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.checkpoint.peft import MergedSource, read_peft
-from crystal_jax.checkpoint.workdir import load_trained
 from crystal_jax.config import MeshConfig
 from crystal_jax.sharding import make_mesh
 from tests.experiments import from_hugging_face, logits, training_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crystal_jax.checkpoint.workdir import Trained
+from crystal_jax.checkpoint.models import Trained
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.sample.infill import propose
 from crystal_jax.sample.likelihood import Likelihood

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from pymatgen.core import Lattice, Structure
 
-from crystal_jax.checkpoint.workdir import load_trained
+from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.cli import main
 from crystal_jax.config import MeshConfig, TaskConfig
 from crystal_jax.data.examples import ExampleMaker

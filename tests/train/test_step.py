@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crystal_jax.checkpoint.workdir import abstract_parameters, initial_parameters, load_trained
+from crystal_jax.checkpoint.models import abstract_parameters, initial_parameters, load_trained
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.lora import count_parameters

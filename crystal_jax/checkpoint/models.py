@@ -1,0 +1,205 @@
+"""Models ready for use, wherever they are kept: in the workdir of a run, in an exported folder, in the package.
+
+An exported folder is a Hugging Face model (`checkpoint/hf.py`) with `crystal_jax.json` beside it, which has what
+transformers does not ask for: the experiment that the model comes from, and so its tokenizer and text format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from crystal_jax.checkpoint.hf import HfSource, is_hf
+from crystal_jax.checkpoint.layout import load
+from crystal_jax.checkpoint.released import locate
+from crystal_jax.checkpoint.vocabulary import GrownSource
+from crystal_jax.checkpoint.workdir import best_step, difference, parse_experiment, read_experiment, restore_parameters
+from crystal_jax.config import UNQUANTIZED, Experiment, LlamaConfig, QuantizationConfig
+from crystal_jax.errors import UserError
+from crystal_jax.files import write_text
+from crystal_jax.model.informed import informed
+from crystal_jax.model.llama import Llama
+from crystal_jax.model.lora import split
+from crystal_jax.model.quantize import quantize_state
+from crystal_jax.provenance import provenance
+from crystal_jax.sharding import abstract, tree_shardings
+from crystal_jax.text.token_features import token_features
+from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
+
+_EXPORTED = "crystal_jax.json"
+_TOKENIZER_FILES = {"llama2": "tokenizer.model", "huggingface": "tokenizer.json"}
+
+
+class Trained(NamedTuple):
+    """A model ready for use: `nnx.merge(graph, params)`.
+
+    Attributes:
+        graph, params: Of the model.
+        experiment: What it was trained with.
+        step: Of its training.
+        name: Of the model, for outputs.
+    """
+
+    graph: nnx.GraphDef
+    params: nnx.State
+    experiment: Experiment
+    step: int
+    name: str
+
+
+def load_trained(checkpoint: str | Path, mesh: Mesh, *, step: int | Literal["best"] | None = None) -> Trained:
+    """Reads a model onto the mesh.
+
+    Args:
+        checkpoint: The workdir of a run, an exported folder, or the name of a released model.
+        mesh: Where its parameters will be.
+        step: Of a workdir's checkpoint, or the best one; the last by default.
+
+    Raises:
+        UserError: no such model or checkpoint.
+    """
+    path = locate(checkpoint)
+    if is_hf(path):
+        return _load_exported(path, mesh, step=step)
+    experiment = read_experiment(path)
+    graph, like, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
+    # Before the base is read, which may take long.
+    params, step = restore_parameters(path, like, step=best_step(path) if step == "best" else step)
+    if experiment.lora.rank:
+        frozen = initial_parameters(experiment, mesh)[2]
+    return Trained(graph, nnx.merge_state(params, frozen), experiment, step, f"{path.resolve().name}-step{step}")
+
+
+def _load_exported(path: Path, mesh: Mesh, *, step: int | str | None) -> Trained:
+    if step is not None:
+        raise UserError(f"{path} is an exported model, which has no steps to choose from; leave out --step")
+    experiment, facts = _read_exported(path)
+    _check_equal(path, HfSource(path).config, experiment.model)
+    graph, like, _ = abstract_parameters(experiment, mesh)
+    return Trained(graph, load(HfSource(path), like), experiment, facts["step"], path.resolve().name)
+
+
+def describe(checkpoint: str | Path) -> Experiment:
+    """What a model was trained with, without reading it.
+
+    Raises:
+        UserError: no such model.
+    """
+    path = locate(checkpoint)
+    return _read_exported(path)[0] if is_hf(path) else read_experiment(path)
+
+
+def _read_exported(path: Path) -> tuple[Experiment, dict[str, Any]]:
+    if not (path / _EXPORTED).is_file():
+        raise UserError(
+            f"{path} has no {_EXPORTED}, which says what tokenizer and text format the model was trained on; "
+            f"make a workdir of it: crystal-jax convert --from=hf --to=crystal_jax --config=… --input={path}"
+        )
+    experiment, facts = parse_experiment(path / _EXPORTED)
+    file = path / _TOKENIZER_FILES.get(experiment.tokenizer.name, "")
+    if file.is_file():  # where it was when the model was trained is no longer of interest
+        experiment = dataclasses.replace(
+            experiment, tokenizer=dataclasses.replace(experiment.tokenizer, path=str(file))
+        )
+    return experiment, facts
+
+
+def write_exported(path: Path, experiment: Experiment, *, step: int) -> None:
+    """Writes `crystal_jax.json` of a folder that holds a run's model, adapters merged."""
+    alone = dataclasses.replace(experiment, lora=dataclasses.replace(experiment.lora, rank=0), base="")
+    alone = dataclasses.replace(alone, quantize=UNQUANTIZED)
+    content = {
+        "experiment": dataclasses.asdict(alone),
+        "step": step,
+        "provenance": provenance(("jax", "flax", "optax", "orbax-checkpoint", "grain")),
+    }
+    write_text(path / _EXPORTED, json.dumps(content, indent=2) + "\n")
+
+
+def abstract_parameters(
+    experiment: Experiment, mesh: Mesh, quantization: QuantizationConfig = UNQUANTIZED
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model's graph, and shapes, types and shardings of its trainable and frozen parameters; nothing is built."""
+    graph, *states = nnx.eval_shape(lambda: _build(experiment, jax.random.key(0), quantization))
+    params, frozen = abstract(tuple(states), tree_shardings(tuple(states), mesh))
+    return graph, params, frozen
+
+
+def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model before training, built where it will live: graph, trainable and frozen parameters.
+
+    They come from `experiment.base`, but for adapters, and from the seed where there is none; `experiment.quantize`
+    then says how the frozen ones are kept.
+    """
+    graph, *like = abstract_parameters(experiment, mesh)
+    lora = experiment.lora.rank > 0
+    if experiment.base and not lora:
+        return graph, _base_parameters(experiment, like[0], mesh), like[1]
+    where = jax.tree.map(lambda leaf: leaf.sharding, tuple(like))
+    # What the base brings is not drawn first: XLA leaves out what is not returned.
+    wanted = slice(0, 1) if experiment.base else slice(0, 2)
+    build = jax.jit(lambda key: _build(experiment, key)[1:][wanted], out_shardings=where[wanted])
+    built = build(jax.random.key(experiment.train.seed))
+    frozen = _base_parameters(experiment, like[1], mesh) if experiment.base else built[1]
+    if experiment.quantize.kind != "none":
+        graph, _, like_frozen = abstract_parameters(experiment, mesh, experiment.quantize)
+        where_frozen = jax.tree.map(lambda leaf: leaf.sharding, like_frozen)
+        frozen = quantize_state(frozen, experiment.quantize, where=where_frozen, donate=True)
+    return graph, built[0], frozen
+
+
+def _build(
+    experiment: Experiment, key: jax.Array, quantization: QuantizationConfig = UNQUANTIZED
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    model = Llama(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
+    if share := experiment.train.token_features:
+        features = token_features(AtomCoordinateTokenizer())
+        model.embedding[...] = informed(model.embedding[...], features, share, jax.random.fold_in(key, 0))
+    return split(model, experiment.lora)
+
+
+def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx.State:
+    """The weights to begin with: of a Hugging Face folder, shard by shard, or of the workdir of another run."""
+    path = locate(experiment.base)
+    if not is_hf(path):
+        base = load_trained(path, mesh)
+        if base.experiment.lora.rank:
+            raise UserError(
+                f"base {path} has adapters of its own; merge them into it first: crystal-jax convert --to=hf"
+            )
+        _check_equal(path, base.experiment.model, experiment.model)
+        _check_language(path, base.experiment, experiment)
+        return jax.tree.map(lambda ours, to: jax.device_put(ours.astype(to.dtype), to.sharding), base.params, like)
+    if (path / _EXPORTED).is_file():
+        _check_language(path, _read_exported(path)[0], experiment)
+    return load(base_source(path, experiment.model), like)
+
+
+def base_source(path: Path, cfg: LlamaConfig) -> HfSource | GrownSource:
+    """A Hugging Face folder as the base of a model of this architecture, which may have a larger vocabulary.
+
+    Raises:
+        UserError: they differ in more than that and the type they compute in.
+    """
+    source = HfSource(path)
+    _check_equal(
+        path, dataclasses.replace(source.config, vocab_size=max(source.config.vocab_size, cfg.vocab_size)), cfg
+    )
+    return GrownSource(source, cfg.vocab_size) if cfg.vocab_size > source.config.vocab_size else source
+
+
+def _check_equal(path: Path, theirs: LlamaConfig, ours: LlamaConfig) -> None:
+    there, here = (dataclasses.asdict(dataclasses.replace(cfg, dtype="float32")) for cfg in (theirs, ours))
+    if there != here:
+        raise UserError(f"base {path} is another model: {difference(there, here)}")
+
+
+def _check_language(path: Path, theirs: Experiment, ours: Experiment) -> None:
+    if (theirs.text, theirs.tokenizer.name) != (ours.text, ours.tokenizer.name):
+        raise UserError(f"base {path} was trained on another text format or tokenizer")

@@ -1,0 +1,15 @@
+"""The files of a tokenizer, which go where its model goes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies those that a folder has."""
+    for name in _FILES:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)

@@ -1,0 +1,100 @@
+"""Models from workdirs, exported folders and the package."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from crystal_jax.checkpoint.models import describe, initial_parameters, load_trained
+from crystal_jax.checkpoint.run import convert
+from crystal_jax.config import MeshConfig, from_config_dict
+from crystal_jax.errors import UserError
+from crystal_jax.sample.run import sample
+from crystal_jax.sharding import make_mesh
+from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
+from crystal_jax.train.run import train
+from tests.experiments import training_config
+
+VOCABULARY = AtomCoordinateTokenizer().vocab_size
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    convert("crystal_jax", "hf", input=trained, output=folder, dtype="float32")
+    return folder
+
+
+def assert_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_an_exported_folder_is_the_workdirs_model(trained, exported, mesh):
+    ours, theirs = load_trained(exported, mesh), load_trained(trained, mesh)
+    assert_equal(ours.params, theirs.params)
+    assert (ours.experiment, ours.step) == (theirs.experiment, theirs.step) == (describe(exported), 6)
+    assert (ours.name, theirs.name) == ("model", f"{trained.name}-step6")
+
+
+def test_an_exported_folder_states_the_tokens_that_begin_and_end(exported):
+    stated, tokenizer = json.loads((exported / "config.json").read_text()), AtomCoordinateTokenizer()
+    assert (stated["bos_token_id"], stated["eos_token_id"]) == (tokenizer.bos_id, tokenizer.eos_id)
+
+
+def test_both_write_the_same_crystals(trained, exported, tmp_path):
+    paths = [
+        sample(checkpoint, output=tmp_path / str(i), num_samples=3, batch_size=4)
+        for i, checkpoint in enumerate((trained, exported))
+    ]
+    texts = [[json.loads(line)["text"] for line in (p.parent / "samples.jsonl").open()] for p in paths]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("kind", ["trained", "exported"])
+def test_all_of_a_base_is_trained_on(kind, request, dataset, mesh, tmp_path):
+    base = request.getfixturevalue(kind)
+    config = training_config(str(dataset), base=str(base), train={"num_steps": 1}, mesh={"data": -1, "fsdp": 1})
+    _, params, _ = initial_parameters(from_config_dict(config, vocab_size=VOCABULARY), mesh)
+    assert_equal(params, load_trained(base, mesh).params)
+    train(config, workdir=tmp_path / "run")
+    after = load_trained(tmp_path / "run", mesh).params
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), params, after)
+    assert not any(jax.tree.leaves(same))
+
+
+def test_an_adapters_merged_export_forgets_its_base(trained, dataset, mesh, tmp_path):
+    config = training_config(str(dataset), base=str(trained), lora={"rank": 2}, mesh={"data": -1, "fsdp": 1})
+    train(config | {"train": {**config["train"], "num_steps": 1}}, workdir=tmp_path / "run")
+    convert("crystal_jax", "hf", input=tmp_path / "run", output=tmp_path / "merged", dtype="float32")
+    experiment = describe(tmp_path / "merged")
+    assert (experiment.lora.rank, experiment.base) == (0, "")
+    sample(tmp_path / "merged", output=tmp_path / "samples", num_samples=1, batch_size=4)
+
+
+def test_what_cannot_be_read_is_said(exported, mesh, tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint nowhere: .* released models are: crystal-tiny"):
+        load_trained("nowhere", mesh)
+    with pytest.raises(UserError, match="has no steps to choose from"):
+        load_trained(exported, mesh, step=3)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((exported / "config.json").read_text())
+    with pytest.raises(UserError, match=r"has no crystal_jax.json.*convert --from=hf --to=crystal_jax"):
+        load_trained(bare, mesh)
+
+
+def test_a_base_must_speak_the_same_language(exported, dataset, mesh):
+    config = training_config(str(dataset), base=str(exported), lora={"rank": 2}, text={"version": "paper"})
+    experiment = from_config_dict(config, vocab_size=VOCABULARY)
+    with pytest.raises(UserError, match="another text format or tokenizer"):
+        initial_parameters(experiment, mesh)
+    other = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, rope_theta=7.0))
+    with pytest.raises(UserError, match=r"rope_theta=500.0 there, 7.0 here"):
+        initial_parameters(dataclasses.replace(other, text=describe(exported).text), mesh)
