@@ -166,10 +166,10 @@ def formula_unit(formula: str) -> Mapping[str, int]:
         ValueError: it is no formula.
     """
     try:
-        whole, _ = Composition(formula).get_integer_formula_and_factor()
+        composition = Composition(formula)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{formula!r} is not a chemical formula") from error
-    unit = Composition(whole).get_el_amt_dict()
+    unit = Composition(composition.get_integer_formula_and_factor()[0]).get_el_amt_dict() if composition else {}
     if not unit or set(unit) - set(ELEMENTS):
         raise ValueError(f"{formula!r} is not a chemical formula of elements that can be written")
     return {symbol: round(number) for symbol, number in unit.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import MIN_DISTANCE
@@ -61,13 +61,7 @@ def make_guide(
     guides: list[Guide] = []
     values = {name: automaton.values[part] for name, part in automaton.fields.items()}
     if "charge" in rules.constraints:
-        guide = ChargeBalance(
-            load_oxidation_table(rules.oxidation_states),
-            values["element"],
-            elements=rules.elements,
-            min_atoms=rules.min_atoms,
-            max_atoms=rules.max_atoms,
-        )
+        guide = _charge_balance(rules, automaton)
         if "formula" not in rules.constraints:
             guides.append(guide)
         elif formula and not guide.is_valid(formula_unit(formula)):
@@ -82,6 +76,28 @@ def make_guide(
             raise ValueError("the constraint 'lattice' needs a requested space group")
         guides.append(LatticeSystem(spacegroup, lengths=values["length"], angles=values["angle"]))
     return Guides(guides) if guides else None
+
+
+def _charge_balance(rules: Rules, automaton: TokenAutomaton) -> ChargeBalance:
+    return ChargeBalance(
+        load_oxidation_table(rules.oxidation_states),
+        automaton.values[automaton.fields["element"]],
+        elements=rules.elements,
+        min_atoms=rules.min_atoms,
+        max_atoms=rules.max_atoms,
+    )
+
+
+def make_admission(rules: Rules, automaton: TokenAutomaton) -> Callable[[Mapping[str, int]], bool]:
+    """Whether a crystal with this smallest whole formula can keep to the rules, its elements aside."""
+    balance = _charge_balance(rules, automaton) if "charge" in rules.constraints else None
+
+    def admits(unit: Mapping[str, int]) -> bool:
+        size = sum(unit.values())
+        fits = any(n >= rules.min_atoms for n in range(size, rules.max_atoms + 1, size))
+        return fits and (balance is None or balance.is_valid(unit))
+
+    return admits
 
 
 def formula_of(rules: Rules, formula: str | None) -> str | None:

@@ -23,10 +23,11 @@ from absl import flags
 from crystal_jax import processes
 from crystal_jax.errors import UserError
 from crystal_jax.sample.requests import check_conditions, read_conditions
-from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
-from crystal_jax.text.prompts import Conditions, generation_prompt
+from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.prompts import Conditions
 
 if TYPE_CHECKING:
+    from crystal_jax.sample.questions import Question
     from crystal_jax.sample.scheduler import Drawn
 
 # Conditions by name, and their flags.
@@ -72,6 +73,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "requests",
         None,
         "Ask for the properties in each line of this CSV file (MP-20's columns).",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "draw_formula",
+        False,
+        "Let the model state a formula itself, anew before each crystal: it then decides on the composition first.",
         flag_values=flag_values,
     )
     flags.DEFINE_list("elements", None, "Allow these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
@@ -121,6 +128,7 @@ def main(flag_values: flags.FlagValues) -> None:
         temperature=_numbers("temperature", flag_values.temperature),
         top_p=_numbers("top_p", flag_values.top_p),
         conditions=read_conditions(Path(requests)) if requests else asked,
+        draw_formula=flag_values.draw_formula,
         constraints=flag_values.constraints,
         elements=flag_values.elements or ELEMENTS,
         without=flag_values.without or (),
@@ -154,6 +162,7 @@ def sample(
     temperature: float | Sequence[float] = 1.0,
     top_p: float | Sequence[float] = 1.0,
     conditions: Conditions | Sequence[Conditions] = (),
+    draw_formula: bool = False,
     constraints: Sequence[str] = (),
     elements: Sequence[str] = ELEMENTS,
     without: Sequence[str] = (),
@@ -177,6 +186,7 @@ def sample(
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of the probability.
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests.
+        draw_formula: The model states a formula itself, a new one before each crystal (`sample/formulas.py`).
         constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to.
         elements: Elements that may occur.
         without: Elements that may not.
@@ -200,12 +210,14 @@ def sample(
     from crystal_jax.checkpoint.models import load_trained
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
-    from crystal_jax.sample.constraints import make_limits
-    from crystal_jax.sample.rules import Rules, allowed_elements, formula_of, make_guide
+    from crystal_jax.sample.formulas import Formulas
+    from crystal_jax.sample.job import Job
+    from crystal_jax.sample.questions import Questions
+    from crystal_jax.sample.rules import Rules, allowed_elements, make_admission
     from crystal_jax.sample.scheduler import Engine, Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
-    from crystal_jax.text.tokenizer import completion_text, load_tokenizer, prompt_ids
+    from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
     asked = [conditions] if isinstance(conditions, Mapping) else list(conditions) or [{}]
     check_conditions(asked)
@@ -215,6 +227,8 @@ def sample(
         raise UserError(str(error)) from error
     trained = load_trained(checkpoint, devices, step=step)
     experiment = trained.experiment
+    if draw_formula and any("pretty_formula" in one for one in asked):
+        raise UserError("formulas are either asked for or drawn; leave out one of them")
     if any(asked) and not experiment.task.conditions:
         stated = dict.fromkeys(name for one in asked for name in one)
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(stated)}")
@@ -231,32 +245,21 @@ def sample(
             min_radii=min_radii,
         )
         automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
-        texts = [generation_prompt(one) for one in asked]
-        prompts = [prompt_ids(tokenizer, text) for text in texts]
-        parts: list[dict[str, Any]] = []
-        for one, prompt in zip(asked, prompts, strict=True):
-            formula, group = one.get("pretty_formula"), one.get("spacegroup.number")
-            limits = make_limits(
-                elements=rules.elements,
-                formula=formula_of(rules, str(formula) if formula else None),
-                min_atoms=min_atoms,
-                max_atoms=max_atoms,
-            )
-            guide = make_guide(
-                rules,
-                automaton,
-                formula=str(formula) if formula else None,
-                spacegroup=int(group) if group is not None else None,
-            )
-            parts.append({"prompt": prompt, "limits": limits, "guide": guide})
+        questions = Questions(asked, rules, automaton, tokenizer, drawn=draw_formula)
         for t, p in settings:
-            Request(index=0, prompt=prompts[0], temperature=t, top_p=p)
+            Request(index=0, prompt=(), temperature=t, top_p=p)
     except ValueError as error:
         raise UserError(str(error)) from error
+    formulas = None
+    if draw_formula:
+        admit = make_admission(rules, automaton)
+        formulas = Formulas(trained, tokenizer, devices, elements=rules.elements, admit=admit, seed=seed)
+    texts = questions.texts
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
         "prompt": texts[0] if len(texts) == 1 else hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+        "draw_formula": draw_formula,
         "requests": len(texts),
         "constraints": sorted(constraints),
         "oxidation_states": oxidation_states if "charge" in constraints else None,
@@ -277,27 +280,35 @@ def sample(
         automaton,
         mesh=devices,
         rows=min(batch_size, total),
-        prompt_tokens=max(map(len, prompts)),
+        prompt_tokens=questions.prompt_tokens,
     )
 
-    def requests(done: set[int], temperature: float, top_p: float) -> Iterator[Request]:
-        # Repetitions outermost, so that raising num_samples renames none.
-        for index in range(total):
-            if index not in done:
-                part = parts[index % len(asked)]
-                yield Request(index=index, seed=seed, temperature=temperature, top_p=top_p, **part)
+    open_questions: dict[int, Question] = {}
+
+    def requests(indices: Sequence[int], temperature: float, top_p: float) -> Iterator[Request]:
+        for index, question in questions(indices, formulas, temperature=temperature, top_p=top_p):
+            open_questions[index] = question
+            yield Request(
+                index=index,
+                prompt=question.prompt,
+                seed=seed,
+                temperature=temperature,
+                top_p=top_p,
+                limits=question.limits,
+                guide=question.guide,
+            )
 
     def row(drawn: Drawn) -> dict[str, Any]:
-        n = drawn.request.index % len(asked)
-        text = completion_text(tokenizer, texts[n], drawn.request.prompt, drawn.ids)
+        question = open_questions.pop(drawn.request.index)
+        text = completion_text(tokenizer, question.text, question.prompt, drawn.ids)
         if drawn.complete:
             experiment.text.decode(text)  # cannot fail: the grammar admits readable texts only
         return {
             "index": drawn.request.index,
             "status": "complete" if drawn.complete else "dead end",
-            "request": dict(asked[n]),
+            "request": dict(question.conditions),
             "seed": seed,
-            "prompt": texts[n],
+            "prompt": question.text,
             "text": text,
             "tokens": len(drawn.ids) + 1,
             "log_prob": round(drawn.log_prob, 4),
@@ -305,55 +316,14 @@ def sample(
             "log_kept": round(drawn.log_kept, 4),
             "dead_ends": drawn.dead_ends,
             "constraints": request["constraints"],
-            "checkpoint": model_name,
+            "checkpoint": trained.name,
             "text_format": experiment.text.version,
         }
 
-    model_name = trained.name
     written: list[Path] = []
     for t, p in settings:
         folder = output / f"temperature={t},top_p={p}" if len(settings) > 1 else output
-        job = _Job(folder, {**request, "temperature": t, "top_p": p}, total=total)
-        job.write(row(drawn) for drawn in engine.run(trained.params, requests(job.done, t, p)))
-        written.append(job.finish(experiment.text, model_name=model_name, extxyz=extxyz))
+        job = Job(folder, {**request, "temperature": t, "top_p": p}, total=total)
+        job.write(row(drawn) for drawn in engine.run(trained.params, requests(job.missing, t, p)))
+        written.append(job.finish(experiment.text, model_name=trained.name, extxyz=extxyz))
     return written[0] if len(written) == 1 else output
-
-
-class _Job:
-    """The output of one setting. Every process of a job draws all of its samples; the first one writes them."""
-
-    def __init__(self, folder: Path, request: Mapping[str, Any], *, total: int):
-        import numpy as np
-        from jax.experimental import multihost_utils
-
-        from crystal_jax.provenance import provenance
-        from crystal_jax.sample.output import SamplesFile
-
-        self._folder, self._total, self._samples = folder, total, None
-        done = np.zeros(total, bool)
-        if processes.is_first():
-            self._samples = SamplesFile(folder, request, provenance(("jax", "flax", "pymatgen"), command="sample"))
-            for row in self._samples.rows():
-                done[row["index"] :][:1] = True  # there may be more than are asked for now
-        self.done = set(np.flatnonzero(multihost_utils.broadcast_one_to_all(done)).tolist())
-
-    def write(self, rows: Iterator[Mapping[str, Any]]) -> None:
-        from tqdm import tqdm
-
-        with tqdm(
-            total=self._total,
-            initial=len(self.done),
-            desc="sample",
-            unit="crystal",
-            disable=None if processes.is_first() else True,
-        ) as bar:
-            for row in rows:
-                if self._samples:
-                    self._samples.append([row])
-                bar.update()
-
-    def finish(self, text_format: TextFormat, *, model_name: str, extxyz: bool) -> Path:
-        if self._samples:
-            self._samples.finish(text_format, limit=self._total, model_name=model_name, extxyz=extxyz)
-        processes.wait_for_all("samples are written")
-        return self._folder / "samples.csv"

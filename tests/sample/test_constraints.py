@@ -97,6 +97,7 @@ def test_the_smallest_whole_formula_is_meant(formula):
         ({"formula": "LiFePO4", "max_atoms": 6}, r"no multiple of LiFePO4 \(7 atoms\) has 1 to 6 atoms"),
         ({"formula": "NaCl", "elements": ["Na"]}, "NaCl has Cl, which the allowed elements leave out"),
         ({"formula": "Unobtainium3"}, "is not a chemical formula"),
+        ({"formula": "()"}, "is not a chemical formula"),
         ({"elements": ["Xx"]}, "Not elements: Xx"),
         ({"elements": []}, "at least one allowed element"),
         ({"min_atoms": 5, "max_atoms": 4}, "min_atoms=5 must be at least 1 and at most max_atoms=4"),
