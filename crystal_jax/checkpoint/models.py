@@ -112,8 +112,11 @@ def _read_exported(path: Path) -> tuple[Experiment, dict[str, Any]]:
 
 def write_exported(path: Path, experiment: Experiment, *, step: int) -> None:
     """Writes `crystal_jax.json` of a folder that holds a run's model, adapters merged."""
-    alone = dataclasses.replace(experiment, lora=dataclasses.replace(experiment.lora, rank=0), base="")
-    alone = dataclasses.replace(alone, quantize=UNQUANTIZED)
+    # Where its files lay is of interest on that machine only.
+    data = dataclasses.replace(experiment.data, directory="/".join(Path(experiment.data.directory).parts[-2:]))
+    tokenizer = dataclasses.replace(experiment.tokenizer, path="")
+    lora = dataclasses.replace(experiment.lora, rank=0)
+    alone = dataclasses.replace(experiment, base="", lora=lora, quantize=UNQUANTIZED, data=data, tokenizer=tokenizer)
     content = {
         "experiment": dataclasses.asdict(alone),
         "step": step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,20 @@ class Evaluation:
 
 
 @quiet()
-def write_report(evaluation: Path, *, output: Path | None = None, training_log: Path | None = None) -> Path:
+def write_report(
+    evaluation: Path,
+    *,
+    output: Path | None = None,
+    training_log: Path | None = None,
+    beside: Mapping[str, Path] | None = None,
+) -> Path:
     """Writes the report of an evaluation.
 
     Args:
         evaluation: folder with `metrics.json` and `structures.csv`.
         output: the HTML file; by default `report.html` in that folder.
         training_log: JSON lines with `step` and any of `loss`, `val_loss` and `tokens_per_second`.
+        beside: folders of other evaluations, by the names of their rows in the table of comparisons.
 
     Returns:
         The path of the file written.
@@ -110,7 +118,9 @@ def write_report(evaluation: Path, *, output: Path | None = None, training_log: 
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html").render(
-        **_figures(data), training=_training(training_log) if training_log else None
+        **_figures(data),
+        training=_training(training_log) if training_log else None,
+        beside=[(name, Evaluation.read(Path(folder)).metrics) for name, folder in (beside or {}).items()],
     )
     path = Path(output) if output else evaluation / "report.html"
     write_text(path, page)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
+from crystal_jax.errors import UserError
 from crystal_jax.report.html import write_report
 
 
@@ -25,13 +26,23 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "metrics.jsonl of a training run, to show its curve: step, loss, val_loss, tokens_per_second.",
         flag_values=flag_values,
     )
+    flags.DEFINE_list(
+        "beside",
+        [],
+        "NAME=FOLDER of further evaluations, to be rows of the table of comparisons.",
+        flag_values=flag_values,
+    )
 
 
 def main(flag_values: flags.FlagValues) -> None:
     """Runs `crystal-jax report`."""
+    beside = dict(text.rpartition("=")[::2] for text in flag_values.beside)
+    if not all(beside):
+        raise UserError(f"--beside={','.join(flag_values.beside)} is not written NAME=FOLDER")
     path = write_report(
         Path(flag_values.evaluation),
         output=Path(flag_values.output) if flag_values.output else None,
         training_log=Path(flag_values.training_log) if flag_values.training_log else None,
+        beside={name: Path(folder) for name, folder in beside.items()},
     )
     print(f"written: {path}")

@@ -71,6 +71,16 @@ def test_shows_rates_with_their_denominators(evaluation):
     assert "LLaMA-2 70B, τ = 0.7 (published) 99.6" in text
 
 
+def test_other_evaluations_stand_beside_it(evaluation, tmp_path, capsys):
+    path = write_report(evaluation, beside={"The same again": evaluation})
+    rows = re.findall(r"(This evaluation|The same again) 75.0 % 3 of 4", page(path).text)
+    assert rows == ["This evaluation", "The same again"]
+    assert cli.main(["report", f"--evaluation={evaluation}", f"--beside=Before={evaluation}"]) == 0
+    assert "Before 75.0 % 3 of 4" in page(path).text
+    assert cli.main(["report", f"--evaluation={evaluation}", "--beside=nameless"]) == 1
+    assert "--beside=nameless is not written NAME=FOLDER" in capsys.readouterr().err
+
+
 def test_shows_what_was_measured(evaluation):
     text = page(write_report(evaluation)).text
     for words in ("Recall", "Coverage precision", "Space groups", "Candidates", "LM-AC (published)", "like b"):
