@@ -12,7 +12,8 @@ from crystal_jax.evaluate import stability
 from crystal_jax.evaluate.energy import jobs
 from crystal_jax.evaluate.energy import model as model_module
 from crystal_jax.evaluate.energy.model import Prediction
-from crystal_jax.evaluate.run import EnergyOptions, evaluate
+from crystal_jax.evaluate.options import EnergyOptions
+from crystal_jax.evaluate.run import evaluate
 from crystal_jax.evaluate.structures import COLUMNS
 
 ELEMENTS = {"Na": -1.3, "Cl": -1.8, "Cs": -0.9, "Mg": -1.6, "O": -4.9}
