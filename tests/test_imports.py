@@ -30,7 +30,7 @@ ALLOWED = {
     "report": {"evaluate"},
     "dft": {"evaluate"},
     "sweep": {"text", "config", "evaluate"},
-    "demo": {"data", "train", "sample", "evaluate", "report"},
+    "demo": {"checkpoint", "data", "train", "sample", "evaluate", "report"},
     "cli": set(),
     "tfds_mp20": set(),
 }
