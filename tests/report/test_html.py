@@ -73,10 +73,10 @@ def test_shows_rates_with_their_denominators(evaluation):
 
 def test_other_evaluations_stand_beside_it(evaluation, tmp_path, capsys):
     path = write_report(evaluation, beside={"The same again": evaluation})
-    rows = re.findall(r"(This evaluation|The same again) 75.0 % 3 of 4", page(path).text)
+    rows = re.findall(r"(This evaluation|The same again)\s+75.0\s%\s3 of 4", page(path).text)
     assert rows == ["This evaluation", "The same again"]
     assert cli.main(["report", f"--evaluation={evaluation}", f"--beside=Before={evaluation}"]) == 0
-    assert "Before 75.0 % 3 of 4" in page(path).text
+    assert re.search(r"Before\s+75.0\s%\s3 of 4", page(path).text)
     assert cli.main(["report", f"--evaluation={evaluation}", "--beside=nameless"]) == 1
     assert "--beside=nameless is not written NAME=FOLDER" in capsys.readouterr().err
 
