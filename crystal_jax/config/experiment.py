@@ -1,0 +1,109 @@
+"""A whole experiment, built from a ConfigDict in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from crystal_jax.config.check import require
+from crystal_jax.config.model import UNQUANTIZED, ExecutionConfig, LlamaConfig, LoraConfig, QuantizationConfig
+from crystal_jax.config.training import (
+    DEFAULT_GUARD,
+    DataConfig,
+    GuardConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from crystal_jax.errors import UserError
+from crystal_jax.text.crystal_text import TextFormat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that decides a training run. `base` is the workdir or checkpoint that LoRA starts from ("" is none)."""
+
+    model: LlamaConfig
+    lora: LoraConfig
+    execution: ExecutionConfig
+    text: TextFormat
+    tokenizer: TokenizerConfig
+    task: TaskConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    base: str = ""
+    quantize: QuantizationConfig = UNQUANTIZED
+    guard: GuardConfig = DEFAULT_GUARD
+
+    def __post_init__(self):
+        require(
+            self.quantize.kind == "none" or self.lora.rank > 0,
+            f"quantize.kind={self.quantize.kind!r} needs a frozen base, and with lora.rank=0 every weight is trained",
+        )
+        require(
+            not self.train.token_features or (self.tokenizer.name == "atom_coordinate" and not self.lora.rank),
+            "train.token_features needs tokenizer.name='atom_coordinate', whose tokens are whole numbers and elements, "
+            "and lora.rank=0, which trains the embedding",
+        )
+        chunk, row = self.execution.loss_chunk, self.data.seq_len
+        require(not chunk or row % chunk == 0, f"execution.loss_chunk={chunk} does not divide data.seq_len={row}")
+
+
+def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
+    """Builds the typed configuration; `vocab_size` fills the model's where the config leaves it out.
+
+    Raises:
+        UserError: a section or key is missing, unknown, or has an impossible value.
+    """
+    fields = dataclasses.fields(Experiment)
+    sections = {field.name: _SECTIONS.get(field.name) for field in fields}
+    optional = {field.name for field in fields if field.default is not dataclasses.MISSING}
+    if unknown := set(tree) - set(sections):
+        raise UserError(f"config has unknown keys {', '.join(sorted(unknown))}; expected {', '.join(sections)}")
+    built: dict[str, Any] = {}
+    for name, cls in sections.items():
+        if name not in tree:
+            if name in optional:
+                continue
+            raise UserError(f"config lacks the section {name!r}")
+        if cls is None:
+            built[name] = tree[name]
+            continue
+        if name == "mesh" and isinstance(tree[name], str):
+            try:
+                built[name] = MeshConfig.parse(tree[name])
+            except ValueError as error:
+                raise UserError(f"config.mesh: {error}") from error
+            continue
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(tree[name]).items()}
+        if name == "model":
+            values.setdefault("vocab_size", vocab_size)
+        try:
+            built[name] = cls(**values)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{name}: {str(error).replace('__init__() ', '')}") from error
+    try:
+        return Experiment(**built)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+
+
+_SECTIONS: Mapping[str, type] = {
+    "model": LlamaConfig,
+    "lora": LoraConfig,
+    "execution": ExecutionConfig,
+    "text": TextFormat,
+    "tokenizer": TokenizerConfig,
+    "task": TaskConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "mesh": MeshConfig,
+    "quantize": QuantizationConfig,
+    "guard": GuardConfig,
+}
