@@ -27,11 +27,11 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from crystal_jax.checkpoint.hf import HfSource, is_hf
 from crystal_jax.checkpoint.layout import load
 from crystal_jax.checkpoint.vocabulary import GrownSource
-from crystal_jax.config import LOSSES, UNQUANTIZED, Experiment, LlamaConfig, QuantizationConfig, from_config_dict
+from crystal_jax.config import LOSSES, UNQUANTIZED, Experiment, ModelConfig, QuantizationConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.model.architectures import make_model
 from crystal_jax.model.informed import informed
-from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import split
 from crystal_jax.model.quantize import quantize_state
 from crystal_jax.provenance import provenance
@@ -77,8 +77,10 @@ def claim(workdir: Path, experiment: Experiment) -> None:
 def _difference(theirs: Any, ours: Any) -> str:
     if not isinstance(theirs, dict):
         return f"{theirs!r} there, {ours!r} here"
-    rows = (f"{key}={theirs[key]!r} there, {ours[key]!r} here" for key in theirs if theirs[key] != ours[key])
-    return "; ".join(rows)
+    keys = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+    if "architecture" in keys:  # then other fields are not comparable
+        keys = ["architecture"]
+    return "; ".join(f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here" for key in keys)
 
 
 def read_experiment(workdir: Path) -> Experiment:
@@ -217,7 +219,7 @@ def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef
 def _build(
     experiment: Experiment, key: jax.Array, quantization: QuantizationConfig = UNQUANTIZED
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    model = Llama(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
+    model = make_model(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
     if share := experiment.train.token_features:
         features = token_features(AtomCoordinateTokenizer())
         model.embedding[...] = informed(model.embedding[...], features, share, jax.random.fold_in(key, 0))
@@ -238,7 +240,7 @@ def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx
     return jax.tree.map(lambda ours, to: jax.device_put(ours.astype(to.dtype), to.sharding), base.params, like)
 
 
-def base_source(path: Path, cfg: LlamaConfig) -> HfSource | GrownSource:
+def base_source(path: Path, cfg: ModelConfig) -> HfSource | GrownSource:
     """A Hugging Face folder as the base of a model of this architecture, which may have a larger vocabulary.
 
     Raises:
@@ -251,7 +253,7 @@ def base_source(path: Path, cfg: LlamaConfig) -> HfSource | GrownSource:
     return GrownSource(source, cfg.vocab_size) if cfg.vocab_size > source.config.vocab_size else source
 
 
-def _check_equal(path: Path, theirs: LlamaConfig, ours: LlamaConfig) -> None:
+def _check_equal(path: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
     there, here = (dataclasses.asdict(dataclasses.replace(cfg, dtype="float32")) for cfg in (theirs, ours))
     if there != here:
         raise UserError(f"base {path} is another model: {_difference(there, here)}")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from crystal_jax.config.check import require
-from crystal_jax.config.model import UNQUANTIZED, ExecutionConfig, LlamaConfig, LoraConfig, QuantizationConfig
+from crystal_jax.config.model import (
+    UNQUANTIZED,
+    ExecutionConfig,
+    LoraConfig,
+    ModelConfig,
+    QuantizationConfig,
+    model_config,
+)
 from crystal_jax.config.training import (
     DEFAULT_GUARD,
     DataConfig,
@@ -26,7 +33,7 @@ from crystal_jax.text.crystal_text import TextFormat
 class Experiment:
     """All that decides a training run. `base` is the workdir or checkpoint that LoRA starts from ("" is none)."""
 
-    model: LlamaConfig
+    model: ModelConfig
     lora: LoraConfig
     execution: ExecutionConfig
     text: TextFormat
@@ -50,7 +57,17 @@ class Experiment:
             "train.token_features needs tokenizer.name='atom_coordinate', whose tokens are whole numbers and elements, "
             "and lora.rank=0, which trains the embedding",
         )
-        chunk, row = self.execution.loss_chunk, self.data.seq_len
+        if missing := set(self.lora.targets) - set(self.model.projections):
+            raise ValueError(
+                f"lora.targets has {', '.join(sorted(missing))}; model.architecture={self.model.architecture!r} has "
+                f"{', '.join(self.model.projections)}"
+            )
+        most, row = self.model.num_positions, self.data.seq_len
+        require(
+            most is None or row <= most,
+            f"data.seq_len={row} is more than model.num_positions={most}, the longest text that the model can read",
+        )
+        chunk = self.execution.loss_chunk
         require(not chunk or row % chunk == 0, f"execution.loss_chunk={chunk} does not divide data.seq_len={row}")
 
 
@@ -66,12 +83,12 @@ def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
     if unknown := set(tree) - set(sections):
         raise UserError(f"config has unknown keys {', '.join(sorted(unknown))}; expected {', '.join(sections)}")
     built: dict[str, Any] = {}
-    for name, cls in sections.items():
+    for name, make in sections.items():
         if name not in tree:
             if name in optional:
                 continue
             raise UserError(f"config lacks the section {name!r}")
-        if cls is None:
+        if make is None:
             built[name] = tree[name]
             continue
         if name == "mesh" and isinstance(tree[name], str):
@@ -84,17 +101,17 @@ def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
         if name == "model":
             values.setdefault("vocab_size", vocab_size)
         try:
-            built[name] = cls(**values)
+            built[name] = make(**values)
         except (TypeError, ValueError) as error:
-            raise UserError(f"config.{name}: {str(error).replace('__init__() ', '')}") from error
+            raise UserError(f"config.{name}: {str(error).replace('.__init__()', '')}") from error
     try:
         return Experiment(**built)
     except ValueError as error:
         raise UserError(f"config: {error}") from error
 
 
-_SECTIONS: Mapping[str, type] = {
-    "model": LlamaConfig,
+_SECTIONS: Mapping[str, Callable[..., Any]] = {
+    "model": model_config,
     "lora": LoraConfig,
     "execution": ExecutionConfig,
     "text": TextFormat,

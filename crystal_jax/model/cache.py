@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from crystal_jax.config import LlamaConfig
+from crystal_jax.config import ModelConfig
 from crystal_jax.sharding import BATCH, CACHED, on_each_device
 
 
@@ -46,8 +46,8 @@ class Cache(NamedTuple):
         return jax.tree.leaves(self.keys)[0].shape[-2]
 
 
-def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int, stacked: bool = False) -> Cache:
-    """A cache for `capacity` positions of `batch` rows; `stacked` for `Llama.extend` to loop over the layers."""
+def empty_cache(cfg: ModelConfig, *, batch: int, capacity: int, stacked: bool = False) -> Cache:
+    """A cache for `capacity` positions of `batch` rows; `stacked` for `Transformer.extend` to loop over the layers."""
     shape = (batch, cfg.num_kv_heads, capacity, cfg.head_dim)
 
     def blank() -> tuple[Array, ...] | Array:

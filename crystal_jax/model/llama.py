@@ -1,5 +1,7 @@
 """LLaMA-2 in Flax NNX (Touvron et al., arXiv:2307.09288), with LoRA factors beside the kernels they adapt.
 
+`Transformer` is what it shares with GPT-2 (model/gpt2.py).
+
 Axis letters: b batch, t query position, s key position, d embedding, n query heads, k key/value heads, h head
 dimension, f hidden layer of the MLP, v vocabulary, r LoRA rank.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from crystal_jax.config import (
     ExecutionConfig,
     LlamaConfig,
     LoraConfig,
+    ModelConfig,
     QuantizationConfig,
 )
 from crystal_jax.model.attention import Past, attend, attend_after
@@ -33,17 +36,18 @@ from crystal_jax.sharding import split_rows, split_width
 class Projection(nnx.Module):
     """`einsum(equation, x, kernel)`, plus `α/r · (x A) B` where the projection has an adapter.
 
-    A quantised kernel is kept as `codes` and `scales`.
+    A quantised kernel is kept as `codes` and `scales`. A `biased` projection adds a vector of its own.
     """
 
     def __init__(
         self,
         equation: str,
-        cfg: LlamaConfig,
+        cfg: ModelConfig,
         lora: LoraConfig,
         quantization: QuantizationConfig = UNQUANTIZED,
         *,
         adapted: bool,
+        biased: bool = False,
         flat: bool,
         rngs: nnx.Rngs,
     ):
@@ -72,6 +76,9 @@ class Projection(nnx.Module):
             self.kernel = nnx.Param(kernel)
         else:
             self.codes, self.scales = map(nnx.Param, quantize(kernel, quantization, inputs=self.inputs))
+        self.biased = biased
+        if biased:
+            self.bias = nnx.Param(jnp.zeros(shape_out, param_dtype))
         self.adapted = adapted and lora.rank > 0
         if self.adapted:
             # As PEFT does: A uniform within ±1/√fan_in, B zero, so that training starts from the base model.
@@ -85,6 +92,8 @@ class Projection(nnx.Module):
     def __call__(self, x: Array, dropout_key: Array | None = None) -> Array:
         """The projection of x; with a key, the adapter sees x after dropout."""
         y = self._base_product(x)
+        if self.biased:
+            y += self.bias[...].astype(self.dtype)
         if self.adapted:
             if dropout_key is not None:
                 x = dropout(x, self.dropout, dropout_key)
@@ -204,12 +213,20 @@ class Block(nnx.Module):
         return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), (keys, values)
 
 
-class Llama(nnx.Module):
-    """Token ids in, logits out. Parameters of the blocks are stacked along a leading layer axis."""
+class Transformer(nnx.Module):
+    """Token ids in, logits out. Parameters of the blocks are stacked along a leading layer axis.
+
+    Attributes:
+        block: The architecture's block, with the interface of `Block`.
+        norm: Its norm, with that of `RMSNorm`.
+    """
+
+    block: ClassVar[type]
+    norm: ClassVar[type]
 
     def __init__(
         self,
-        cfg: LlamaConfig,
+        cfg: ModelConfig,
         lora: LoraConfig,
         execution: ExecutionConfig,
         quantization: QuantizationConfig = UNQUANTIZED,
@@ -222,8 +239,10 @@ class Llama(nnx.Module):
         self.embedding = nnx.Param(init(rngs.params(), (cfg.vocab_size, cfg.embed_dim), param_dtype))
         # Pods keep the einsums: their sharding is that of the arrays as they are.
         flat = not execution.scan_layers
-        self.blocks = nnx.vmap(lambda r: Block(cfg, lora, quantization, flat=flat, rngs=r))(rngs.split(cfg.num_layers))
-        self.final_norm = RMSNorm(cfg, lora)
+        self.blocks = nnx.vmap(lambda r: self.block(cfg, lora, quantization, flat=flat, rngs=r))(
+            rngs.split(cfg.num_layers)
+        )
+        self.final_norm = self.norm(cfg, lora)
         if not cfg.tie_embeddings:
             self.lm_head = nnx.Param(init(rngs.params(), (cfg.embed_dim, cfg.vocab_size), param_dtype))
 
@@ -251,7 +270,7 @@ class Llama(nnx.Module):
         t = tokens.shape[1]
         causal = jnp.tril(jnp.ones((t, t), bool))
         mask = (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
-        angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
+        angles = self._angles(positions)
         graph, stacked = nnx.split(self.blocks)
 
         keys = None
@@ -263,7 +282,7 @@ class Llama(nnx.Module):
 
         if self.execution.remat:
             layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
-        x = split_rows(self._embed(tokens))
+        x = split_rows(self._embed(tokens, positions))
         if self.execution.scan_layers:
             x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys))
         else:
@@ -297,7 +316,7 @@ class Llama(nnx.Module):
         if cache is not None:
             positions += cache.length[:, None]
             filled = (jnp.arange(cache.capacity) < cache.length[:, None])[:, None, None]
-        angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
+        angles = self._angles(positions)
         graph, states = nnx.split(self.blocks)
 
         def layer(x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
@@ -306,7 +325,7 @@ class Llama(nnx.Module):
             x, new = nnx.merge(graph, state)(x, angles, causal, past)
             return split_width(x), new
 
-        x, old = split_width(self._embed(tokens)), () if cache is None else (cache.keys, cache.values)
+        x, old = split_width(self._embed(tokens, positions)), () if cache is None else (cache.keys, cache.values)
         if stacked:
             # The cache is only read here: as a carry, or as outputs, there would be two of it.
             x, (keys, values) = jax.lax.scan(layer, x, (states, *old))
@@ -334,8 +353,23 @@ class Llama(nnx.Module):
         head = self.embedding[...].T if self.cfg.tie_embeddings else self.lm_head[...]
         return counted_cross_entropy(self.final_norm(x), head, targets, weights, chunk=chunk)
 
-    def _embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """What the first block reads."""
         return self.embedding[...][tokens].astype(self.cfg.dtype)
+
+    def _angles(self, positions: Int[Array, "b t"]) -> Any:
+        """What every block is told of the positions."""
+        raise NotImplementedError
+
+
+class Llama(Transformer):
+    """LLaMA-2: positions are angles that queries and keys are turned by."""
+
+    block, norm = Block, RMSNorm
+    cfg: LlamaConfig
+
+    def _angles(self, positions: Int[Array, "b t"]) -> tuple[Array, Array]:
+        return rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
 
 
 def unstack(stacked: nnx.State, num_layers: int) -> list[nnx.State]:

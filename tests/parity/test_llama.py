@@ -83,7 +83,14 @@ UNNOTICED_BY_SHAPES = dict(
 
 
 def test_every_field_is_falsified_below():
-    assert MISSHAPEN.keys() | UNNOTICED_BY_SHAPES.keys() == {f.name for f in dataclasses.fields(LlamaConfig)}
+    assert MISSHAPEN.keys() | UNNOTICED_BY_SHAPES.keys() | {"architecture"} == {
+        f.name for f in dataclasses.fields(LlamaConfig)
+    }
+
+
+def test_another_architecture_is_refused(reference):
+    with pytest.raises(ValueError, match="in fields of llama's"):
+        from_hugging_face(reference[0], architecture="gpt2")
 
 
 @pytest.mark.parametrize("field", MISSHAPEN)

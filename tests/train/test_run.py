@@ -78,6 +78,8 @@ def test_a_folder_of_something_else_is_refused(dataset, tmp_path):
     [
         ({"model": {"num_kv_heads": 3}}, "num_heads=4 is not a multiple of model.num_kv_heads=3"),
         ({"model": {"colour": 3}}, "config.model: .*unexpected keyword argument 'colour'"),
+        ({"model": {"architecture": "gpt2"}}, "config.model: Gpt2Config .*unexpected keyword argument 'num_kv_heads'"),
+        ({"model": {"architecture": "mamba"}}, "architecture='mamba' is none of llama, gpt2"),
         ({"lora": {"targets": ("q", "w")}}, "lora.targets has w"),
         ({"mesh": {"data": 3, "fsdp": 1, "tensor": 1}}, "does not fit 4 devices"),
         ({"tokenizer": {"name": "bpe"}}, "no tokenizer 'bpe'"),
