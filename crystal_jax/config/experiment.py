@@ -57,6 +57,17 @@ class Experiment:
             "train.token_features needs tokenizer.name='atom_coordinate', whose tokens are whole numbers and elements, "
             "and lora.rank=0, which trains the embedding",
         )
+        spellable = self.text.version != "cif" and self.text.decimals == 2 and self.text.coordinates == "fractional"
+        require(
+            spellable or self.tokenizer.name not in ("atom_coordinate", "llama2_crystal"),
+            f"tokenizer.name={self.tokenizer.name!r} has tokens for fractional coordinates of two decimals only; other "
+            "texts (text.version='cif', text.decimals, text.coordinates='cartesian') need 'character', 'llama2' or "
+            "'huggingface'",
+        )
+        require(
+            self.text.version != "cif" or not self.task.infill,
+            f"task.infill={self.task.infill} must be 0 with text.version='cif', whose first line names the elements",
+        )
         if missing := set(self.lora.targets) - set(self.model.projections):
             raise ValueError(
                 f"lora.targets has {', '.join(sorted(missing))}; model.architecture={self.model.architecture!r} has "

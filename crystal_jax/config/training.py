@@ -10,7 +10,7 @@ from crystal_jax.config.check import require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """A tokenizer: atom_coordinate, character; llama2 or huggingface with the `path` of its file."""
+    """A tokenizer: atom_coordinate, character; llama2, llama2_crystal or huggingface with the `path` of its file."""
 
     name: str
     path: str = ""

@@ -1,4 +1,4 @@
-"""GPT-2's byte-level BPE from a file of ranks, the format of OpenAI's tiktoken, as the `tokenizer.json` that is read here.
+"""GPT-2's byte-level BPE from a file of ranks, the format of OpenAI's tiktoken, as a `tokenizer.json`.
 
 A line of such a file is a token's bytes in base64 and its rank, which is its id. Which two tokens a merge joins is not
 stated, but follows: those that a token falls into under all merges before its own.
@@ -41,10 +41,10 @@ def write_tokenizer(ranks: Path, directory: Path) -> None:
         raise UserError(f"{ranks} does not rank all bytes and some joined ones from 0 on, each once")
     letters = _letters()
     spell = {token: "".join(letters[byte] for byte in token) for token in by_bytes}
-    merges = [(spell[left], spell[right]) for left, right in (_parts(t, by_bytes) for t in by_bytes if len(t) > 1)]
-    bpe = tokenizers.Tokenizer(
-        models.BPE(vocab={spell[token]: rank for token, rank in by_bytes.items()}, merges=merges)
-    )
+    joined = sorted((token for token in by_bytes if len(token) > 1), key=by_bytes.__getitem__)
+    merges = [(spell[left], spell[right]) for left, right in (_parts(token, by_bytes) for token in joined)]
+    vocabulary = {spell[token]: rank for token, rank in by_bytes.items()}
+    bpe = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens([END_OF_TEXT])

@@ -85,6 +85,12 @@ def test_a_folder_of_something_else_is_refused(dataset, tmp_path):
         ({"tokenizer": {"name": "bpe"}}, "no tokenizer 'bpe'"),
         ({"data": {"seq_len": 8}}, "none of .* crystals can be trained on; the first: .*seq_len is 8"),
         ({"data": {"directory": "/nowhere"}}, "/nowhere is no prepared data set"),
+        ({"text": {"decimals": 3}}, "tokenizer.name='atom_coordinate' has tokens for .* two decimals only"),
+        ({"text": {"version": "cif"}}, "tokenizer.name='atom_coordinate' has tokens for"),
+        (
+            {"text": {"version": "cif"}, "tokenizer": {"name": "character"}},
+            "task.infill=0.3 must be 0 with text.version='cif'",
+        ),
         ({"text": {"version": "v3"}}, "Unknown format version 'v3'"),
         ({"task": {"infill": 1.5}}, "infill=1.5 is not a share"),
     ],
