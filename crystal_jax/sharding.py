@@ -25,6 +25,7 @@ CACHED = P(("data", "fsdp"), "tensor")  # a layer's keys or values: rows, then h
 # scales that have its axes (model/quantize.py), so one row holds for all three. Adapters are replicated but for the
 # output side of q, k and v: sharding A over fsdp makes the compiler split its small products into many loops.
 RULES: tuple[tuple[str, P], ...] = (
+    (r"position_embedding$", P(None, "fsdp")),
     (r"embedding$", P("tensor", "fsdp")),
     (r"lm_head$", P("fsdp", "tensor")),
     (r"blocks/(q|k|v)/(kernel|codes|scales)$", P(None, "fsdp", "tensor")),
@@ -33,6 +34,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/down/(kernel|codes|scales)$", P(None, "tensor", "fsdp")),
     (r"blocks/(q|k|v)/lora_b$", P(None, None, "tensor")),
     (r"blocks/\w+/lora_[ab]$", P()),
+    (r"blocks/(q|k|v|up)/bias$", P(None, "tensor")),
+    (r"blocks/(o|down)/bias$", P()),
+    (r"norm/bias$", P()),
     (r"norm/scale$", P()),
     (r"ns_coeffs$", P()),  # Muon keeps the coefficients of its iteration in its state
     (r"guard/(losses|norms)$", P()),
@@ -46,9 +50,9 @@ DECODE_RULES: tuple[tuple[str, P], ...] = (
     (r"wish/(key|temperature|top_p)$", BATCH),
     (r"limits/(elements|formula|min_atoms|max_atoms)$", BATCH),
 )
-# Rows that a run may do without: tied embeddings have no head, full training no adapters, AdamW no coefficients,
-# sampling no guard, and a cache has one layout.
-_OPTIONAL = (r"lm_head$", r"lora_", r"ns_coeffs", r"guard/", r"cache/")
+# Rows that a run may do without: LLaMA-2 has no biases and no position embedding, tied embeddings have no head, full
+# training no adapters, AdamW no coefficients, sampling no guard, and a cache has one layout.
+_OPTIONAL = (r"/bias$", r"position_embedding$", r"lm_head$", r"lora_", r"ns_coeffs", r"guard/", r"cache/")
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -6,14 +8,15 @@ from jax.sharding import PartitionSpec as P
 
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
-from crystal_jax.model.llama import empty_cache
+from crystal_jax.model.cache import empty_cache
 from crystal_jax.sample.constraints import to_device
 from crystal_jax.sample.decode import free_rows
-from crystal_jax.sharding import DECODE_RULES, make_mesh, on_mesh, split_rows, split_width, tree_shardings
+from crystal_jax.sharding import DECODE_RULES, RULES, make_mesh, on_mesh, split_rows, split_width, tree_shardings
 from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import load_tokenizer
-from tests.experiments import TINY, training_config
+from crystal_jax.train.step import plan
+from tests.experiments import GPT2_MODEL, TINY, training_config
 
 
 @pytest.mark.parametrize(
@@ -75,3 +78,22 @@ def test_activations_are_split_on_the_mesh_of_the_step():
     rows, width, shared = (y.sharding.shard_shape(y.shape) for y in step(x))
     assert (rows, width, shared) == ((1, 1, 8), (2, 1, 4), (1, 1, 4))
     assert split_rows(x) is x  # without a mesh, nothing
+
+
+def test_every_rule_is_of_some_run():
+    """Rules that one run may do without are needed by another: none is left over."""
+    changes = [
+        {"optimizer": {"name": "muon"}},
+        {"lora": {"rank": 2}, "quantize": {"kind": "int8"}},
+        {"model": {"tie_embeddings": True}},
+        {"model": GPT2_MODEL},
+        {"model": GPT2_MODEL, "lora": {"rank": 2}, "quantize": {"kind": "nf4", "block_size": 8}},
+    ]
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
+    used = set()
+    for change in changes:
+        planned = plan(from_config_dict(training_config("", **change), vocab_size=98), mesh)
+        for path, leaf in jax.tree_util.tree_flatten_with_path((planned.state, planned.frozen))[0]:
+            name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+            used |= {next(pattern for pattern, _ in RULES if re.search(pattern, name))} if leaf.ndim else set()
+    assert used == {pattern for pattern, _ in RULES}

@@ -24,7 +24,7 @@ from crystal_jax.checkpoint.workdir import (
     read_experiment,
     restore_parameters,
 )
-from crystal_jax.config import Experiment, MeshConfig, from_config_dict
+from crystal_jax.config import Experiment, LlamaConfig, MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.lora import merge_adapters
 from crystal_jax.sharding import make_mesh
@@ -47,7 +47,13 @@ def merged_source(workdir: Path, *, step: int | None = None) -> Source:
     state = (
         merge_adapters(trained.params, experiment.lora, experiment.quantize) if experiment.lora.rank else trained.params
     )
-    return StateSource(state, experiment.model, workdir)
+    return StateSource(state, _llama(experiment, workdir), workdir)
+
+
+def _llama(experiment: Experiment, workdir: Path) -> LlamaConfig:
+    if not isinstance(experiment.model, LlamaConfig):
+        raise UserError(f"{workdir} holds a {experiment.model.architecture}; other formats are written of LLaMA's only")
+    return experiment.model
 
 
 def export_model(workdir: Path, source: Source, output: Path, *, dtype: str, step: int | None = None) -> None:

@@ -20,11 +20,11 @@ from crystal_jax.checkpoint.layout import load
 from crystal_jax.checkpoint.released import locate
 from crystal_jax.checkpoint.vocabulary import GrownSource
 from crystal_jax.checkpoint.workdir import best_step, difference, parse_experiment, read_experiment, restore_parameters
-from crystal_jax.config import UNQUANTIZED, Experiment, LlamaConfig, QuantizationConfig
+from crystal_jax.config import UNQUANTIZED, Experiment, ModelConfig, QuantizationConfig
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.model.architectures import make_model
 from crystal_jax.model.informed import informed
-from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import split
 from crystal_jax.model.quantize import quantize_state
 from crystal_jax.provenance import provenance
@@ -160,7 +160,7 @@ def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef
 def _build(
     experiment: Experiment, key: jax.Array, quantization: QuantizationConfig = UNQUANTIZED
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    model = Llama(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
+    model = make_model(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
     if share := experiment.train.token_features:
         features = token_features(AtomCoordinateTokenizer())
         model.embedding[...] = informed(model.embedding[...], features, share, jax.random.fold_in(key, 0))
@@ -184,7 +184,7 @@ def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx
     return load(base_source(path, experiment.model), like)
 
 
-def base_source(path: Path, cfg: LlamaConfig) -> HfSource | GrownSource:
+def base_source(path: Path, cfg: ModelConfig) -> HfSource | GrownSource:
     """A Hugging Face folder as the base of a model of this architecture, which may have a larger vocabulary.
 
     Raises:
@@ -197,7 +197,7 @@ def base_source(path: Path, cfg: LlamaConfig) -> HfSource | GrownSource:
     return GrownSource(source, cfg.vocab_size) if cfg.vocab_size > source.config.vocab_size else source
 
 
-def _check_equal(path: Path, theirs: LlamaConfig, ours: LlamaConfig) -> None:
+def _check_equal(path: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
     there, here = (dataclasses.asdict(dataclasses.replace(cfg, dtype="float32")) for cfg in (theirs, ours))
     if there != here:
         raise UserError(f"base {path} is another model: {difference(there, here)}")

@@ -67,8 +67,10 @@ def difference(theirs: Any, ours: Any) -> str:
     """What differs between two values, or two sections of a configuration."""
     if not isinstance(theirs, dict):
         return f"{theirs!r} there, {ours!r} here"
-    rows = (f"{key}={theirs[key]!r} there, {ours[key]!r} here" for key in theirs if theirs[key] != ours[key])
-    return "; ".join(rows)
+    keys = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+    if "architecture" in keys:  # then other fields are not comparable
+        keys = ["architecture"]
+    return "; ".join(f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here" for key in keys)
 
 
 def read_experiment(workdir: Path) -> Experiment:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from crystal_jax.config import Experiment, LlamaConfig
+from crystal_jax.config import Experiment, ModelConfig
 from crystal_jax.model.flops import projection_sizes
 
 
@@ -38,7 +38,7 @@ def train_flops(experiment: Experiment) -> float:
     return tokens * total
 
 
-def decode_flops(cfg: LlamaConfig, *, rows: int, capacity: int, columns: int, adapter_ranks: dict[str, int]) -> float:
+def decode_flops(cfg: ModelConfig, *, rows: int, capacity: int, columns: int, adapter_ranks: dict[str, int]) -> float:
     """Operations of one token in each of `rows` rows; attention goes over the whole cache, whatever is in it yet."""
     total = 0.0
     for name, (inputs, outputs) in projection_sizes(cfg).items():

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.compile import arithmetic
-from crystal_jax.config import Experiment, LlamaConfig, MeshConfig
+from crystal_jax.config import Experiment, MeshConfig, ModelConfig
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants
 from crystal_jax.sample.decode import Prompts, Rows, free_rows, read_prompts, write
 from crystal_jax.sharding import DECODE_RULES, abstract, on_mesh, tree_shardings
@@ -74,7 +74,7 @@ def lower_train(experiment: Experiment, mesh: Mesh) -> Lowered:
     )
 
 
-def sampling_mesh(model: LlamaConfig, weights: int, *, devices: int, hbm: int) -> MeshConfig:
+def sampling_mesh(model: ModelConfig, weights: int, *, devices: int, hbm: int) -> MeshConfig:
     """How sampling splits a model, when nobody says: no further than its weights need.
 
     Weights are read for every token, whatever the batch, and chips that share them must talk in every layer. So they
@@ -89,7 +89,7 @@ def sampling_mesh(model: LlamaConfig, weights: int, *, devices: int, hbm: int) -
     return MeshConfig(data=devices // (tensor * fsdp), fsdp=fsdp, tensor=tensor)
 
 
-def sampling_rows(model: LlamaConfig, states: tuple[nnx.State, ...], mesh: Mesh, *, hbm: int) -> int:
+def sampling_rows(model: ModelConfig, states: tuple[nnx.State, ...], mesh: Mesh, *, hbm: int) -> int:
     """As many rows as leave a tenth of the memory free, a power of two on each part of the mesh."""
     position = 2 * model.num_layers * model.num_kv_heads * model.head_dim * jnp.dtype(model.dtype).itemsize
     row = position * (PROMPT_TOKENS + MAX_TOKENS) / mesh.shape["tensor"]

@@ -75,7 +75,9 @@ class ExampleMaker:
             weights[: len(head)] = 0
         example = {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
         if self.classify:
-            classes = [OTHER] * len(head) + token_classes(self.tokenizer, completion, len(body)) + [END]
+            classes = (
+                [OTHER] * len(head) + token_classes(self.tokenizer, self.text_format, completion, len(body)) + [END]
+            )
             example["classes"] = np.array(classes, np.int32)
         return example
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from crystal_jax.config import LlamaConfig, LoraConfig
+from crystal_jax.config import LoraConfig, ModelConfig
 
 
-def train_flops_per_token(cfg: LlamaConfig, lora: LoraConfig) -> float:
+def train_flops_per_token(cfg: ModelConfig, lora: LoraConfig) -> float:
     """Floating-point operations of a training step for each token, an addition and a multiplication being two.
 
     A product with W weights takes 2 W forward, 2 W for the gradient of its input, and 2 W for that of its weights,
@@ -18,10 +18,10 @@ def train_flops_per_token(cfg: LlamaConfig, lora: LoraConfig) -> float:
     return 4.0 * frozen + 6.0 * adapters if lora.rank else 6.0 * frozen
 
 
-def projection_sizes(cfg: LlamaConfig) -> dict[str, tuple[int, int]]:
+def projection_sizes(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of each projection of a block."""
     heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    return {
+    sizes = {
         "q": (cfg.embed_dim, heads),
         "k": (cfg.embed_dim, kv_heads),
         "v": (cfg.embed_dim, kv_heads),
@@ -30,9 +30,10 @@ def projection_sizes(cfg: LlamaConfig) -> dict[str, tuple[int, int]]:
         "up": (cfg.embed_dim, cfg.mlp_dim),
         "down": (cfg.mlp_dim, cfg.embed_dim),
     }
+    return {name: sizes[name] for name in cfg.projections}
 
 
-def _weights(cfg: LlamaConfig, lora: LoraConfig) -> tuple[int, int]:
+def _weights(cfg: ModelConfig, lora: LoraConfig) -> tuple[int, int]:
     """Weights that multiply each token, outside of adapters and in them."""
     sizes = projection_sizes(cfg)
     block = sum(inputs * outputs for inputs, outputs in sizes.values())

@@ -1,5 +1,7 @@
 """LLaMA-2 in Flax NNX (Touvron et al., arXiv:2307.09288), with LoRA factors beside the kernels they adapt.
 
+`Transformer` is what it shares with GPT-2 (model/gpt2.py).
+
 Axis letters: b batch, t query position, s key position, d embedding, n query heads, k key/value heads, h head
 dimension, f hidden layer of the MLP, v vocabulary, r LoRA rank.
 """
@@ -8,12 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import (
@@ -22,102 +23,31 @@ from crystal_jax.config import (
     ExecutionConfig,
     LlamaConfig,
     LoraConfig,
+    ModelConfig,
     QuantizationConfig,
 )
 from crystal_jax.model.attention import Past, attend, attend_after
+from crystal_jax.model.cache import Cache, append
 from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
-from crystal_jax.sharding import BATCH, CACHED, on_each_device, split_rows, split_width
-
-
-class Cache(NamedTuple):
-    """Keys and values of the positions read so far, one array a layer, or all layers in one.
-
-    Heads stand before positions: a decode step then reads each head's keys in one piece, which on CPU is worth a
-    factor of five over any layout with a layer axis in front. On a TPU the layers are a loop, and what a loop reads
-    and writes must be one array.
-
-    Each row has its own length, so that rows at different places of different texts are read side by side.
-
-    Attributes:
-        keys, values: num_layers arrays of shape [b, k, s, h], or one [l, b, k, s, h]. What stands beyond a row's length
-            is never attended to.
-        length: Positions filled in each row.
-    """
-
-    keys: tuple[Float[Array, "b k s h"], ...] | Float[Array, "l b k s h"]
-    values: tuple[Float[Array, "b k s h"], ...] | Float[Array, "l b k s h"]
-    length: Int[Array, " b"]
-
-    @property
-    def stacked(self) -> bool:
-        """Whether all layers are in one array."""
-        return not isinstance(self.keys, tuple)
-
-    @property
-    def capacity(self) -> int:
-        """Positions that a row has room for."""
-        return jax.tree.leaves(self.keys)[0].shape[-2]
-
-
-def empty_cache(cfg: LlamaConfig, *, batch: int, capacity: int, stacked: bool = False) -> Cache:
-    """A cache for `capacity` positions of `batch` rows; `stacked` for `Llama.extend` to loop over the layers."""
-    shape = (batch, cfg.num_kv_heads, capacity, cfg.head_dim)
-
-    def blank() -> tuple[Array, ...] | Array:
-        if stacked:
-            return jnp.zeros((cfg.num_layers, *shape), cfg.dtype)
-        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.num_layers))
-
-    return Cache(blank(), blank(), jnp.zeros(batch, jnp.int32))
-
-
-def append(
-    cache: Cache,
-    keys: tuple[Float[Array, "b k t h"], ...] | Float[Array, "l b k t h"],
-    values: tuple[Float[Array, "b k t h"], ...] | Float[Array, "l b k t h"],
-    count: Int[Array, " b"],
-) -> Cache:
-    """Writes t new keys and values behind those that each row has; the first `count` of them are its own from then on.
-
-    Row by row, each device its own rows: a slice of one row is written in place. The scatter that would write all rows
-    at once is slow on CPU, and a TPU's copies the whole cache where the heads of a device do not fill its tiles.
-    """
-    axis = int(cache.stacked)
-
-    def write(old: Any, new: Any, start: Array) -> Any:
-        def put(old: Array, new: Array, row: Array) -> Array:
-            at = [jnp.zeros((), jnp.int32)] * old.ndim
-            at[axis], at[-2] = row, start[row]
-            return jax.lax.dynamic_update_slice(old, jax.lax.dynamic_slice_in_dim(new, row, 1, axis), at)
-
-        def one_row(old: Any, row: Array) -> tuple[Any, None]:
-            return jax.tree.map(lambda old, new: put(old, new, row), old, new), None
-
-        # Counted by the loop itself, the rows make libtpu 0.0.42 take the loop for one that writes all of the cache,
-        # and fail.
-        return jax.lax.scan(one_row, old, jnp.arange(start.shape[0]))[0]
-
-    held = P(None, *CACHED) if cache.stacked else CACHED
-    write = on_each_device(write, in_specs=(held, held, BATCH), out_specs=held)
-    all_keys, all_values = write((cache.keys, cache.values), (keys, values), cache.length)
-    return Cache(all_keys, all_values, cache.length + count)
+from crystal_jax.sharding import split_rows, split_width
 
 
 class Projection(nnx.Module):
     """`einsum(equation, x, kernel)`, plus `α/r · (x A) B` where the projection has an adapter.
 
-    A quantised kernel is kept as `codes` and `scales`.
+    A quantised kernel is kept as `codes` and `scales`. A `biased` projection adds a vector of its own.
     """
 
     def __init__(
         self,
         equation: str,
-        cfg: LlamaConfig,
+        cfg: ModelConfig,
         lora: LoraConfig,
         quantization: QuantizationConfig = UNQUANTIZED,
         *,
         adapted: bool,
+        biased: bool = False,
         flat: bool,
         rngs: nnx.Rngs,
     ):
@@ -146,6 +76,9 @@ class Projection(nnx.Module):
             self.kernel = nnx.Param(kernel)
         else:
             self.codes, self.scales = map(nnx.Param, quantize(kernel, quantization, inputs=self.inputs))
+        self.biased = biased
+        if biased:
+            self.bias = nnx.Param(jnp.zeros(shape_out, param_dtype))
         self.adapted = adapted and lora.rank > 0
         if self.adapted:
             # As PEFT does: A uniform within ±1/√fan_in, B zero, so that training starts from the base model.
@@ -159,6 +92,8 @@ class Projection(nnx.Module):
     def __call__(self, x: Array, dropout_key: Array | None = None) -> Array:
         """The projection of x; with a key, the adapter sees x after dropout."""
         y = self._base_product(x)
+        if self.biased:
+            y += self.bias[...].astype(self.dtype)
         if self.adapted:
             if dropout_key is not None:
                 x = dropout(x, self.dropout, dropout_key)
@@ -278,12 +213,20 @@ class Block(nnx.Module):
         return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), (keys, values)
 
 
-class Llama(nnx.Module):
-    """Token ids in, logits out. Parameters of the blocks are stacked along a leading layer axis."""
+class Transformer(nnx.Module):
+    """Token ids in, logits out. Parameters of the blocks are stacked along a leading layer axis.
+
+    Attributes:
+        block: The architecture's block, with the interface of `Block`.
+        norm: Its norm, with that of `RMSNorm`.
+    """
+
+    block: ClassVar[type]
+    norm: ClassVar[type]
 
     def __init__(
         self,
-        cfg: LlamaConfig,
+        cfg: ModelConfig,
         lora: LoraConfig,
         execution: ExecutionConfig,
         quantization: QuantizationConfig = UNQUANTIZED,
@@ -296,8 +239,10 @@ class Llama(nnx.Module):
         self.embedding = nnx.Param(init(rngs.params(), (cfg.vocab_size, cfg.embed_dim), param_dtype))
         # Pods keep the einsums: their sharding is that of the arrays as they are.
         flat = not execution.scan_layers
-        self.blocks = nnx.vmap(lambda r: Block(cfg, lora, quantization, flat=flat, rngs=r))(rngs.split(cfg.num_layers))
-        self.final_norm = RMSNorm(cfg, lora)
+        self.blocks = nnx.vmap(lambda r: self.block(cfg, lora, quantization, flat=flat, rngs=r))(
+            rngs.split(cfg.num_layers)
+        )
+        self.final_norm = self.norm(cfg, lora)
         if not cfg.tie_embeddings:
             self.lm_head = nnx.Param(init(rngs.params(), (cfg.embed_dim, cfg.vocab_size), param_dtype))
 
@@ -325,7 +270,7 @@ class Llama(nnx.Module):
         t = tokens.shape[1]
         causal = jnp.tril(jnp.ones((t, t), bool))
         mask = (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
-        angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
+        angles = self._angles(positions)
         graph, stacked = nnx.split(self.blocks)
 
         keys = None
@@ -337,7 +282,7 @@ class Llama(nnx.Module):
 
         if self.execution.remat:
             layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
-        x = split_rows(self._embed(tokens))
+        x = split_rows(self._embed(tokens, positions))
         if self.execution.scan_layers:
             x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys))
         else:
@@ -371,7 +316,7 @@ class Llama(nnx.Module):
         if cache is not None:
             positions += cache.length[:, None]
             filled = (jnp.arange(cache.capacity) < cache.length[:, None])[:, None, None]
-        angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
+        angles = self._angles(positions)
         graph, states = nnx.split(self.blocks)
 
         def layer(x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
@@ -380,7 +325,7 @@ class Llama(nnx.Module):
             x, new = nnx.merge(graph, state)(x, angles, causal, past)
             return split_width(x), new
 
-        x, old = split_width(self._embed(tokens)), () if cache is None else (cache.keys, cache.values)
+        x, old = split_width(self._embed(tokens, positions)), () if cache is None else (cache.keys, cache.values)
         if stacked:
             # The cache is only read here: as a carry, or as outputs, there would be two of it.
             x, (keys, values) = jax.lax.scan(layer, x, (states, *old))
@@ -408,8 +353,23 @@ class Llama(nnx.Module):
         head = self.embedding[...].T if self.cfg.tie_embeddings else self.lm_head[...]
         return counted_cross_entropy(self.final_norm(x), head, targets, weights, chunk=chunk)
 
-    def _embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """What the first block reads."""
         return self.embedding[...][tokens].astype(self.cfg.dtype)
+
+    def _angles(self, positions: Int[Array, "b t"]) -> Any:
+        """What every block is told of the positions."""
+        raise NotImplementedError
+
+
+class Llama(Transformer):
+    """LLaMA-2: positions are angles that queries and keys are turned by."""
+
+    block, norm = Block, RMSNorm
+    cfg: LlamaConfig
+
+    def _angles(self, positions: Int[Array, "b t"]) -> tuple[Array, Array]:
+        return rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
 
 
 def unstack(stacked: nnx.State, num_layers: int) -> list[nnx.State]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crystal_jax.config import UNQUANTIZED, LoraConfig, QuantizationConfig
-from crystal_jax.model.llama import Llama
+from crystal_jax.model.llama import Transformer
 from crystal_jax.model.quantize import dequantize_state, is_quantized
 
 
@@ -19,7 +19,7 @@ def trainable(lora: LoraConfig) -> type[nnx.Variable]:
     return nnx.LoRAParam if lora.rank else nnx.Param
 
 
-def split(model: Llama, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def split(model: Transformer, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model's graph, its trainable parameters, and the frozen rest (empty in full training)."""
     graph, state = nnx.split(model)
     params, frozen = nnx.split_state(state, trainable(lora), ...)
@@ -49,7 +49,8 @@ def merge_adapters(state: nnx.State, lora: LoraConfig, quantization: Quantizatio
         kernel, a, b = node["kernel"], node["lora_a"], node["lora_b"]
         layers, rank = a.shape[0], a.shape[-1]
         delta = jnp.matmul(a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)).reshape(kernel.shape)
-        return {"kernel": (kernel.astype(jnp.float32) + lora.scale * delta).astype(kernel.dtype)}
+        others = {name: child for name, child in node.items() if name not in ("kernel", "lora_a", "lora_b")}
+        return others | {"kernel": (kernel.astype(jnp.float32) + lora.scale * delta).astype(kernel.dtype)}
 
     return nnx.State(jax.tree.map(nnx.Param, visit(tree)))
 

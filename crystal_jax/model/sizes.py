@@ -7,16 +7,16 @@ import math
 import jax
 from flax import nnx
 
-from crystal_jax.config import ExecutionConfig, LlamaConfig, LoraConfig, QuantizationConfig
-from crystal_jax.model.llama import Llama
+from crystal_jax.config import ExecutionConfig, LoraConfig, ModelConfig, QuantizationConfig
+from crystal_jax.model.architectures import make_model
 from crystal_jax.model.lora import split
 
 
-def abstract_base(cfg: LlamaConfig, quantization: QuantizationConfig) -> nnx.State:
+def abstract_base(cfg: ModelConfig, quantization: QuantizationConfig) -> nnx.State:
     """Shapes and types of the parameters that are frozen under adapters; nothing is computed."""
     lora = LoraConfig(rank=1, alpha=1.0, targets=("q",))
     execution = ExecutionConfig(scan_layers=True, remat=True)
-    model = nnx.eval_shape(lambda: Llama(cfg, lora, execution, quantization, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: make_model(cfg, lora, execution, quantization, rngs=nnx.Rngs(0)))
     return split(model, lora)[2]
 
 

@@ -95,10 +95,13 @@ def to_device(automaton: TokenAutomaton, *, jump: bool = True) -> DeviceAutomato
     return DeviceAutomaton(**jax.tree.map(jnp.asarray, arrays))
 
 
+_LONGEST_RUN = 8  # of forced tokens: every step has room for so many, also where fewer are forced
+
+
 def _forced_run(automaton: TokenAutomaton, state: int) -> tuple[int, ...]:
     """The columns after a state that leave no choice. EOS is drawn as any other, since nothing reads it."""
     run: list[int] = []
-    while automaton.allowed[state].sum() == 1:
+    while len(run) < _LONGEST_RUN and automaton.allowed[state].sum() == 1:
         column = int(automaton.allowed[state].argmax())
         state = int(automaton.next_state[state, column])
         if state == automaton.end:

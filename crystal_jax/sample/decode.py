@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from crystal_jax.config import LlamaConfig
-from crystal_jax.model.llama import Cache, Llama, empty_cache
+from crystal_jax.config import ModelConfig
+from crystal_jax.model.cache import Cache, empty_cache
+from crystal_jax.model.llama import Transformer
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, count_atoms, permitted
 from crystal_jax.text.crystal_text import ELEMENTS
 
@@ -99,7 +100,7 @@ class Prompts(NamedTuple):
 
 
 def free_rows(
-    cfg: LlamaConfig, tables: DeviceAutomaton, *, rows: int, prompt_tokens: int, max_tokens: int, stacked: bool = False
+    cfg: ModelConfig, tables: DeviceAutomaton, *, rows: int, prompt_tokens: int, max_tokens: int, stacked: bool = False
 ) -> Rows:
     """Rows that write nothing yet.
 
@@ -130,7 +131,12 @@ def free_rows(
 
 
 def read_prompts(
-    model: Llama, tables: DeviceAutomaton, tokens: Int[Array, "n t"], count: Int[Array, " n"], *, stacked: bool = False
+    model: Transformer,
+    tables: DeviceAutomaton,
+    tokens: Int[Array, "n t"],
+    count: Int[Array, " n"],
+    *,
+    stacked: bool = False,
 ) -> Prompts:
     """Reads prompts of `count` tokens each; what follows them in `tokens` is padding."""
     hidden, cache = model.read(tokens, count, stacked=stacked)
@@ -172,7 +178,7 @@ def fill(tables: DeviceAutomaton, rows: Rows, prompts: Prompts, wish: Wish, sour
     )
 
 
-def write(model: Llama, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Rows:
+def write(model: Transformer, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Rows:
     """Draws a token in each row, appends what the grammar forces after it, and reads all of them at once.
 
     The draw depends on the row's key and on how many tokens it has, so a text does not depend on its neighbours, nor on

@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Int, Key
 
 from crystal_jax.checkpoint.models import Trained
 from crystal_jax.errors import UserError
-from crystal_jax.model.llama import Cache, Llama, empty_cache
+from crystal_jax.model.cache import Cache, empty_cache
+from crystal_jax.model.llama import Transformer
 from crystal_jax.sample.constraints import formula_unit
 from crystal_jax.sample.decode import draw
 from crystal_jax.sharding import on_mesh
@@ -78,7 +79,7 @@ class Formulas:
             stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
             keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(stream, n[0]), n[1]))(numbers)
             with on_mesh(mesh):
-                model: Llama = nnx.merge(trained.graph, params)
+                model: Transformer = nnx.merge(trained.graph, params)
                 return _go_on(model, prompt, keys, within, stops, settings)
 
         self._write = jax.jit(write, out_shardings=whole)
@@ -140,7 +141,7 @@ def _token_sets(
 
 
 def _go_on(
-    model: Llama,
+    model: Transformer,
     prompt: Int[Array, " p"],
     keys: Key[Array, " b"],
     within: Bool[np.ndarray, " v"],

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.checkpoint.models import Trained
-from crystal_jax.model.llama import Llama
+from crystal_jax.model.llama import Transformer
 from crystal_jax.sharding import BATCH, on_mesh
 from crystal_jax.text.tokenizer import Tokenizer, encode_example
 
@@ -39,7 +39,7 @@ def make_log_probs(graph: nnx.GraphDef, mesh: Mesh) -> LogProbs:
             return traced(params, prompt, completions)
 
     def traced(params: nnx.State, prompt: Array, completions: Array) -> Array:
-        model: Llama = nnx.merge(graph, params)
+        model: Transformer = nnx.merge(graph, params)
         b, n = completions.shape
         read = jnp.concatenate([jnp.tile(prompt, (b, 1)), completions[:, :-1]], axis=1)
         positions = jnp.broadcast_to(jnp.arange(read.shape[1]), read.shape)
@@ -75,6 +75,7 @@ class Likelihood:
         self._params, self._tokenizer, self._prompt = trained.params, tokenizer, prompt
         self._log_probs = make_log_probs(trained.graph, mesh)
         self._prompt_ids = jnp.array([tokenizer.bos_id, *tokenizer.encode(prompt)], jnp.int32)
+        self._longest = trained.experiment.model.num_positions
         self._batch_size = batch_size + -batch_size % mesh.size
         self._where = NamedSharding(mesh, BATCH)
 
@@ -82,9 +83,11 @@ class Likelihood:
         """The ids of a text after the prompt, as in training: the canonical tokenisation, then EOS.
 
         Raises:
-            ValueError: something is not in the tokenizer's vocabulary.
+            ValueError: something is not in the tokenizer's vocabulary, or the model cannot read so much.
         """
         _, body = encode_example(self._tokenizer, self._prompt, text)
+        if self._longest is not None and (length := len(self._prompt_ids) + len(body)) > self._longest:
+            raise ValueError(f"{length} tokens, and the model reads {self._longest}")
         return [*body, self._tokenizer.eos_id]
 
     def __call__(self, completions: Sequence[Sequence[int]]) -> list[float]:

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from crystal_jax.config import LlamaConfig
+from crystal_jax.config import ModelConfig, check_length
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, make_limits, permitted, to_device
 from crystal_jax.sample.decode import Prompts, Rows, Wish, advances, fill, free_rows, read_prompts, write
 from crystal_jax.sample.guide import NEVER, Guide
@@ -109,7 +109,7 @@ class Engine:
     def __init__(
         self,
         graph: nnx.GraphDef,
-        cfg: LlamaConfig,
+        cfg: ModelConfig,
         automaton: TokenAutomaton,
         *,
         mesh: Mesh,
@@ -120,7 +120,7 @@ class Engine:
     ):
         """
         Args:
-            graph: Of a `Llama`.
+            graph: Of the model.
             cfg: Its configuration.
             automaton: The grammar.
             mesh: Where the parameters are.
@@ -128,7 +128,11 @@ class Engine:
             prompt_tokens: Length of the longest prompt, BOS included.
             steps: Tokens drawn in each row between two looks of the host.
             jump: Append what the grammar forces without a step of its own.
+
+        Raises:
+            UserError: the longest text has more tokens than the model can read.
         """
+        check_length(cfg, prompt_tokens + automaton.max_tokens - 1)  # nothing reads EOS
         self.mesh, self._automaton = mesh, automaton
         self.rows = rows + -rows % (mesh.shape["data"] * mesh.shape["fsdp"])
         self._prompt_tokens = prompt_tokens

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from crystal_jax.config import LlamaConfig
+from crystal_jax.config import ModelConfig, check_length
 from crystal_jax.sample.constraints import Grants, Limits, make_limits, permitted, to_device
 from crystal_jax.sample.decode import Rows, Wish, advances, fill, free_rows, read_prompts, write
 from crystal_jax.sample.guide import NEVER
@@ -85,7 +85,7 @@ class Search:
     """Searches with one model and one prompt, several beginnings side by side.
 
     Args:
-        graph: Of a `Llama`.
+        graph: Of the model.
         cfg: Its configuration.
         automaton: The grammar.
         mesh: Where the parameters are.
@@ -99,7 +99,7 @@ class Search:
     def __init__(
         self,
         graph: nnx.GraphDef,
-        cfg: LlamaConfig,
+        cfg: ModelConfig,
         automaton: TokenAutomaton,
         *,
         mesh: Mesh,
@@ -110,6 +110,7 @@ class Search:
         limits: Limits | None = None,
     ):
         self._automaton, self._prompt, self._width, self._exploration = automaton, tuple(prompt), width, exploration
+        check_length(cfg, len(self._prompt) + automaton.max_tokens - 1)  # nothing reads EOS
         tables = to_device(automaton, jump=False)
         room = len(self._prompt) + automaton.max_tokens
         grants = Grants(jnp.ones((width, len(automaton.values)), bool), jnp.full(width, NEVER))

@@ -1,4 +1,4 @@
-"""Crystal ⇄ text, in two format versions.
+"""Crystal ⇄ text, in three format versions.
 
 The text of a crystal (Gruver et al., ICLR 2024, section 3): one line with the lattice's lengths (Å, one decimal),
 one with its angles (degrees, integers), then two lines an atom, its element symbol and its coordinates (two
@@ -12,6 +12,10 @@ decimals). No newline at the end.
 `paper` reproduces the published bytes: angles are truncated (89.99 → 89) and a coordinate from 0.995 up is printed
 as 1.00. `v2`, the default, rounds the angles and wraps the coordinates once more after rounding, so that each
 position has one spelling.
+
+`cif` has the same numbers as `v2` in the words of a CIF (text/layout.py), as CrystaLLM reads them (Antunes et al.,
+Nature Communications 15, 10570, 2024): a `data_` block with the composition, the cell, the symmetry, and a loop over
+the sites. All sites are written, in P 1, so formats differ in words alone.
 """
 
 from __future__ import annotations
@@ -26,18 +30,22 @@ import numpy as np
 from jaxtyping import Float
 from pymatgen.core import Element, Lattice, Structure
 
+from crystal_jax.text.layout import (
+    CIF,
+    LATTICE_WORDS,
+    PLAIN,
+    CrystalTextError,
+    Layout,
+    Word,
+    block_name,
+    cif_words,
+    plain_words,
+)
+
 # Hydrogen to lawrencium: what has been seen in a solid, and a little more.
 ELEMENTS: tuple[str, ...] = tuple(Element.from_Z(z).symbol for z in range(1, 104))
 _KNOWN = frozenset(ELEMENTS)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
-
-
-class CrystalTextError(ValueError):
-    """A text that is no crystal: which line (from 1), what stands there, and what is wrong with it."""
-
-    def __init__(self, line: int, text: str, problem: str):
-        super().__init__(f"line {line}: {problem}: {text!r}")
-        self.line, self.text, self.problem = line, text, problem
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,28 +110,39 @@ class TextFormat:
     """How a crystal is spelled.
 
     Attributes:
-        version: `v2` or `paper` (see the head of this file).
+        version: `v2`, `paper` or `cif` (see the head of this file).
         coordinates: `fractional`, or `cartesian` (Å), the ablation of the paper's appendix.
+        decimals: Of a coordinate: 1, 2 or 3. The paper's are 2.
     """
 
-    version: Literal["v2", "paper"] = "v2"
+    version: Literal["v2", "paper", "cif"] = "v2"
     coordinates: Literal["fractional", "cartesian"] = "fractional"
+    decimals: int = 2
 
     def __post_init__(self):
-        if self.version not in ("v2", "paper"):
-            raise ValueError(f"Unknown format version {self.version!r}; expected 'v2' or 'paper'")
+        if self.version not in ("v2", "paper", "cif"):
+            raise ValueError(f"Unknown format version {self.version!r}; expected 'v2', 'paper' or 'cif'")
         if self.coordinates not in ("fractional", "cartesian"):
             raise ValueError(f"Unknown coordinates {self.coordinates!r}; expected 'fractional' or 'cartesian'")
+        if self.decimals not in (1, 2, 3):
+            raise ValueError(f"Coordinates have 1, 2 or 3 decimals, not {self.decimals!r}")
+        if self.version == "paper" and self.decimals != 2:
+            raise ValueError(f"The version 'paper' has 2 decimals, not {self.decimals}; 'v2' can have them")
+        if self.version == "cif" and self.coordinates != "fractional":
+            raise ValueError("The version 'cif' has fractional coordinates only")
+
+    @property
+    def layout(self) -> Layout:
+        """What stands between its numbers."""
+        return CIF if self.version == "cif" else PLAIN
 
     def encode(self, crystal: Crystal) -> str:
         """The text of a crystal, as it stands: translation and permutation are the caller's choice."""
-        lines = [
-            " ".join(f"{x:.1f}" for x in crystal.lengths),
-            " ".join(str(int(x) if self.version == "paper" else round(x)) for x in crystal.angles),
-        ]
+        words = [f"{x:.1f}" for x in crystal.lengths]
+        words += [str(int(x) if self.version == "paper" else round(x)) for x in crystal.angles]
         for symbol, position in zip(crystal.symbols, self._positions(crystal).tolist(), strict=True):
-            lines += [symbol, " ".join(self._printed(x) for x in position)]
-        return "\n".join(lines)
+            words += [symbol, *(self._printed(x) for x in position)]
+        return (block_name(crystal.symbols) if self.layout.named else "") + self.layout.join(words)
 
     def sorted(self, crystal: Crystal) -> Crystal:
         """The sites in the order of their coordinates as printed: by x, where that is equal by y, then by z.
@@ -133,56 +152,67 @@ class TextFormat:
         printed = [[float(self._printed(x)) for x in position] for position in self._positions(crystal).tolist()]
         return crystal.permuted(sorted(range(len(printed)), key=printed.__getitem__))
 
+    def coordinate_values(self) -> tuple[str, ...]:
+        """Every coordinate that there may be, as it is printed; Cartesian ones up to 100 Å."""
+        scale = 10**self.decimals
+        numbers = range(1 - 100 * scale, 100 * scale) if self.coordinates == "cartesian" else range(scale)
+        values = tuple(f"{i / scale:.{self.decimals}f}" for i in numbers)
+        return (*values, "1.00") if self.version == "paper" and self.coordinates == "fractional" else values
+
     def _positions(self, crystal: Crystal) -> Float[np.ndarray, "n 3"]:
         if self.coordinates == "cartesian":
             return crystal.frac_coords @ crystal.matrix
         return np.mod(crystal.frac_coords, 1)
 
     def _printed(self, x: float) -> str:
-        text = f"{x:.2f}"
-        if self.coordinates == "fractional" and self.version == "v2" and text == "1.00":
-            return "0.00"
-        return "0.00" if text == "-0.00" else text
+        text, zero = f"{x:.{self.decimals}f}", f"{0:.{self.decimals}f}"
+        if self.coordinates == "fractional" and self.version != "paper" and float(text) == 1:
+            return zero
+        return zero if text == f"-{zero}" else text
+
+    def words(self, text: str) -> list[Word]:
+        """The words of a text: three lengths, three angles, then an element and three coordinates for each atom.
+
+        Raises:
+            CrystalTextError: lines are missing, or no such lines.
+        """
+        return cif_words(text) if self.layout.named else plain_words(text)
 
     def decode(self, text: str) -> Crystal:
-        """Reads a text back; empty lines are passed over, as the reference does.
+        """Reads a text back.
 
         Raises:
             CrystalTextError: with the line's number and the offending text.
         """
-        lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line]
-        if len(lines) < 2:
-            raise CrystalTextError(len(lines) + 1, "", "the text ends before the lattice does")
-        lengths, angles = _numbers(*lines[0]), _numbers(*lines[1])
-        if not (lengths > 0).all():
-            raise CrystalTextError(*lines[0], "lattice lengths must be positive")
-        if not ((angles > 0) & (angles < 180)).all():
-            raise CrystalTextError(*lines[1], "lattice angles must lie between 0 and 180 degrees")
+        words = self.words(text)
+        lattice = np.array([_number(word) for word in words[:LATTICE_WORDS]])
+        lengths, angles = lattice[:3], lattice[3:]
+        for word, number in zip(words, lengths, strict=False):
+            if not number > 0:
+                raise CrystalTextError(word.line, word.text, "lattice lengths must be positive")
+        for word, number in zip(words[3:], angles, strict=False):
+            if not 0 < number < 180:
+                raise CrystalTextError(word.line, word.text, "lattice angles must lie between 0 and 180 degrees")
         symbols, coordinates = [], []
-        for number, line in lines[2::2]:
-            if line not in _KNOWN:
-                raise CrystalTextError(number, line, "not an element symbol")
-            symbols.append(line)
-        for number, line in lines[3::2]:
-            coordinates.append(_numbers(number, line))
-        if not symbols:
-            raise CrystalTextError(lines[-1][0] + 1, "", "the text ends before the first atom")
-        if len(coordinates) < len(symbols):
-            raise CrystalTextError(lines[-1][0] + 1, "", f"no coordinates follow the last {symbols[-1]}")
-        crystal = Crystal(lengths, angles, np.array(coordinates), tuple(symbols))
+        for place, word in enumerate(words[LATTICE_WORDS:]):
+            if place % 4:
+                coordinates.append(_number(word))
+                continue
+            if word.value not in _KNOWN:
+                raise CrystalTextError(word.line, word.text, "not an element symbol")
+            symbols.append(word.value)
+        crystal = Crystal(lengths, angles, np.reshape(coordinates, (-1, 3)), tuple(symbols))
         if self.coordinates == "fractional":
             return crystal
         if not crystal.forms_cell:
-            raise CrystalTextError(*lines[1], "angles form no cell, so Cartesian coordinates mean nothing")
+            raise CrystalTextError(
+                words[3].line, words[3].text, "angles form no cell, so Cartesian coordinates mean nothing"
+            )
         return dataclasses.replace(crystal, frac_coords=crystal.frac_coords @ np.linalg.inv(crystal.matrix))
 
 
-def _numbers(number: int, line: str) -> Float[np.ndarray, 3]:
-    words = line.split(" ")
-    if len(words) != 3:
-        raise CrystalTextError(number, line, f"expected three numbers, found {len(words)}")
-    for word in words:
-        # Stricter than float(), which takes "nan", "1e5" and "1_0".
-        if not _NUMBER.fullmatch(word) or not math.isfinite(float(word)):
-            raise CrystalTextError(number, line, f"{word!r} is not a number")
-    return np.array([float(word) for word in words])
+def _number(word: Word) -> float:
+    # Stricter than float(), which takes "nan", "1e5" and "1_0".
+    if not _NUMBER.fullmatch(word.value) or not math.isfinite(float(word.value)):
+        raise CrystalTextError(word.line, word.text, f"{word.value!r} is not a number")
+    return float(word.value)

@@ -6,20 +6,22 @@ The id of a token does not say it, since a digit of LLaMA-2 may stand anywhere; 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
+from crystal_jax.text.crystal_text import TextFormat
+from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 from crystal_jax.text.tokenizer import Tokenizer
 
 CLASSES = ("other", "lattice", "element", "coordinate", "end")  # prompts are "other", EOS is "end"
 OTHER, LATTICE, ELEMENT, COORDINATE, END = range(len(CLASSES))
 
 
-def token_classes(tokenizer: Tokenizer, completion: str, number: int) -> list[int]:
+def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str, number: int) -> list[int]:
     """The class of each token of a completion: a crystal, or the symbol that an infilling asks for. No EOS.
 
     Args:
         tokenizer: Its tokenizer.
+        text_format: The crystal's.
         completion: The text.
         number: Of its tokens after a prompt; alone, SentencePiece would put a space before it.
 
@@ -29,18 +31,24 @@ def token_classes(tokenizer: Tokenizer, completion: str, number: int) -> list[in
     if "\n" not in completion:
         return [ELEMENT] * number
     asked: Any = tokenizer
-    classes = [kind for kind, *field in _fields(completion) for _ in range(_tokens_in(asked, *field))]
-    if len(classes) != number:
+    words, layout = text_format.words(completion), text_format.layout
+    classes = [
+        _class(place)
+        for place, word in enumerate(words)
+        for _ in range(_tokens_in(asked, layout.separator(place), word.value))
+    ]
+    name = completion.partition(layout.separator(0))[0] if layout.named else ""
+    before = _tokens_in(asked, "", name) if name else 0
+    if before + len(classes) != number:
         raise ValueError(f"The {tokenizer.name} tokenizer does not write a crystal field by field: {completion!r}")
-    return classes
+    return [OTHER] * before + classes
 
 
-def _fields(crystal: str) -> Iterator[tuple[int, str, str]]:
-    """Class, separator and value of every field."""
-    for row, line in enumerate(crystal.split("\n")):
-        kind = LATTICE if row < 2 else ELEMENT if row % 2 == 0 else COORDINATE
-        for place, value in enumerate(line.split(" ")):
-            yield kind, " " if place else "\n" if row else "", value
+def _class(place: int) -> int:
+    """Of the word at this place of a crystal."""
+    if place < LATTICE_WORDS:
+        return LATTICE
+    return COORDINATE if (place - LATTICE_WORDS) % ATOM_WORDS else ELEMENT
 
 
 @functools.cache  # a few thousand values, each asked for again and again

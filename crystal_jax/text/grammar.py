@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
+from crystal_jax.text.layout import BLOCK, LATTICE_WORDS
 from crystal_jax.text.tokenizer import Tokenizer
 
 FORBIDDEN = -1
@@ -30,8 +31,6 @@ FIELDS = ("length", "angle", "xy", "z", "element")
 
 _LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
 _ANGLES = tuple(str(i) for i in range(1, 180))  # degrees
-_FRACTIONS = tuple(f"{i / 100:.2f}" for i in range(100))
-_CARTESIAN = tuple(f"{i / 100:.2f}" for i in range(-9999, 10000))  # Å
 _MOST_VALUES = 2000  # of a field; those of fields with more are not told apart
 
 
@@ -40,7 +39,9 @@ class TokenAutomaton:
     """A deterministic automaton over the few tokens that its language uses, and what its tokens mean.
 
     A text is a sequence of fields: three lengths, three angles, then an element, x, y and z for each atom. Their values
-    are numbered in the order of their spellings, so those that are still possible after a token are a range.
+    are numbered in the order of their spellings, so those that are still possible after a token are a range. What a
+    format writes between them belongs to the field after it. A name before the first field decides nothing of the
+    fields.
 
     Attributes:
         token_ids: The ids it uses, ascending; the columns of `next_state`. Shape [k].
@@ -189,6 +190,7 @@ class _Builder:
                 longest[state] = 1 + max(longest[following] for following in self.transitions[state].values())
         meanings = _Meanings(
             next_state,
+            row[start],
             [
                 turn._replace(
                     begin=row[turn.begin],
@@ -228,7 +230,7 @@ class _Meaning(NamedTuple):
 class _Meanings:
     """What each column means in each state of a field."""
 
-    def __init__(self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[_Turn]):
+    def __init__(self, next_state: Int[np.ndarray, "n_states k"], start: int, turns: Sequence[_Turn]):
         self._next_state = next_state
         self._number: dict[tuple[str, str], int] = {}
         words = {turn.field: turn.words for turn in turns}
@@ -249,6 +251,12 @@ class _Meanings:
             for column in np.flatnonzero(next_state[turn.begin] == len(next_state) - 1).tolist():  # EOS
                 end = self._number[turn.field, END]
                 self._meanings[turn.begin][column] = _Meaning(end, end + 1, end)
+        waiting = {start}
+        while waiting:  # the states of a name, before the first field
+            state = waiting.pop()
+            if state not in self._meanings and state != len(next_state) - 1:
+                self._turn[state] = 0
+                waiting |= {int(after) for after in next_state[state] if after != FORBIDDEN and after != state}
         self._separate = all(
             self._is_separator(turns[number + 1], column) for number, column in self._shared if number + 1 < len(turns)
         )
@@ -342,7 +350,7 @@ def crystal_automaton(
         elements: Element symbols that may occur.
 
     Raises:
-        ValueError: no elements, an unknown one, or `max_atoms` below 1.
+        ValueError: no elements, an unknown one, `max_atoms` below 1, or a tokenizer that cannot spell the format.
     """
     if unknown := set(elements) - set(ELEMENTS):
         raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
@@ -351,39 +359,57 @@ def crystal_automaton(
     if max_atoms < 1:
         raise ValueError(f"max_atoms must be at least 1, not {max_atoms}")
 
-    def spell(separator: str, values: Iterable[str]) -> dict[str, Word]:
-        return {value: word for value in values if (word := _spelling(tokenizer, separator, value))}
+    layout = text_format.layout
+    values = {"length": _LENGTHS, "angle": _ANGLES, "element": elements}
+    values |= dict.fromkeys(("xy", "z"), text_format.coordinate_values())
 
-    coordinates = _FRACTIONS
-    if text_format.coordinates == "cartesian":
-        coordinates = _CARTESIAN
-    elif text_format.version == "paper":
-        coordinates = (*_FRACTIONS, "1.00")
-    first, later = spell("\n", coordinates), spell(" ", coordinates)
-    symbols = spell("\n", elements)
+    @functools.cache
+    def spell(separator: str, field: str) -> dict[str, Word]:
+        spelled = {v: word for v in values[field] if (word := _spelling(tokenizer, separator, v))}
+        if not spelled:
+            raise ValueError(f"The {tokenizer.name} tokenizer cannot spell {values[field][0]!r} after {separator!r}")
+        return spelled
 
     builder = _Builder(tokenizer.eos_id)
     turns: list[_Turn] = []
 
-    def before(state: int, field: str, words: Mapping[str, Word]) -> int:
+    def before(state: int, field: str, separator: str) -> int:
         """The state before a field after which comes `state`."""
+        words = spell(separator, field)
         begin = builder.words(words.values(), state, () if len(words) <= _MOST_VALUES else None)
         turns.append(_Turn(begin, state, field, words))
         return begin
 
     finish = builder.state({tokenizer.eos_id: builder.end})
     state = finish
+    x, y, z = layout.coordinates
     for atoms_before in reversed(range(max_atoms)):
-        for field, words in ("z", later), ("xy", later), ("xy", first), ("element", symbols):
-            state = before(state, field, words)
+        symbol = layout.later if atoms_before else layout.first
+        for field, separator in ("z", z), ("xy", y), ("xy", x), ("element", symbol):
+            state = before(state, field, separator)
         if atoms_before:  # the first atom must come; before each further one the crystal may end
             state = builder.either(finish, state)
             turns[-1] = turns[-1]._replace(begin=state)
-    for separator in " ", " ", "\n":
-        state = before(state, "angle", spell(separator, _ANGLES))
-    for separator in " ", " ", "":
-        state = before(state, "length", spell(separator, _LENGTHS))
+    for place in reversed(range(LATTICE_WORDS)):
+        state = before(state, "length" if place < 3 else "angle", layout.separator(place))
+    if layout.named:
+        state = _before_name(builder, tokenizer, state, elements, max_atoms)
     return builder.table(state, turns[::-1])
+
+
+def _before_name(builder: _Builder, tokenizer: Tokenizer, state: int, elements: Sequence[str], max_atoms: int) -> int:
+    """The state before a crystal's name (`layout.block_name`), after which comes `state`.
+
+    Any elements and numbers of them may stand in it: an automaton could not remember them until the sites come.
+    """
+    counts = [tokenizer.spell("", str(n)) for n in range(1, max_atoms + 1)]
+    later = [tokenizer.spell("", symbol) for symbol in elements]
+    # A tokenizer may join the end of the word before to the first symbol; all others stand between numbers.
+    first = [tokenizer.spell("", BLOCK + symbol) for symbol in elements]
+    follow = state
+    for _ in range(max_atoms - 1):
+        follow = builder.either(state, builder.words(later, builder.words(counts, follow)))
+    return builder.words(first, builder.words(counts, follow))
 
 
 def _spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:

@@ -1,7 +1,7 @@
-"""Four tokenizers behind one protocol.
+"""Five tokenizers behind one protocol.
 
-`Llama2Tokenizer` is LLaMA-2's SentencePiece model, `HuggingFaceTokenizer` any `tokenizer.json`. `CharacterTokenizer`
-(LM-CH) and `AtomCoordinateTokenizer` (LM-AC) follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file:
+`Llama2Tokenizer` is LLaMA-2's SentencePiece model, `Llama2CrystalTokenizer` the same with added tokens for crystals,
+and `HuggingFaceTokenizer` any `tokenizer.json`. `CharacterTokenizer` (LM-CH) and `AtomCoordinateTokenizer` (LM-AC) follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file:
 one token a character, or one token an element, a lattice number, a coordinate.
 """
 
@@ -19,6 +19,7 @@ import tokenizers
 
 from crystal_jax.errors import UserError
 from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.layout import PLAIN
 from crystal_jax.text.prompts import MASK, PHRASES
 
 
@@ -73,6 +74,55 @@ class Llama2Tokenizer:
 
     def spell(self, separator: str, value: str) -> tuple[int, ...]:
         return _spell_in_context(self, separator, value)
+
+
+class Llama2CrystalTokenizer:
+    """LLaMA-2's 32,000 pieces and, after them, tokens of their own for what a crystal is made of (`FIELDS`).
+
+    Every number and element of a crystal is one added token, as in `AtomCoordinateTokenizer`; prompts, and the formulas
+    in them, are spelled with LLaMA-2's pieces. The paper's ablation: the new tokens share nothing with the digits and
+    letters that a pre-trained model knows. Under adapters on such a model their embeddings would stay what they are at
+    first, all the same; this is for models that are trained whole.
+    """
+
+    name = "llama2_crystal"
+
+    def __init__(self, path: Path):
+        self._pieces = Llama2Tokenizer(path)
+        self.bos_id, self.eos_id = self._pieces.bos_id, self._pieces.eos_id
+        self._first = self._pieces.vocab_size
+        self._field_ids = {field: i for i, field in enumerate(FIELDS, start=self._first)}
+        self.vocab_size = self._first + len(FIELDS)
+        # At a beginning SentencePiece reads a space that is not there.
+        self._space = self._pieces.encode("\n")[:-1]
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        end = 0
+        for match in _OWN.finditer(text):
+            ids += self._between(text[end : match.start()], at_start=end == 0)
+            ids += [_lookup(self._field_ids, field) for field in match.group().split()]
+            end = match.end()
+        return ids + self._between(text[end:], at_start=end == 0)
+
+    def _between(self, text: str, *, at_start: bool) -> list[int]:
+        ids = self._pieces.encode(text)
+        # What comes after a crystal begins with a newline.
+        return ids if at_start or not text else ids[len(self._space) :]
+
+    def decode(self, ids: list[int]) -> str:
+        kept = [i for i in ids if i not in (self.bos_id, self.eos_id)]
+        text = ""
+        for own, group in itertools.groupby(kept, key=lambda i: i >= self._first):
+            block = list(group)
+            if own:
+                text += _joined([FIELDS[i - self._first] for i in block])
+            else:
+                text += self._pieces.decode([*self._space, *block] if text else block)
+        return text
+
+    def spell(self, separator: str, value: str) -> tuple[int, ...]:
+        return (_lookup(self._field_ids, value),)
 
 
 class HuggingFaceTokenizer:
@@ -147,22 +197,13 @@ class AtomCoordinateTokenizer:
     bos_id, eos_id = 0, 1
 
     def __init__(self):
-        lengths = [f"{i / 10:.1f}" for i in range(10, 600)]
-        fields = [
-            *lengths,
-            *(str(i) for i in range(1, 180)),
-            *(f"{i / 100:.2f}" for i in range(101)),
-            *ELEMENTS,
-            MASK,
-        ]
         texts = [*PHRASES, *_PRINTABLE]
         # The angle "5" and the character "5" of a formula are different tokens; an element is the same one in both.
-        self._field_ids = {field: i for i, field in enumerate(fields, start=2)}
-        self._text_ids = {piece: i for i, piece in enumerate(texts, start=2 + len(fields))}
+        self._field_ids = {field: i for i, field in enumerate(FIELDS, start=2)}
+        self._text_ids = {piece: i for i, piece in enumerate(texts, start=2 + len(FIELDS))}
         self._text_ids |= {symbol: self._field_ids[symbol] for symbol in (*ELEMENTS, MASK)}
-        self._strings = ["", "", *fields, *texts]
-        self._length_ids = range(2, 2 + len(lengths))
-        self._fields = range(2, 2 + len(fields))
+        self._strings = ["", "", *FIELDS, *texts]
+        self._fields = range(2, 2 + len(FIELDS))
         self.vocab_size = len(self._strings)
 
     def encode(self, text: str) -> list[int]:
@@ -178,16 +219,17 @@ class AtomCoordinateTokenizer:
         kept = [i for i in ids if i not in (self.bos_id, self.eos_id)]
         text = ""
         for is_field, group in itertools.groupby(kept, key=self._fields.__contains__):
-            block = list(group)
-            # A crystal starts with a length; other field tokens are the elements of a formula.
-            in_crystal = is_field and block[0] in self._length_ids
-            text += "".join(
-                (_separator(place) if in_crystal else "") + self._strings[i] for place, i in enumerate(block)
-            )
+            strings = [self._strings[i] for i in group]
+            text += _joined(strings) if is_field else "".join(strings)
         return text
 
     def spell(self, separator: str, value: str) -> tuple[int, ...]:
         return (_lookup(self._field_ids, value),)
+
+
+def _joined(fields: Sequence[str]) -> str:
+    """A crystal, which starts with a length; other fields are the elements of a formula, or a single one."""
+    return PLAIN.join(fields) if fields[0] in _LENGTHS else "".join(fields)
 
 
 def _spell_in_context(tokenizer: Tokenizer, separator: str, value: str) -> tuple[int, ...]:
@@ -204,14 +246,15 @@ def _spell_in_context(tokenizer: Tokenizer, separator: str, value: str) -> tuple
 
 
 def load_tokenizer(name: str, path: Path | None = None) -> Tokenizer:
-    """A tokenizer by its name: `atom_coordinate`, `character`; `llama2` or `huggingface` with the path of its file."""
+    """A tokenizer by its name: atom_coordinate, character; or, with a file, llama2, llama2_crystal, huggingface."""
     from_files: dict[str, Callable[[Path], Tokenizer]] = {
         "llama2": Llama2Tokenizer,
+        "llama2_crystal": Llama2CrystalTokenizer,
         "huggingface": HuggingFaceTokenizer,
     }
     if name in from_files:
         if path is None:
-            file = "tokenizer.model" if name == "llama2" else "tokenizer.json"
+            file = "tokenizer.json" if name == "huggingface" else "tokenizer.model"
             raise UserError(f"the {name} tokenizer needs a file: --config.tokenizer.path=/path/to/{file}")
         return from_files[name](Path(path))
     compact = {t.name: t for t in (AtomCoordinateTokenizer, CharacterTokenizer)}
@@ -245,20 +288,16 @@ def completion_text(tokenizer: Tokenizer, prompt: str, head: Sequence[int], ids:
 
 _PRINTABLE = "\n" + "".join(chr(i) for i in range(32, 127))
 _SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
-_LENGTHS, _ANGLES, _COORDINATES = (" ".join([number] * 3) for number in (r"\d+\.\d", r"\d+", r"\d\.\d\d"))
-# A whole crystal, alone on its lines; else a phrase; else an element; else one character.
-_PIECE = re.compile(
-    rf"(?P<crystal>(?<![^\n]){_LENGTHS}\n{_ANGLES}(?:\n(?:{_SYMBOL})\n{_COORDINATES})+(?![^\n]))"
-    rf"|{'|'.join(map(re.escape, PHRASES))}|{_SYMBOL}|(?s:.)"
-)
-
-
-def _separator(place: int) -> str:
-    """What stands before the field at this place of a crystal: six lattice numbers, then four fields an atom."""
-    if place == 0:
-        return ""
-    starts_line = place % 3 == 0 if place < 6 else (place - 6) % 4 < 2
-    return "\n" if starts_line else " "
+# Lengths in Å, angles in degrees, fractional coordinates, elements: no two are spelled alike.
+_LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 600))
+FIELDS = (*_LENGTHS, *map(str, range(1, 180)), *(f"{i / 100:.2f}" for i in range(101)), *ELEMENTS, MASK)
+_THREE = [" ".join([number] * 3) for number in (r"\d+\.\d", r"\d+", r"\d\.\d\d")]
+# A whole crystal, alone on its lines.
+_CRYSTAL = rf"(?P<crystal>(?<![^\n]){_THREE[0]}\n{_THREE[1]}(?:\n(?:{_SYMBOL})\n{_THREE[2]})+(?![^\n]))"
+# That; else a phrase; else an element; else one character.
+_PIECE = re.compile(rf"{_CRYSTAL}|{'|'.join(map(re.escape, PHRASES))}|{_SYMBOL}|(?s:.)")
+# That; or an element that is alone on its line: the answer to an infilling prompt.
+_OWN = re.compile(rf"{_CRYSTAL}|(?<![^\n])(?:{_SYMBOL})(?![^\n])")
 
 
 def _lookup(ids: dict[str, int], piece: str) -> int:

@@ -24,7 +24,7 @@ def learning_rate(cfg: OptimizerConfig, *, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
-    """The update rule; norms and embeddings are not decayed."""
+    """The update rule; norms, biases and embeddings are not decayed."""
     schedule = learning_rate(cfg, num_steps=num_steps)
     if cfg.name == "muon":
         rule = optax.contrib.muon(
@@ -64,6 +64,6 @@ def _matrices(params: Any) -> Any:
 def _decayed(params: Any) -> Any:
     def is_decayed(path: tuple[Any, ...], _: jax.Array) -> bool:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return "norm" not in name and "embedding" not in name
+        return not any(part in name for part in ("norm", "embedding", "bias"))
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from crystal_jax.checkpoint.models import abstract_parameters, initial_parameters
 from crystal_jax.config import DataConfig, Experiment, GuardConfig
-from crystal_jax.model.llama import Llama
+from crystal_jax.model.llama import Transformer
 from crystal_jax.sharding import BATCH, abstract, on_mesh, tree_shardings
 from crystal_jax.text.fields import CLASSES
 from crystal_jax.train.guards import GuardState, choose, judge, new_guard
@@ -108,7 +108,9 @@ def setup(experiment: Experiment, mesh: Mesh) -> Setup:
     return Setup(state, frozen, planned.train_step, planned.eval_step)
 
 
-def loss_sum(model: Llama, batch: Batch, dropout_key: Array | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def loss_sum(
+    model: Transformer, batch: Batch, dropout_key: Array | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy in nats over the targets that count, summed, and how many they are."""
     count = batch["weights"].sum()
     if not (chunk := model.execution.loss_chunk):
@@ -117,7 +119,7 @@ def loss_sum(model: Llama, batch: Batch, dropout_key: Array | None = None) -> tu
     return model.cross_entropy(x, batch["targets"], batch["weights"], chunk=chunk), count
 
 
-def weighted_losses(model: Llama, batch: Batch, dropout_key: Array | None = None) -> Float[Array, "b t"]:
+def weighted_losses(model: Transformer, batch: Batch, dropout_key: Array | None = None) -> Float[Array, "b t"]:
     """Cross-entropy in nats of every target; 0 where it does not count."""
     logits = model(batch["tokens"], batch["positions"], batch["segments"], dropout_key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])

@@ -1,5 +1,7 @@
 """Hugging Face models with weights large enough that no term of the architecture can hide."""
 
+import copy
+
 import torch
 import transformers
 
@@ -31,6 +33,6 @@ def hugging_face(**changes):
 
 
 def logits_of(model, ids):
-    """Hugging Face's logits as NumPy."""
+    """Hugging Face's logits as NumPy, computed in float64: on a busy machine its own rounding in float32 varies."""
     with torch.no_grad():
-        return model(torch.tensor(ids)).logits.numpy()
+        return copy.deepcopy(model).double()(torch.tensor(ids)).logits.numpy()

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from crystal_jax.config import LlamaConfig, MeshConfig
 from crystal_jax.errors import UserError
-from crystal_jax.model.llama import empty_cache
+from crystal_jax.model.cache import empty_cache
 from crystal_jax.sharding import make_mesh
 from tests.experiments import SCANNED, UNROLLED, extend, from_hugging_face, logits
 from tests.parity.models import BASE, hugging_face, logits_of
@@ -83,7 +83,14 @@ UNNOTICED_BY_SHAPES = dict(
 
 
 def test_every_field_is_falsified_below():
-    assert MISSHAPEN.keys() | UNNOTICED_BY_SHAPES.keys() == {f.name for f in dataclasses.fields(LlamaConfig)}
+    assert MISSHAPEN.keys() | UNNOTICED_BY_SHAPES.keys() | {"architecture"} == {
+        f.name for f in dataclasses.fields(LlamaConfig)
+    }
+
+
+def test_another_architecture_is_refused(reference):
+    with pytest.raises(ValueError, match="in fields of llama's"):
+        from_hugging_face(reference[0], architecture="gpt2")
 
 
 @pytest.mark.parametrize("field", MISSHAPEN)

@@ -51,6 +51,84 @@ def test_v2_text_is_a_fixed_point(crystal):
     assert TextFormat().encode(TextFormat().decode(text)) == text
 
 
+@pytest.mark.parametrize("version", ["v2", "cif"])
+@pytest.mark.parametrize("decimals", [1, 2, 3])
+@given(crystal=crystals())
+def test_any_precision_is_a_fixed_point_within_half_a_digit(version, decimals, crystal):
+    text_format = TextFormat(version=version, decimals=decimals)
+    text = text_format.encode(crystal)
+    back = text_format.decode(text)
+    assert text_format.encode(back) == text
+    assert {len(word.value) for place, word in enumerate(text_format.words(text)[6:]) if place % 4} == {2 + decimals}
+    difference = np.abs(np.mod(back.frac_coords - crystal.frac_coords + 0.5, 1) - 0.5)
+    assert difference.max() <= 0.5 * 10**-decimals + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decimals": 4}, "have 1, 2 or 3 decimals, not 4"),
+        ({"decimals": 3, "version": "paper"}, "'paper' has 2 decimals, not 3"),
+        ({"version": "cif", "coordinates": "cartesian"}, "'cif' has fractional coordinates only"),
+        ({"version": "v3"}, "Unknown format version 'v3'"),
+    ],
+)
+def test_formats_that_there_are_not(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TextFormat(**fields)
+
+
+CIF_HALITE = """data_Cl1Na1
+_cell_length_a 5.6
+_cell_length_b 5.6
+_cell_length_c 5.6
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 1'
+loop_
+_atom_site_label
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+Na 0.00 0.00 0.00
+Cl 0.50 0.50 0.50"""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pymatgen remarks on what it takes from the space group's name
+def test_the_text_of_a_cif_is_one():
+    """pymatgen reads from it what we do."""
+    text_format = TextFormat(version="cif")
+    assert text_format.encode(TextFormat().decode(HALITE)) == CIF_HALITE
+    theirs = Crystal.from_structure(Structure.from_str(CIF_HALITE, fmt="cif"))
+    ours = text_format.decode(CIF_HALITE)
+    assert theirs.symbols == ours.symbols
+    np.testing.assert_allclose(theirs.frac_coords, ours.frac_coords)
+    np.testing.assert_allclose([*theirs.lengths, *theirs.angles], [*ours.lengths, *ours.angles])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "problem"),
+    [
+        ("data_Cl1Na1", "data_", 1, "expected data_ and a composition"),
+        ("data_Cl1Na1\n", "", 1, "expected data_ and a composition"),
+        ("_cell_length_b", "_cell_length_c", 3, "expected _cell_length_b"),
+        ("_cell_length_b 5.6", "_cell_length_b x", 3, "'x' is not a number"),
+        ("_cell_length_c 5.6", "_cell_length_c 0.0", 4, "must be positive"),
+        ("alpha 90", "alpha 180", 5, "between 0 and 180"),
+        ("'P 1'", "P1", 8, "expected _symmetry_space_group_name_H-M"),
+        ("Na 0.00", "Ln 0.00", 14, "not an element symbol"),
+        ("Cl 0.50 0.50 0.50", "Cl 0.50 0.50", 15, "expected three numbers, found 2"),
+        ("\nNa 0.00 0.00 0.00\nCl 0.50 0.50 0.50", "", 14, "ends before the first atom"),
+        (CIF_HALITE[CIF_HALITE.index("\n_cell_angle_beta") :], "", 6, "the text ends before _cell_angle_beta"),
+    ],
+)
+def test_errors_in_a_cif_name_the_line(old, new, line, problem):
+    with pytest.raises(CrystalTextError, match=problem) as caught:
+        TextFormat(version="cif").decode(CIF_HALITE.replace(old, new, 1))
+    assert caught.value.line == line
+
+
 @pytest.mark.parametrize("version", ["v2", "paper"])
 @given(crystal=crystals())
 def test_decode_is_within_rounding_of_the_crystal(version, crystal):

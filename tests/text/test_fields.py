@@ -1,5 +1,6 @@
 import pytest
 
+from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.fields import CLASSES, COORDINATE, ELEMENT, LATTICE, token_classes
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
@@ -7,9 +8,9 @@ from crystal_jax.text.tokenizer import encode_example, load_tokenizer
 CRYSTAL = "5.6 4.0 12.5\n90 90 120\nTe\n0.25 0.50 0.73\nC\n0.00 0.00 0.10"
 
 
-def classes_of(tokenizer, completion):
+def classes_of(tokenizer, completion, version="v2"):
     _, body = encode_example(tokenizer, generation_prompt(), completion)
-    classes = token_classes(tokenizer, completion, len(body))
+    classes = token_classes(tokenizer, TextFormat(version=version), completion, len(body))
     assert len(classes) == len(body)
     return classes
 
@@ -37,10 +38,20 @@ def test_llama_writes_digit_by_digit(shared):
     assert letters == "l" * (3 + 4 + 5 + 3 + 3 + 4) + ("e" * 2 + "c" * 15) + ("e" * 2 + "c" * 15)
 
 
+def test_the_words_of_a_cif_are_of_the_field_after_them():
+    text = TextFormat(version="cif").encode(TextFormat().decode(CRYSTAL))
+    letters = "".join("olecx"[kind] for kind in classes_of(load_tokenizer("character"), text, "cif"))
+    name, sites = len("data_C1Te1"), text.index("\n_symmetry")
+    assert letters[:name] == "o" * name
+    assert set(letters[name:sites]) == {"l"}
+    assert letters[sites:].startswith("e" * text[sites:].index(" 0.25"))
+    assert letters.endswith("c" * 15 + "e" * 2 + "c" * 15)
+
+
 def test_an_infilled_symbol_is_an_element():
     assert classes_of(load_tokenizer("character"), "Te") == [ELEMENT, ELEMENT]
 
 
 def test_a_text_that_is_not_written_field_by_field_is_refused():
-    with pytest.raises(ValueError, match=r"not in the vocabulary|field by field"):
+    with pytest.raises(ValueError, match=r"not in the vocabulary|expected three numbers"):
         classes_of(load_tokenizer("atom_coordinate"), "5.6 4.0\n\n90 90")

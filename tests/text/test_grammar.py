@@ -1,3 +1,4 @@
+import functools
 import itertools
 import re
 
@@ -25,18 +26,29 @@ def random_walk(automaton, rng):
     return ids
 
 
-@pytest.fixture(scope="session", params=["atom_coordinate", "character", "llama2", "huggingface"])
+@pytest.fixture(scope="session", params=["atom_coordinate", "character", "llama2", "llama2_crystal", "huggingface"])
 def tokenizer(request):
-    if request.param == "llama2":
-        return load_tokenizer("llama2", request.getfixturevalue("shared") / "tokenizer/tokenizer.model")
+    if "llama2" in request.param:
+        return load_tokenizer(request.param, request.getfixturevalue("shared") / "tokenizer/tokenizer.model")
     if request.param == "huggingface":
         return load_tokenizer("huggingface", request.getfixturevalue("bpe") / "tokenizer.json")
     return load_tokenizer(request.param)
 
 
-@pytest.mark.parametrize("version", ["v2", "paper"])
-def test_every_accepted_text_is_readable_and_canonical(tokenizer, version):
-    text_format = TextFormat(version=version)
+FORMATS = [
+    TextFormat(),
+    TextFormat(version="paper"),
+    TextFormat(decimals=1),
+    TextFormat(decimals=3),
+    TextFormat(version="cif"),
+    TextFormat(version="cif", decimals=3),
+]
+
+
+@pytest.mark.parametrize("text_format", FORMATS, ids=lambda f: f"{f.version}-{f.decimals}")
+def test_every_accepted_text_is_readable_and_canonical(tokenizer, text_format):
+    if tokenizer.name in ("atom_coordinate", "llama2_crystal") and text_format not in FORMATS[:2]:
+        pytest.skip("it cannot spell that format")
     automaton = crystal_automaton(tokenizer, text_format, max_atoms=5)
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -48,18 +60,28 @@ def test_every_accepted_text_is_readable_and_canonical(tokenizer, version):
         assert len(ids) <= automaton.max_tokens
 
 
+@pytest.mark.parametrize(
+    ("name", "text_format"),
+    [
+        ("atom_coordinate", TextFormat()),
+        ("character", TextFormat()),
+        ("character", TextFormat(decimals=3)),
+        ("character", TextFormat(version="cif")),
+    ],
+)
 @given(crystal=crystals(max_atoms=20))
-def test_every_crystal_is_accepted(crystal):
-    for name in ("atom_coordinate", "character"):
-        tokenizer = load_tokenizer(name)
-        automaton = _AUTOMATA.setdefault(name, crystal_automaton(tokenizer, TextFormat()))
-        ids = completion_ids(tokenizer, TextFormat().encode(crystal))
-        assert automaton.accepts(ids)
-        assert not automaton.accepts(ids[:-1])
-        assert not automaton.accepts([*ids, tokenizer.eos_id])
+def test_every_crystal_is_accepted(name, text_format, crystal):
+    tokenizer, automaton = _automaton(name, text_format)
+    ids = completion_ids(tokenizer, text_format.encode(crystal))
+    assert automaton.accepts(ids)
+    assert not automaton.accepts(ids[:-1])
+    assert not automaton.accepts([*ids, tokenizer.eos_id])
 
 
-_AUTOMATA = {}
+@functools.cache
+def _automaton(name, text_format):
+    tokenizer = load_tokenizer(name)
+    return tokenizer, crystal_automaton(tokenizer, text_format)
 
 
 def test_texts_with_any_one_token_changed_are_accepted_only_if_readable(tokenizer):
@@ -76,6 +98,26 @@ def test_texts_with_any_one_token_changed_are_accepted_only_if_readable(tokenize
     with pytest.raises(CrystalTextError):
         text_format.decode(HALITE.rsplit("\n", 1)[0])
     assert not automaton.accepts(completion_ids(tokenizer, HALITE.rsplit("\n", 1)[0]))
+
+
+def test_a_tokenizer_that_cannot_spell_a_format_is_refused():
+    tokenizer = load_tokenizer("atom_coordinate")
+    with pytest.raises(ValueError, match=r"atom_coordinate tokenizer cannot spell '0\.000' after ' '"):
+        crystal_automaton(tokenizer, TextFormat(decimals=3))
+
+
+def test_a_name_is_before_the_first_field_and_decides_nothing():
+    """The sampler asks about the first length before a name is written, and reads the same fields after it."""
+    tokenizer, text_format = load_tokenizer("character"), TextFormat(version="cif")
+    automaton = crystal_automaton(tokenizer, text_format, max_atoms=2)
+    ids = completion_ids(tokenizer, text_format.encode(TextFormat().decode(HALITE)))
+    columns = [automaton.token_ids.tolist().index(i) for i in ids]
+    assert automaton.read(columns) == HALITE.split()
+    state = automaton.start
+    for column in columns[: len("data_Cl1Na1")]:
+        assert automaton.turn[state] == automaton.kind[state] == 0
+        state = automaton.next_state[state, column]
+    assert automaton.separate
 
 
 def test_limits_on_elements_and_atoms(tokenizer):

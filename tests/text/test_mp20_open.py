@@ -29,10 +29,20 @@ def test_every_crystal_survives_its_text(crystals, version):
             assert text_format.encode(back) == text
 
 
-@pytest.mark.parametrize("name", ["atom_coordinate", "character", "llama2"])
-def test_every_crystal_is_tokenised_and_accepted(crystals, name, shared):
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("atom_coordinate", "v2"),
+        ("character", "v2"),
+        ("llama2", "v2"),
+        ("llama2_crystal", "v2"),
+        ("character", "cif"),
+        ("llama2", "cif"),
+    ],
+)
+def test_every_crystal_is_tokenised_and_accepted(crystals, name, version, shared):
     tokenizer = load_tokenizer(name, shared / "tokenizer/tokenizer.model")
-    text_format, prompt = TextFormat(), "\n"
+    text_format, prompt = TextFormat(version=version), "\n"
     automaton = crystal_automaton(tokenizer, text_format, max_atoms=20)
     for crystal in crystals:
         text = text_format.encode(crystal)

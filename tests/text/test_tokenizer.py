@@ -106,9 +106,34 @@ def test_llama2_spells_a_crystal_as_published(shared):
     assert tokenizer.decode([1, *expected, 2]) == text
 
 
-@pytest.mark.parametrize("name", [*COMPACT, "llama2"])
+@given(crystal=crystals())
+def test_crystal_tokens_round_trip_among_llamas_pieces(shared, crystal):
+    tokenizer = load_tokenizer("llama2_crystal", shared / "tokenizer/tokenizer.model")
+    text = TextFormat().encode(crystal)
+    for whole in (
+        text,
+        generation_prompt({"pretty_formula": "LiFePO4", "band_gap": 3.6911}) + text,
+        infill_prompt(mask_element(text, crystal.symbols[0])) + crystal.symbols[0],
+    ):
+        assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode(whole), tokenizer.eos_id]) == whole
+
+
+def test_crystal_tokens_are_added_and_prompts_are_shared(shared):
+    path = shared / "tokenizer/tokenizer.model"
+    own, pieces = load_tokenizer("llama2_crystal", path), load_tokenizer("llama2", path)
+    prompt = generation_prompt({"pretty_formula": "NaCl"})
+    head, body = encode_example(own, prompt, HALITE)
+    assert head == pieces.encode(prompt)
+    assert len(body) == 6 + 4 * 2
+    assert min(body) >= pieces.vocab_size
+    assert max(body) < own.vocab_size == 32_000 + 590 + 179 + 101 + 103 + 1
+    infilled = encode_example(own, infill_prompt(HALITE.replace("Na", "[MASK]")), "Na")[1]
+    assert infilled == list(own.spell("", "Na"))
+
+
+@pytest.mark.parametrize("name", [*COMPACT, "llama2", "llama2_crystal"])
 def test_prompt_and_completion_are_split_where_they_meet(name, request):
-    path = request.getfixturevalue("shared") / "tokenizer/tokenizer.model" if name == "llama2" else None
+    path = request.getfixturevalue("shared") / "tokenizer/tokenizer.model" if "llama2" in name else None
     tokenizer = load_tokenizer(name, path)
     for prompt, completion in ((generation_prompt(), HALITE), (infill_prompt(HALITE), "Mg")):
         head, body = encode_example(tokenizer, prompt, completion)

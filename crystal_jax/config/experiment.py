@@ -1,0 +1,142 @@
+"""A whole experiment, built from a ConfigDict in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from crystal_jax.config.check import require
+from crystal_jax.config.model import (
+    UNQUANTIZED,
+    ExecutionConfig,
+    LoraConfig,
+    ModelConfig,
+    QuantizationConfig,
+    model_config,
+)
+from crystal_jax.config.training import (
+    DEFAULT_GUARD,
+    DataConfig,
+    GuardConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from crystal_jax.errors import UserError
+from crystal_jax.text.crystal_text import TextFormat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that decides a training run.
+
+    `base` is the model that training begins with, under adapters or as a whole: a workdir, a Hugging Face folder, or
+    the name of a released model; "" is none.
+    """
+
+    model: ModelConfig
+    lora: LoraConfig
+    execution: ExecutionConfig
+    text: TextFormat
+    tokenizer: TokenizerConfig
+    task: TaskConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    base: str = ""
+    quantize: QuantizationConfig = UNQUANTIZED
+    guard: GuardConfig = DEFAULT_GUARD
+
+    def __post_init__(self):
+        require(
+            self.quantize.kind == "none" or self.lora.rank > 0,
+            f"quantize.kind={self.quantize.kind!r} needs a frozen base, and with lora.rank=0 every weight is trained",
+        )
+        require(
+            not self.train.token_features
+            or (self.tokenizer.name == "atom_coordinate" and not self.lora.rank and not self.base),
+            "train.token_features needs tokenizer.name='atom_coordinate', whose tokens are whole numbers and elements, "
+            "lora.rank=0, which trains the embedding, and no base, which would bring one",
+        )
+        spellable = self.text.version != "cif" and self.text.decimals == 2 and self.text.coordinates == "fractional"
+        require(
+            spellable or self.tokenizer.name not in ("atom_coordinate", "llama2_crystal"),
+            f"tokenizer.name={self.tokenizer.name!r} has tokens for fractional coordinates of two decimals only; other "
+            "texts (text.version='cif', text.decimals, text.coordinates='cartesian') need 'character', 'llama2' or "
+            "'huggingface'",
+        )
+        require(
+            self.text.version != "cif" or not self.task.infill,
+            f"task.infill={self.task.infill} must be 0 with text.version='cif', whose first line names the elements",
+        )
+        if missing := set(self.lora.targets) - set(self.model.projections):
+            raise ValueError(
+                f"lora.targets has {', '.join(sorted(missing))}; model.architecture={self.model.architecture!r} has "
+                f"{', '.join(self.model.projections)}"
+            )
+        most, row = self.model.num_positions, self.data.seq_len
+        require(
+            most is None or row <= most,
+            f"data.seq_len={row} is more than model.num_positions={most}, the longest text that the model can read",
+        )
+        chunk = self.execution.loss_chunk
+        require(not chunk or row % chunk == 0, f"execution.loss_chunk={chunk} does not divide data.seq_len={row}")
+
+
+def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
+    """Builds the typed configuration; `vocab_size` fills the model's where the config leaves it out.
+
+    Raises:
+        UserError: a section or key is missing, unknown, or has an impossible value.
+    """
+    fields = dataclasses.fields(Experiment)
+    sections = {field.name: _SECTIONS.get(field.name) for field in fields}
+    optional = {field.name for field in fields if field.default is not dataclasses.MISSING}
+    if unknown := set(tree) - set(sections):
+        raise UserError(f"config has unknown keys {', '.join(sorted(unknown))}; expected {', '.join(sections)}")
+    built: dict[str, Any] = {}
+    for name, make in sections.items():
+        if name not in tree:
+            if name in optional:
+                continue
+            raise UserError(f"config lacks the section {name!r}")
+        if make is None:
+            built[name] = tree[name]
+            continue
+        if name == "mesh" and isinstance(tree[name], str):
+            try:
+                built[name] = MeshConfig.parse(tree[name])
+            except ValueError as error:
+                raise UserError(f"config.mesh: {error}") from error
+            continue
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(tree[name]).items()}
+        if name == "model":
+            values.setdefault("vocab_size", vocab_size)
+        try:
+            built[name] = make(**values)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{name}: {str(error).replace('.__init__()', '')}") from error
+    try:
+        return Experiment(**built)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+
+
+_SECTIONS: Mapping[str, Callable[..., Any]] = {
+    "model": model_config,
+    "lora": LoraConfig,
+    "execution": ExecutionConfig,
+    "text": TextFormat,
+    "tokenizer": TokenizerConfig,
+    "task": TaskConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "mesh": MeshConfig,
+    "quantize": QuantizationConfig,
+    "guard": GuardConfig,
+}

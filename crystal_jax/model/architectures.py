@@ -1,0 +1,30 @@
+"""The configuration of a model → the model."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+from crystal_jax.config import (
+    UNQUANTIZED,
+    ExecutionConfig,
+    Gpt2Config,
+    LoraConfig,
+    ModelConfig,
+    QuantizationConfig,
+)
+from crystal_jax.model.gpt2 import Gpt2
+from crystal_jax.model.llama import Llama, Transformer
+
+
+def make_model(
+    cfg: ModelConfig,
+    lora: LoraConfig,
+    execution: ExecutionConfig,
+    quantization: QuantizationConfig = UNQUANTIZED,
+    *,
+    rngs: nnx.Rngs,
+) -> Transformer:
+    """A model with weights drawn from `rngs`, of the architecture whose configuration is given."""
+    if isinstance(cfg, Gpt2Config):
+        return Gpt2(cfg, lora, execution, quantization, rngs=rngs)
+    return Llama(cfg, lora, execution, quantization, rngs=rngs)

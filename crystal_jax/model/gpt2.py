@@ -1,0 +1,110 @@
+"""GPT-2 in Flax NNX (Radford et al., 2019): learned positions, layer norms, GELU, biases, tied embedding.
+
+Axis letters as in model/llama.py. GPT-2's dropout is left out, as it is from LLaMA-2: only adapters have any.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from crystal_jax.config import (
+    PROJECTIONS,
+    UNQUANTIZED,
+    ExecutionConfig,
+    Gpt2Config,
+    LoraConfig,
+    QuantizationConfig,
+)
+from crystal_jax.model.attention import Past, attend, attend_after
+from crystal_jax.model.llama import Projection, Transformer
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean x) / √(var x + ε) · scale + bias, in float32 whatever the model computes in (Ba et al., 2016)."""
+
+    def __init__(self, cfg: Gpt2Config, lora: LoraConfig):
+        self.eps = cfg.norm_eps
+        dtype = cfg.dtype if lora.rank else jnp.float32
+        self.scale = nnx.Param(jnp.ones(cfg.embed_dim, dtype))
+        self.bias = nnx.Param(jnp.zeros(cfg.embed_dim, dtype))
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Gpt2Block(nnx.Module):
+    """Attention and MLP, each after a norm and added to its input."""
+
+    def __init__(
+        self, cfg: Gpt2Config, lora: LoraConfig, quantization: QuantizationConfig, *, flat: bool, rngs: nnx.Rngs
+    ):
+        def projection(name: str, equation: str) -> Projection:
+            adapted = name in lora.targets
+            return Projection(equation, cfg, lora, quantization, adapted=adapted, biased=True, flat=flat, rngs=rngs)
+
+        self.attn_norm = LayerNorm(cfg, lora)
+        self.q = projection("q", "btd,dnh->btnh")
+        self.k = projection("k", "btd,dkh->btkh")
+        self.v = projection("v", "btd,dkh->btkh")
+        self.o = projection("o", "btnh,nhd->btd")
+        self.mlp_norm = LayerNorm(cfg, lora)
+        self.up = projection("up", "btd,df->btf")
+        self.down = projection("down", "btf,fd->btd")
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        angles: None,
+        mask: Bool[Array, "#b 1 t t"],
+        past: Past | None = None,
+        dropout_key: Array | None = None,
+    ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b k t h"], Float[Array, "b k t h"]]]:
+        """The new x, which attends to itself and to the past, and x's own keys and values."""
+
+        def project(name: str, x: Array) -> Array:
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
+            return getattr(self, name)(x, key)
+
+        y = self.attn_norm(x)
+        q, keys, values = project("q", y), project("k", y).swapaxes(1, 2), project("v", y).swapaxes(1, 2)
+        mixed = attend(q, keys, values, mask) if past is None else attend_after(past, q, keys, values, mask)
+        x = x + project("o", mixed)
+        hidden = jax.nn.gelu(project("up", self.mlp_norm(x)), approximate=True)
+        return x + project("down", hidden), (keys, values)
+
+
+class Gpt2(Transformer):
+    """GPT-2: positions are vectors that are added to those of the tokens."""
+
+    block, norm = Gpt2Block, LayerNorm
+    cfg: Gpt2Config
+
+    def __init__(
+        self,
+        cfg: Gpt2Config,
+        lora: LoraConfig,
+        execution: ExecutionConfig,
+        quantization: QuantizationConfig = UNQUANTIZED,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(cfg, lora, execution, quantization, rngs=rngs)
+        init = nnx.initializers.normal(cfg.embed_dim**-0.5)
+        param_dtype = cfg.dtype if lora.rank else jnp.float32
+        self.position_embedding = nnx.Param(init(rngs.params(), (cfg.num_positions, cfg.embed_dim), param_dtype))
+
+    def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """The sum of the two embeddings; positions beyond the last, which only padding has, are read as the last."""
+        places = self.position_embedding[...].at[positions].get(mode="clip")
+        return super()._embed(tokens, positions) + places.astype(self.cfg.dtype)
+
+    def _angles(self, positions: Int[Array, "b t"]) -> Any:
+        return None
