@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
+
+# spglib's C library prints each cell that it gives up on, and asks only the environment whether to.
+os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 
 @contextlib.contextmanager
