@@ -158,7 +158,10 @@ def load_trained(workdir: Path, mesh: Mesh, *, step: int | None = None) -> Train
     """
     experiment = read_experiment(workdir)
     step = _existing_step(workdir, step)  # before the base is read, which may take long
-    graph, like, frozen = initial_parameters(experiment, mesh)
+    if experiment.lora.rank:
+        graph, like, frozen = initial_parameters(experiment, mesh)
+    else:  # all is in the checkpoint
+        graph, like, frozen = abstract_parameters(experiment, mesh)
     params, step = restore_parameters(workdir, like, step=step)
     return Trained(graph, nnx.merge_state(params, frozen), experiment, step)
 
@@ -199,10 +202,12 @@ def abstract_parameters(
 def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model before training, built where it will live: graph, trainable and frozen parameters.
 
-    The frozen base comes from `experiment.base`, and from the seed where there is none; `experiment.quantize` then
-    says how it is kept.
+    The base comes from `experiment.base`, and from the seed where there is none. Under adapters it is frozen, and
+    `experiment.quantize` says how it is kept; without adapters it is what training begins with.
     """
     graph, *like = abstract_parameters(experiment, mesh)
+    if experiment.base and not experiment.lora.rank:
+        return graph, _base_parameters(experiment, like[0], mesh), like[1]
     where = jax.tree.map(lambda leaf: leaf.sharding, tuple(like))
     # What the base brings is not drawn first: XLA leaves out what is not returned.
     wanted = slice(0, 1) if experiment.base else slice(0, 2)
@@ -227,7 +232,7 @@ def _build(
 
 
 def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx.State:
-    """The frozen weights: of a Hugging Face folder, shard by shard, or of the workdir of another run."""
+    """The weights to start from: of a Hugging Face folder, shard by shard, or of the workdir of another run."""
     path = Path(experiment.base)
     if is_hf(path):
         return load(base_source(path, experiment.model), like)

@@ -31,7 +31,7 @@ from crystal_jax.text.crystal_text import TextFormat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that decides a training run. `base` is the workdir or checkpoint that LoRA starts from ("" is none)."""
+    """All that decides a training run. `base` is the workdir or checkpoint that it starts from ("" is none)."""
 
     model: ModelConfig
     lora: LoraConfig
