@@ -44,7 +44,8 @@ from crystal_jax.sample.decode import Rows, draw, free_rows, write  # noqa: E402
 from crystal_jax.sample.guide import NEVER  # noqa: E402
 from crystal_jax.sample.scheduler import Engine, Request  # noqa: E402
 from crystal_jax.sharding import make_mesh  # noqa: E402
-from crystal_jax.text.grammar import TokenAutomaton, crystal_automaton  # noqa: E402
+from crystal_jax.text.automaton import TokenAutomaton  # noqa: E402
+from crystal_jax.text.grammar import crystal_automaton  # noqa: E402
 from crystal_jax.text.prompts import generation_prompt  # noqa: E402
 from crystal_jax.text.tokenizer import Tokenizer, completion_text, load_tokenizer, prompt_ids  # noqa: E402
 

@@ -24,6 +24,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
+from tests.byte_pairs import write_byte_pairs  # noqa: E402
 from tests.experiments import training_config  # noqa: E402
 from tests.rock_salts import write_rock_salts  # noqa: E402
 
@@ -35,6 +36,14 @@ def shared() -> Path:
     folder = Path(os.environ.get("CRYSTAL_JAX_SHARED", default))
     if not folder.is_dir():
         pytest.skip(f"no {folder}; set CRYSTAL_JAX_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bpe(tmp_path_factory) -> Path:
+    """The folder of a byte-level BPE whose pieces are those of crystals."""
+    folder = tmp_path_factory.mktemp("bpe")
+    write_byte_pairs(folder)
     return folder
 
 

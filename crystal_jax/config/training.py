@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from crystal_jax.config.check import require
+from crystal_jax.text.crystal_text import ELEMENTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class DataConfig:
         shards: Streams that the crystals are dealt to; each gives its own rows of every batch, and a process runs
             only those whose rows its devices hold. A property of the run, not of the machine: the batches are the
             same on any number of processes. On a pod, a multiple of the number of hosts.
+        without: Crystals with any of these elements are left out, of both splits.
+        containing: Only crystals with at least one of these elements are kept; () is all.
     """
 
     directory: str
@@ -63,8 +66,14 @@ class DataConfig:
     packing_bins: int
     seed: int
     shards: int = 1
+    without: tuple[str, ...] = ()
+    containing: tuple[str, ...] = ()
 
     def __post_init__(self):
+        for name in ("without", "containing"):
+            symbols = getattr(self, name)
+            unknown = sorted({*symbols} - {*ELEMENTS}) if isinstance(symbols, tuple) else [repr(symbols)]
+            require(not unknown, f"data.{name} has {', '.join(unknown)}; it is a tuple of elements, such as ('H',)")
         for name in ("seq_len", "batch_size", "packing_bins", "shards"):
             require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
         require(

@@ -22,7 +22,7 @@ from jaxtyping import Bool
 
 from crystal_jax.evaluate.oxidation import OxidationTable
 from crystal_jax.sample.guide import ATOM, FIELDS_OF_ATOM, Grant, turn_of
-from crystal_jax.text.grammar import END
+from crystal_jax.text.automaton import END
 
 # Thresholds are tried from here outwards: most compounds of oxides, halides and sulfides separate nearby.
 _USUAL_THRESHOLD = 2.2

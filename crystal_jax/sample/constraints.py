@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 from pymatgen.core import Composition
 
+from crystal_jax.text.automaton import END, TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.grammar import END, TokenAutomaton
 
 _INDEX = {symbol: i for i, symbol in enumerate(ELEMENTS)}
 

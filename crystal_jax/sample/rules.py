@@ -11,8 +11,8 @@ from crystal_jax.sample.charge import ChargeBalance
 from crystal_jax.sample.constraints import formula_unit
 from crystal_jax.sample.geometry import CellForms, KeepsDistance, LatticeSystem
 from crystal_jax.sample.guide import Guide, Guides
+from crystal_jax.text.automaton import ANY, TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.grammar import ANY, TokenAutomaton
 
 CONSTRAINTS = {
     "formula": "the composition is a multiple of the requested formula",

@@ -19,8 +19,8 @@ from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, make
 from crystal_jax.sample.decode import Prompts, Rows, Wish, advances, fill, free_rows, read_prompts, write
 from crystal_jax.sample.guide import NEVER, Guide
 from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
+from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.grammar import TokenAutomaton
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ from crystal_jax.sample.constraints import Grants, Limits, make_limits, permitte
 from crystal_jax.sample.decode import Rows, Wish, advances, fill, free_rows, read_prompts, write
 from crystal_jax.sample.guide import NEVER
 from crystal_jax.sharding import on_mesh
+from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.grammar import TokenAutomaton
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

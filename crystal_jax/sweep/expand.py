@@ -1,7 +1,8 @@
 """A sweep file → its runs.
 
 A sweep file has `CONFIG`, a configuration as `train --config` takes it, and `get_sweep()`, which returns a list of
-overrides, each a dict from dotted keys to values; `grid` makes such a list of all combinations.
+overrides, each a dict from dotted keys to values; `grid` makes such a list of all combinations. Where CONFIG states no
+variant, the key `variant` chooses one for each run.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ def load_sweep(path: Path, common: Overrides | None = None) -> list[Run]:
     Raises:
         UserError: the file or its configuration does not load, or has no such key, or a value is impossible.
     """
-    module = _load(path)
+    module = load_module(path)
     config = getattr(module, "CONFIG", None)
     if not isinstance(config, str) or not callable(getattr(module, "get_sweep", None)):
         raise UserError(f"{path} is no sweep: it needs CONFIG = 'FILE.py' and a function get_sweep()")
-    runs = [Run(_name(each), config, {**each, **(common or {})}) for each in module.get_sweep()]
+    runs = [_run(config, each, common or {}) for each in module.get_sweep()]
     if not runs:
         raise UserError(f"{path}: get_sweep() returns no runs")
     for run in runs:
@@ -74,9 +75,15 @@ def load_sweep(path: Path, common: Overrides | None = None) -> list[Run]:
     return runs
 
 
+def _run(config: str, each: Overrides, common: Overrides) -> Run:
+    overrides = dict(each)
+    variant = overrides.pop("variant", None)
+    return Run(_name(each), f"{config}:{variant}" if variant else config, {**overrides, **common})
+
+
 def _check(run: Run) -> None:
     file, _, variant = run.config.partition(":")
-    module = _load(Path(file))
+    module = load_module(Path(file))
     try:
         config = module.get_config(variant) if variant else module.get_config()
         config.update_from_flattened_dict(run.overrides)
@@ -85,7 +92,12 @@ def _check(run: Run) -> None:
     from_config_dict(config.to_dict(), vocab_size=_ANY_VOCABULARY)
 
 
-def _load(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
+    """A Python file that is no part of a package: a sweep or a configuration.
+
+    Raises:
+        UserError: there is no such file, or it fails.
+    """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UserError(f"{path}: no such Python file")

@@ -39,8 +39,14 @@ def markdown(table: pd.DataFrame) -> str:
             return "" if value != value else f"{value:.4g}"
         return str(value).replace("|", "\\|")
 
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns)]
-    lines += [[cell(value) for value in row] for row in table.itertuples(index=False)]
+    return markdown_lines(
+        [list(map(str, table.columns)), *([*map(cell, row)] for row in table.itertuples(index=False))]
+    )
+
+
+def markdown_lines(cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its heading first."""
+    lines = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

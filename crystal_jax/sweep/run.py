@@ -29,8 +29,9 @@ from absl import flags
 from crystal_jax.errors import Preempted, UserError
 from crystal_jax.files import write_text
 from crystal_jax.sweep.engines import ENGINES, command_of
-from crystal_jax.sweep.expand import Overrides, load_sweep
-from crystal_jax.sweep.results import collect, is_finished, markdown
+from crystal_jax.sweep.expand import Overrides, Run, load_module, load_sweep
+from crystal_jax.sweep.results import collect, is_finished, markdown, markdown_lines
+from crystal_jax.sweep.summary import summary, write_between_marks
 
 _PREEMPTED = 75
 
@@ -43,6 +44,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("engine_options", "", "Options for launch/ENGINE.sh, in one string.", flag_values=flag_values)
     flags.DEFINE_multi_string(
         "set", [], "KEY=VALUE of the configuration, for all runs; may be repeated.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "into",
+        None,
+        "Also write means over seeds into this Markdown file, between <!-- SWEEP --> and <!-- end SWEEP -->.",
+        flag_values=flag_values,
     )
     flags.DEFINE_bool("dry_run", False, "Print the commands, and start nothing.", flag_values=flag_values)
     flags.DEFINE_bool("resubmit", False, "Submit unfinished jobs again.", flag_values=flag_values)
@@ -59,6 +66,7 @@ def main(flag_values: flags.FlagValues) -> None:
         common=dict(_assignment(text) for text in flag_values.set),
         dry_run=flag_values.dry_run,
         resubmit=flag_values.resubmit,
+        into=Path(flag_values.into) if flag_values.into else None,
     )
     if not flag_values.dry_run:
         print(markdown(table), end="")
@@ -74,6 +82,7 @@ def sweep(
     common: Overrides | None = None,
     dry_run: bool = False,
     resubmit: bool = False,
+    into: Path | None = None,
 ) -> pd.DataFrame:
     """Starts what is not finished, and returns the table (see `results.collect`).
 
@@ -85,6 +94,7 @@ def sweep(
         common: Overrides of all runs.
         dry_run: Print the commands only.
         resubmit: Submit jobs again that are not finished.
+        into: A Markdown file for means over seeds (`summary.py`), between the marks of the sweep's name.
 
     Raises:
         UserError: a bad sweep, or runs that failed; the others are done, and all are in the table.
@@ -114,9 +124,22 @@ def sweep(
     if not dry_run:
         write_text(output / "results.csv", table.to_csv(index=False))
         write_text(output / "results.md", markdown(table))
+        if into is not None:
+            write_between_marks(into, path.stem, _section(path, runs, output))
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, the first: {failed[0]}; its message is above")
     return table
+
+
+def _section(path: Path, runs: Sequence[Run], output: Path) -> str:
+    module = load_module(path)
+    command = f"crystal-jax sweep --sweep={path} --output={output}"
+    table = markdown_lines(summary(runs, output, getattr(module, "PUBLISHED", None)))
+    return (
+        f"## {getattr(module, 'TITLE', path.stem)}\n\n`{command}`. Mean (lowest–highest) over the seeds whose runs are "
+        f"finished; after a slash, where there is one, what the paper reports, of other data.\n\n{table}"
+        + (f"\n{note}\n" if (note := getattr(module, "NOTE", "")) else "")
+    )
 
 
 class _Jobs:

@@ -179,7 +179,7 @@ class TextFormat:
         return cif_words(text) if self.layout.named else plain_words(text)
 
     def decode(self, text: str) -> Crystal:
-        """Reads a text back.
+        """Reads a text back. Cartesian coordinates in angles that form no cell mean nothing, and become NaN.
 
         Raises:
             CrystalTextError: with the line's number and the offending text.
@@ -204,10 +204,8 @@ class TextFormat:
         crystal = Crystal(lengths, angles, np.reshape(coordinates, (-1, 3)), tuple(symbols))
         if self.coordinates == "fractional":
             return crystal
-        if not crystal.forms_cell:
-            raise CrystalTextError(
-                words[3].line, words[3].text, "angles form no cell, so Cartesian coordinates mean nothing"
-            )
+        if not crystal.forms_cell:  # readable all the same: such a text is a sample, too, and not a valid one
+            return dataclasses.replace(crystal, frac_coords=np.full_like(crystal.frac_coords, np.nan))
         return dataclasses.replace(crystal, frac_coords=crystal.frac_coords @ np.linalg.inv(crystal.matrix))
 
 

@@ -1,8 +1,9 @@
 """Five tokenizers behind one protocol.
 
 `Llama2Tokenizer` is LLaMA-2's SentencePiece model, `Llama2CrystalTokenizer` the same with added tokens for crystals,
-and `HuggingFaceTokenizer` any `tokenizer.json`. `CharacterTokenizer` (LM-CH) and `AtomCoordinateTokenizer` (LM-AC) follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file:
-one token a character, or one token an element, a lattice number, a coordinate.
+and `HuggingFaceTokenizer` any `tokenizer.json`. `CharacterTokenizer` (LM-CH) and `AtomCoordinateTokenizer` (LM-AC)
+follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file: one token a character, or one token an element,
+a lattice number, a coordinate.
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ def train(
     from crystal_jax.checkpoint.workdir import claim
     from crystal_jax.data.examples import ExampleMaker
     from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
+    from crystal_jax.data.selection import selected
     from crystal_jax.model.lora import count_parameters
     from crystal_jax.model.sizes import gigabytes
     from crystal_jax.sharding import make_mesh, rows_by_process
@@ -105,7 +106,9 @@ def train(
     directory, seq_len = Path(experiment.data.directory), experiment.data.seq_len
     records = {}
     for split in ("train", "val"):
-        records[split], left_out = fitting(open_split(directory, split), maker, seq_len=seq_len)
+        records[split], left_out = fitting(
+            selected(open_split(directory, split), experiment.data), maker, seq_len=seq_len
+        )
         say(f"{split}: {len(records[split])} crystals from {directory}, {len(left_out)} left out")
         for line in left_out[:3]:
             say(f"  left out: {line}")

@@ -8,8 +8,8 @@ from pymatgen.core import Composition
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault
 from crystal_jax.sample.charge import ChargeBalance
+from crystal_jax.text.automaton import END
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.grammar import END
 
 TABLE = load_oxidation_table()
 VALUES = (*sorted(ELEMENTS), END)

@@ -8,8 +8,8 @@ import pytest
 
 from crystal_jax.sample.constraints import Grants, formula_unit, make_limits, permitted, to_device
 from crystal_jax.sample.guide import NEVER, turn_of
+from crystal_jax.text.automaton import END
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.grammar import END
 from tests.sample.engines import Untrained
 
 

@@ -49,6 +49,30 @@ def in_this_process(monkeypatch):
     return commands
 
 
+def test_a_variant_is_chosen_run_by_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "variants.py"
+    path.write_text(
+        "CONFIG = 'configs/smoke.py'\ndef get_sweep():\n"
+        "    return [{'variant': v, 'train.seed': 3} for v in ('scratch', 'lora')]\n"
+    )
+    runs = load_sweep(path, {"data.directory": "elsewhere"})
+    assert [run.config for run in runs] == ["configs/smoke.py:scratch", "configs/smoke.py:lora"]
+    assert [run.name for run in runs] == ["variant=scratch,seed=3", "variant=lora,seed=3"]
+    assert runs[0].flags()[1:] == ["--config.train.seed=3", "--config.data.directory=elsewhere"]
+
+
+def test_means_over_seeds_are_written_into_a_file(files, in_this_process, tmp_path):
+    page = tmp_path / "RESULTS.md"
+    page.write_text("<!-- rates -->\n<!-- end rates -->\n")
+    sweep_run.sweep(files, output=tmp_path / "runs", into=page)
+    lines = page.read_text().splitlines()
+    assert lines[1] == "## rates"
+    assert [line.split(" | ")[:2] for line in lines if "peak_lr" in line] == [
+        [f"| optimizer.peak_lr={rate}", "1"] for rate in RATES
+    ]
+
+
 def test_a_grid_is_all_combinations():
     assert grid({"a": [1, 2], "b": "xy"}) == [{"a": a, "b": b} for a in (1, 2) for b in "xy"]
 

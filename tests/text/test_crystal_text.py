@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal, CrystalTextError, TextFormat
-
-HALITE = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
+from tests.byte_pairs import HALITE
 
 
 def crystals(max_atoms: int = 8) -> st.SearchStrategy[Crystal]:
@@ -149,6 +148,13 @@ def test_cartesian_coordinates_come_back_as_fractional_ones():
     text_format = TextFormat(coordinates="cartesian")
     back = text_format.decode(text_format.encode(crystal))
     np.testing.assert_allclose(back.frac_coords, crystal.frac_coords, atol=0.005)
+
+
+def test_cartesian_coordinates_without_a_cell_are_read_as_nothing():
+    crystal = TextFormat(coordinates="cartesian").decode("5.6 5.6 5.6\n30 30 90\nNa\n1.00 -2.00 0.50")
+    assert crystal.symbols == ("Na",)
+    assert np.isnan(crystal.frac_coords).all()
+    assert not crystal.forms_cell
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from crystal_jax.text.automaton import FORBIDDEN, Builder
 from crystal_jax.text.crystal_text import CrystalTextError, TextFormat
-from crystal_jax.text.grammar import FORBIDDEN, _Builder, crystal_automaton
+from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
 from tests.text.test_crystal_text import HALITE, crystals
 
@@ -136,7 +137,7 @@ def test_limits_on_elements_and_atoms(tokenizer):
 
 def test_builder_equals_brute_force_on_a_small_alphabet():
     """Words of different lengths, one the beginning of another: (a | ab | ba)(c | cc)? over all strings up to 5."""
-    builder = _Builder(eos_id=9)
+    builder = Builder(eos_id=9)
     finish = builder.state({9: builder.end})
     tail = builder.either(finish, builder.words([(3,), (3, 3)], finish))
     automaton = builder.table(builder.words([(1,), (1, 2), (2, 1)], tail), [])

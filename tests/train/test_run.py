@@ -3,10 +3,13 @@ import shutil
 
 import pytest
 
+from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.checkpoint.workdir import best_step, read_experiment
+from crystal_jax.config import MeshConfig
 from crystal_jax.data.mp20 import open_split
 from crystal_jax.errors import UserError
 from crystal_jax.model.flops import train_flops_per_token
+from crystal_jax.sharding import make_mesh
 from crystal_jax.train.run import train
 from crystal_jax.train.trace import parse_steps
 from tests.experiments import training_config
@@ -210,3 +213,18 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(judged, datas
         path.rename(path.with_name("process_0-of-1.json"))
     with pytest.raises(UserError, match=r"checkpoints/8 was written by an earlier version: sample from it"):
         train(training_config(str(dataset), **TINY, train={"num_steps": 9}), workdir=tmp_path / "run")
+
+
+def test_full_training_goes_on_from_a_base(trained, dataset, tmp_path):
+    """Its first validation is the base's last one, but for a step of next to no length; it needs the base no more."""
+    optimizer = {"peak_lr": 1e-9, "warmup_steps": 0}
+    base = tmp_path / "base"
+    shutil.copytree(trained, base)
+    config = training_config(
+        str(dataset), base=str(base), optimizer=optimizer, train={"num_steps": 1, "eval_every": 1, "save_every": 1}
+    )
+    train(config, workdir=tmp_path / "full")
+    assert curve(tmp_path / "full", "val_loss")[1] == pytest.approx(curve(trained, "val_loss")[6], abs=1e-5)
+    shutil.rmtree(base)
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    assert load_trained(tmp_path / "full", mesh).step == 1

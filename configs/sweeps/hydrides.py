@@ -1,0 +1,23 @@
+"""Rank and targets of adapters on a held-out chemistry, against full fine-tuning and learning from nothing: 34 runs.
+
+Train configs/hydrides.py:base first. Each run is there from two seeds, all at one learning rate: adapters are
+rank-stabilised, so that their updates are of one size.
+
+Command:  crystal-jax sweep --sweep=configs/sweeps/hydrides.py --output=runs/hydrides/sweep --into=docs/RESULTS.md
+"""
+
+from crystal_jax.sweep.expand import grid
+
+CONFIG = "configs/hydrides.py"
+TITLE = "Adapters on hydrides, which the base has never seen"
+
+
+def get_sweep() -> list[dict]:
+    """Five ranks on three sets of targets, and the two that have no adapters."""
+    targets = [("q",), ("q", "v"), ("q", "k", "v", "o")]
+    adapters = grid({"variant": ["lora"], "lora.rank": [1, 2, 4, 8, 64], "lora.targets": targets})
+    return [
+        {**run, "train.seed": seed, "data.seed": seed}
+        for run in (*adapters, {"variant": "full"}, {"variant": "scratch"})
+        for seed in (0, 1)
+    ]

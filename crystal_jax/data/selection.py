@@ -1,0 +1,39 @@
+"""Which crystals of a data set a run sees: a chemistry can be held out, or be all there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crystal_jax.config import DataConfig
+from crystal_jax.data.mp20 import Record
+from crystal_jax.errors import UserError
+from crystal_jax.text.crystal_text import ELEMENTS
+
+
+def selected(records: Sequence[Record], cfg: DataConfig) -> Sequence[Record]:
+    """The records with at least one element of `cfg.containing`, if it names any, and none of `cfg.without`.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not cfg.without and not cfg.containing:
+        return records
+    without, containing = _numbers(cfg.without), _numbers(cfg.containing)
+
+    def keeps(record: Record) -> bool:
+        wanted = not cfg.containing or bool(np.isin(record.atomic_numbers, containing).any())
+        return wanted and not np.isin(record.atomic_numbers, without).any()
+
+    kept = [record for record in records if keeps(record)]
+    if not kept:
+        raise UserError(
+            f"none of {len(records)} crystals of {cfg.directory} is left by data.without={cfg.without} and "
+            f"data.containing={cfg.containing}"
+        )
+    return kept
+
+
+def _numbers(symbols: Sequence[str]) -> list[int]:
+    return [ELEMENTS.index(symbol) + 1 for symbol in symbols]

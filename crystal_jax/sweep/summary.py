@@ -1,0 +1,118 @@
+"""Runs that differ in their seeds alone, as one row: means, and how far the seeds lie apart; beside published figures.
+
+A sweep file may state `TITLE`, a heading, `PUBLISHED`, what the literature reports for a row, by the names of the row
+and of the figure (`FIGURES`), and `NOTE`, a paragraph under the table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crystal_jax.errors import UserError
+from crystal_jax.files import write_text
+from crystal_jax.sweep.expand import Run
+from crystal_jax.sweep.results import collect
+
+SCORES = "scores/scores.jsonl"  # in a workdir: of `crystal-jax score`
+_SEEDS = re.compile(r"\.seed$")
+
+# Column → heading, and what its values are multiplied with.
+FIGURES: Mapping[str, tuple[str, float]] = {
+    "best_val_loss": ("validation loss, nats a token", 1),
+    "nats": ("nats a crystal", 1),
+    "ipt": ("IPT", 1),
+    "structural_validity": ("structure valid, %", 100),
+    "compositional_validity": ("composition valid, %", 100),
+    "coverage_recall": ("recall, %", 100),
+    "coverage_precision": ("precision, %", 100),
+    "density": ("density distance", 1),
+    "num_elements": ("elements distance", 1),
+}
+
+
+def summary(
+    runs: Sequence[Run], output: Path, published: Mapping[str, Mapping[str, float]] | None = None
+) -> list[list[str]]:
+    """The cells of the table, the heading first: "mean (lowest–highest)" over the finished runs of each row.
+
+    A column that no run has a figure for is left out; a cell without a figure is empty. Published figures follow a
+    slash, where some are known; they are already in the column's unit.
+
+    Args:
+        runs: Of a sweep.
+        output: Folder of their workdirs.
+        published: Row and column → figure.
+    """
+    published = published or {}
+    finished = collect(runs, output)["status"] == "finished"
+    rows: dict[str, list[dict[str, float]]] = {}
+    for run, done in zip(runs, finished, strict=True):
+        group = rows.setdefault(row_of(run), [])
+        if done:
+            group.append(figures(output / run.name))
+    shown = [name for name in FIGURES if any(name in one for group in rows.values() for one in group)]
+    if unknown := {name for known in published.values() for name in known} - FIGURES.keys():
+        raise UserError(f"PUBLISHED has {', '.join(sorted(unknown))}; there are: {', '.join(FIGURES)}")
+    lines = [["", "seeds", *(FIGURES[name][0] for name in shown)]]
+    for row, group in rows.items():
+        cells = [_cell([one[name] for one in group if name in one], FIGURES[name][1]) for name in shown]
+        known = [published.get(row, {}).get(name) for name in shown]
+        both = [cell if value is None else f"{cell} / {value:.3g}" for cell, value in zip(cells, known, strict=True)]
+        lines.append([row, str(len(group)), *both])
+    return lines
+
+
+def row_of(run: Run) -> str:
+    """The name of a run without its seeds: its variant, and what else was changed."""
+    variant = run.config.partition(":")[2]
+    others = [f"{key}={value}" for key, value in run.overrides.items() if not _SEEDS.search(key)]
+    return " ".join([variant, *others]).strip() or "default"
+
+
+def figures(workdir: Path) -> dict[str, float]:
+    """What is known of a run: of its log, of its folder `evaluation`, and of its scores of test crystals."""
+    found: dict[str, Any] = {}
+    log = (workdir / "metrics.jsonl").read_text().splitlines()
+    losses = [row["val_loss"] for row in map(json.loads, log) if "val_loss" in row]
+    found["best_val_loss"] = min(losses, default=None)
+    path = workdir / "evaluation/metrics.json"
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
+    for name in FIGURES:
+        measured = metrics.get(name) or metrics.get(f"wasserstein_{name}")
+        if measured:
+            found[name] = measured["value"]
+    if (workdir / SCORES).is_file():
+        scored = [json.loads(line) for line in (workdir / SCORES).read_text().splitlines()]
+        scored = [row for row in scored if row["reason"] is None]
+        found["nats"] = -np.mean([row["log_prob"] for row in scored]) if scored else None
+        shifts = [row["ipt"] for row in scored if row["ipt"] is not None]
+        found["ipt"] = np.mean(shifts) if shifts else None
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def write_between_marks(path: Path, name: str, text: str) -> None:
+    """Puts text in place of what stands in a file between the lines `<!-- NAME -->` and `<!-- end NAME -->`.
+
+    Raises:
+        UserError: the file does not have both lines, in this order.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->\n"
+    old = path.read_text() if path.is_file() else ""
+    head, first, rest = old.partition(begin)
+    _, second, tail = rest.partition(end)
+    if not first or not second:
+        raise UserError(f"{path} has no lines {begin.strip()} and {end.strip()} for the table to stand between")
+    write_text(path, f"{head}{begin}{text}{end}{tail}")
+
+
+def _cell(values: Sequence[float], scale: float) -> str:
+    if not values:
+        return ""
+    mean, low, high = (scale * f(values) for f in (np.mean, np.min, np.max))
+    return f"{mean:.3g}" if len(values) == 1 else f"{mean:.3g} ({low:.3g}–{high:.3g})"

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Samples, evaluates and scores every finished run of a sweep; what is done already is left alone, so it can be stopped.
+#
+#   launch/judge_sweep.sh --output=runs/equal_budget --data=data/mp20/mp20_open --test=test.csv.gz
+#
+# --output=DIR        folder of the sweep's runs
+# --data=DIR          the prepared data set: distributions are compared with its test split, novelty with its training split
+# --test=CSV          crystals to score, with a column cif
+# --num_samples=1000  of each run
+# --translations=20   of each scored crystal, for IPT; 0 is none
+# --dry_run           print the commands only
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/options.sh
+OPTIONS="output data test num_samples translations"
+output="" data="" test="" num_samples=1000 translations=20
+read_options "$@"
+need output data test
+cli=("${PYTHON:-python3}" -m crystal_jax.cli)
+
+for workdir in "$output"/*/; do
+    workdir="${workdir%/}"
+    [ -d "$workdir/checkpoints" ] || continue
+    run "${cli[@]}" sample "--checkpoint=$workdir" "--num_samples=$num_samples" "--output=$workdir/samples"
+    [ -f "$workdir/evaluation/metrics.json" ] || run "${cli[@]}" evaluate "--samples=$workdir/samples/samples.csv" \
+        "--reference=$data:test" "--train_reference=$data:train" "--output=$workdir/evaluation"
+    run "${cli[@]}" score "--checkpoint=$workdir" "--samples=$test" "--translations=$translations" \
+        "--output=$workdir/scores"
+done
