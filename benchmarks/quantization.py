@@ -24,7 +24,8 @@ from jaxtyping import Array
 from crystal_jax.checkpoint.hf import HfSource
 from crystal_jax.checkpoint.layout import load
 from crystal_jax.config import ExecutionConfig, LoraConfig, QuantizationConfig
-from crystal_jax.model.llama import Llama, empty_cache
+from crystal_jax.model.cache import empty_cache
+from crystal_jax.model.llama import Llama
 from crystal_jax.model.presets import LLAMA2
 from crystal_jax.model.quantize import dequantize, quantize, quantize_state
 from crystal_jax.model.sizes import abstract_base, gigabytes

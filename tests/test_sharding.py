@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
-from crystal_jax.model.llama import empty_cache
+from crystal_jax.model.cache import empty_cache
 from crystal_jax.sample.constraints import to_device
 from crystal_jax.sample.decode import free_rows
 from crystal_jax.sharding import DECODE_RULES, make_mesh, on_mesh, split_rows, split_width, tree_shardings

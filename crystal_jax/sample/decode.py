@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from crystal_jax.config import LlamaConfig
-from crystal_jax.model.llama import Cache, Llama, empty_cache
+from crystal_jax.model.cache import Cache, empty_cache
+from crystal_jax.model.llama import Llama
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, count_atoms, permitted
 from crystal_jax.text.crystal_text import ELEMENTS
 

@@ -10,7 +10,8 @@ import sentencepiece
 from flax import nnx
 
 from crystal_jax.config import MeshConfig
-from crystal_jax.model.llama import attend, empty_cache
+from crystal_jax.model.attention import attend
+from crystal_jax.model.cache import empty_cache
 from crystal_jax.sharding import make_mesh
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, extend, from_hugging_face, logits
 
