@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,8 +24,8 @@ from crystal_jax.config import (
     LoraConfig,
     QuantizationConfig,
 )
-from crystal_jax.model.attention import Past, attend, attend_after
-from crystal_jax.model.cache import Cache, append
+from crystal_jax.model.attention import Past, attend, attend_after, attend_cached
+from crystal_jax.model.cache import Cache, append, append_layer
 from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
 from crystal_jax.sharding import split_rows, split_width
@@ -184,11 +185,10 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         angles: tuple[Array, Array],
-        mask: Bool[Array, "#b 1 t t"],
-        past: Past | None = None,
+        attention: Attention,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b k t h"], Float[Array, "b k t h"]]]:
-        """The new x, which attends to itself and to the past, and x's own keys and values."""
+    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
+        """The new x, and the keys and values that `attention` gives out."""
 
         def project(name: str, x: Array) -> Array:
             # Each projection drops other elements, as PEFT's do.
@@ -197,11 +197,20 @@ class Block(nnx.Module):
 
         y = self.attn_norm(x)
         q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
-        keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        mixed = attend(q, keys, values, mask) if past is None else attend_after(past, q, keys, values, mask)
+        mixed, kept = attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2))
         x = x + project("o", mixed)
         y = self.mlp_norm(x)
-        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), (keys, values)
+        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), kept
+
+
+# How a block's queries, keys and values are mixed: from q [b, t, n, h], keys and values [b, k, t, h] to the mixture
+# [b, t, n, h], and the keys and values to be kept.
+Attention = Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]
+
+
+def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
+    """Tokens attend to each other only."""
+    return lambda q, keys, values: (attend(q, keys, values, mask), (keys, values))
 
 
 class Llama(nnx.Module):
@@ -259,7 +268,7 @@ class Llama(nnx.Module):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.cfg.num_layers))
 
         def layer(x: Array, state: nnx.State, key: Array | None) -> Array:
-            return split_rows(nnx.merge(graph, state)(x, angles, mask, dropout_key=key)[0])
+            return split_rows(nnx.merge(graph, state)(x, angles, within(mask), dropout_key=key)[0])
 
         if self.execution.remat:
             layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
@@ -275,7 +284,10 @@ class Llama(nnx.Module):
         self, tokens: Int[Array, "b t"], count: Int[Array, " b"], *, stacked: bool = False
     ) -> tuple[Float[Array, "b t d"], Cache]:
         """Reads texts from their beginning: `extend` without a past. Their cache has room for t positions."""
-        x, keys, values = self._read(tokens, None, stacked=stacked)
+        causal = _causal(tokens.shape[1])
+        x, keys, values = self._read(tokens, jnp.zeros_like(count), lambda: within(causal), (), stacked=stacked)
+        if not stacked:
+            keys = tuple(layer.swapaxes(-1, -2) for layer in keys)
         return x, Cache(keys, values, count)
 
     def extend(
@@ -285,37 +297,62 @@ class Llama(nnx.Module):
 
         The tokens after them are computed in vain, and overwritten by the next. The cache has room for all t.
         """
-        x, keys, values = self._read(tokens, cache, stacked=cache.stacked)
-        return x, append(cache, keys, values, count)
+        t, length, places = tokens.shape[1], cache.length, jnp.arange(cache.capacity)
+        old = (cache.keys, cache.values)
+        if cache.stacked:
+            # The cache is only read in the loop over the layers: as a carry, or as outputs, there would be two of it.
+            causal, filled = _causal(t), (places < length[:, None])[:, None, None]
 
-    def _read(self, tokens: Array, cache: Cache | None, *, stacked: bool) -> tuple[Array, Any, Any]:
-        """Last hidden states, and the keys and values of the tokens as a `Cache` has them."""
-        b, t = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(t), (b, t))
-        causal = jnp.tril(jnp.ones((t, t), bool))[None, None]
-        filled: Any = None  # of a past
-        if cache is not None:
-            positions += cache.length[:, None]
-            filled = (jnp.arange(cache.capacity) < cache.length[:, None])[:, None, None]
+            def beside(old_keys: Array, old_values: Array) -> Attention:
+                past = Past(old_keys, old_values, filled)
+                return lambda q, keys, values: (attend_after(past, q, keys, values, causal), (keys, values))
+
+            x, keys, values = self._read(tokens, length, beside, old, stacked=True)
+            return x, append(cache, keys, values, count)
+
+        seen = (places <= (length[:, None] + jnp.arange(t))[..., None])[:, None]
+
+        def written(old_keys: Array, old_values: Array) -> Attention:
+            def attention(q: Array, keys: Array, values: Array) -> tuple[Array, tuple[Array, Array]]:
+                kept = append_layer((old_keys, old_values), keys, values, length)
+                return attend_cached(q, *kept, seen), kept
+
+            return attention
+
+        x, keys, values = self._read(tokens, length, written, old, stacked=False)
+        return x, Cache(keys, values, length + count)
+
+    def _read(
+        self,
+        tokens: Int[Array, "b t"],
+        start: Int[Array, " b"],
+        attention: Callable[..., Attention],
+        past: tuple[Any, ...],
+        *,
+        stacked: bool,
+    ) -> tuple[Float[Array, "b t d"], Any, Any]:
+        """Last hidden states of tokens at the positions from `start` on, and what the layers keep.
+
+        `attention` makes a layer's from what it has of the `past`.
+        """
+        positions = start[:, None] + jnp.arange(tokens.shape[1])
         angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
         graph, states = nnx.split(self.blocks)
 
         def layer(x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
-            state, *old = xs
-            past = Past(old[0], old[1], filled) if old else None
-            x, new = nnx.merge(graph, state)(x, angles, causal, past)
-            return split_width(x), new
+            state, *own = xs
+            x, kept = nnx.merge(graph, state)(x, angles, attention(*own))
+            return split_width(x), kept
 
-        x, old = split_width(self._embed(tokens)), () if cache is None else (cache.keys, cache.values)
+        x = split_width(self._embed(tokens))
         if stacked:
-            # The cache is only read here: as a carry, or as outputs, there would be two of it.
-            x, (keys, values) = jax.lax.scan(layer, x, (states, *old))
+            x, (keys, values) = jax.lax.scan(layer, x, (states, *past))
             return x, keys, values
-        written = []
-        for xs in zip(unstack(states, self.cfg.num_layers), *old, strict=True):
+        kept = []
+        for xs in zip(unstack(states, self.cfg.num_layers), *past, strict=True):
             x, new = layer(x, xs)
-            written.append(new)
-        all_keys, all_values = zip(*written, strict=True)
+            kept.append(new)
+        all_keys, all_values = zip(*kept, strict=True)
         return x, all_keys, all_values
 
     def unembed(self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None) -> Float[Array, "b t v"]:
@@ -336,6 +373,10 @@ class Llama(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         return self.embedding[...][tokens].astype(self.cfg.dtype)
+
+
+def _causal(t: int) -> Bool[Array, "1 1 t t"]:
+    return jnp.tril(jnp.ones((t, t), bool))[None, None]
 
 
 def unstack(stacked: nnx.State, num_layers: int) -> list[nnx.State]:
