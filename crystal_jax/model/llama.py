@@ -27,7 +27,9 @@ from crystal_jax.config import (
 from crystal_jax.model.attention import Past, attend, attend_after, attend_cached
 from crystal_jax.model.cache import Cache, append, append_layer
 from crystal_jax.model.cross_entropy import counted_cross_entropy
+from crystal_jax.model.packing import packing
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
+from crystal_jax.model.rotary import rotary, rotate
 from crystal_jax.sharding import split_rows, split_width
 
 
@@ -138,29 +140,6 @@ class RMSNorm(nnx.Module):
         return (normed * self.scale[...]).astype(x.dtype)
 
 
-def rotary(
-    positions: Int[Array, "b t"], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "b t 1 h"], Float[Array, "b t 1 h"]]:
-    """Cosines and sines of the rotary embedding (Su et al., arXiv:2104.09864); θ is the base of the wavelengths.
-
-    Each stands for both members of a pair, with the sign that `rotate` adds it with.
-    """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
-    angles = positions[..., None, None] * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
-
-
-def rotate(x: Float[Array, "b t n h"], cos: Array, sin: Array) -> Float[Array, "b t n h"]:
-    """Turns the pairs (i, i + h/2): Hugging Face's order of the head dimension, not Meta's interleaved one.
-
-    The partner comes by a roll: joining two halves after their arithmetic is several times slower on CPU.
-    """
-    wide = x.astype(jnp.float32)
-    partner = jnp.roll(wide, x.shape[-1] // 2, axis=-1)
-    return (wide * cos + partner * sin).astype(x.dtype)
-
-
 class Block(nnx.Module):
     """Attention and MLP, each after a norm and added to its input."""
 
@@ -197,20 +176,25 @@ class Block(nnx.Module):
 
         y = self.attn_norm(x)
         q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
-        mixed, kept = attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2))
+        mixed, kept = attention(q, k, v)
         x = x + project("o", mixed)
         y = self.mlp_norm(x)
         return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), kept
 
 
-# How a block's queries, keys and values are mixed: from q [b, t, n, h], keys and values [b, k, t, h] to the mixture
+# How a block's queries, keys and values are mixed: from q [b, t, n, h], k and v [b, t, k, h] to the mixture
 # [b, t, n, h], and the keys and values to be kept.
 Attention = Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]
 
 
 def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
     """Tokens attend to each other only."""
-    return lambda q, keys, values: (attend(q, keys, values, mask), (keys, values))
+
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+        keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        return attend(q, keys, values, mask), (keys, values)
+
+    return attention
 
 
 class Llama(nnx.Module):
@@ -285,57 +269,82 @@ class Llama(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Cache]:
         """Reads texts from their beginning: `extend` without a past. Their cache has room for t positions."""
         causal = _causal(tokens.shape[1])
-        x, keys, values = self._read(tokens, jnp.zeros_like(count), lambda: within(causal), (), stacked=stacked)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        layers = None if stacked else self.layers()
+        x, keys, values = self._read(tokens, positions, lambda: within(causal), (), layers)
         if not stacked:
             keys = tuple(layer.swapaxes(-1, -2) for layer in keys)
         return x, Cache(keys, values, count)
 
     def extend(
-        self, tokens: Int[Array, "b t"], count: Int[Array, " b"], cache: Cache
+        self,
+        tokens: Int[Array, "b t"],
+        count: Int[Array, " b"],
+        cache: Cache,
+        *,
+        layers: list[nnx.State] | None = None,
+        budget: int | None = None,
     ) -> tuple[Float[Array, "b t d"], Cache]:
         """Reads the first `count` of a row's tokens into its cache; returns last hidden states, for `unembed`.
 
         The tokens after them are computed in vain, and overwritten by the next. The cache has room for all t.
+
+        Where the cache is not stacked, a loop around this passes what `layers` returns; and with a `budget`, which no
+        sum of counts exceeds, only attention is computed for tokens in vain.
         """
         t, length, places = tokens.shape[1], cache.length, jnp.arange(cache.capacity)
         old = (cache.keys, cache.values)
+        positions = length[:, None] + jnp.arange(t)
         if cache.stacked:
             # The cache is only read in the loop over the layers: as a carry, or as outputs, there would be two of it.
             causal, filled = _causal(t), (places < length[:, None])[:, None, None]
 
             def beside(old_keys: Array, old_values: Array) -> Attention:
                 past = Past(old_keys, old_values, filled)
-                return lambda q, keys, values: (attend_after(past, q, keys, values, causal), (keys, values))
 
-            x, keys, values = self._read(tokens, length, beside, old, stacked=True)
+                def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+                    return attend_after(past, q, keys, values, causal), (keys, values)
+
+                return attention
+
+            x, keys, values = self._read(tokens, positions, beside, old, None)
             return x, append(cache, keys, values, count)
 
-        seen = (places <= (length[:, None] + jnp.arange(t))[..., None])[:, None]
+        seen = (places <= positions[..., None])[:, None]
+        packed = None if budget is None or budget >= tokens.size else packing(count, t=t, budget=budget)
 
         def written(old_keys: Array, old_values: Array) -> Attention:
-            def attention(q: Array, keys: Array, values: Array) -> tuple[Array, tuple[Array, Array]]:
-                kept = append_layer((old_keys, old_values), keys, values, length)
-                return attend_cached(q, *kept, seen), kept
+            def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                if packed:
+                    q, k, v = map(packed.unpack, (q, k, v))
+                kept = append_layer((old_keys, old_values), k.swapaxes(1, 2), v.swapaxes(1, 2), length)
+                mixed = attend_cached(q, *kept, seen)
+                return packed.pack(mixed) if packed else mixed, kept
 
             return attention
 
-        x, keys, values = self._read(tokens, length, written, old, stacked=False)
-        return x, Cache(keys, values, length + count)
+        if packed:
+            tokens, positions = packed.pack(tokens), packed.pack(positions)
+        x, keys, values = self._read(tokens, positions, written, old, layers or self.layers())
+        return packed.unpack(x) if packed else x, Cache(keys, values, length + count)
+
+    def layers(self) -> list[nnx.State]:
+        """The blocks' parameters layer by layer. Taken apart within a loop, they would be copied in each round."""
+        return unstack(nnx.state(self.blocks), self.cfg.num_layers)
 
     def _read(
         self,
         tokens: Int[Array, "b t"],
-        start: Int[Array, " b"],
+        positions: Int[Array, "b t"],
         attention: Callable[..., Attention],
         past: tuple[Any, ...],
-        *,
-        stacked: bool,
+        layers: list[nnx.State] | None,
     ) -> tuple[Float[Array, "b t d"], Any, Any]:
-        """Last hidden states of tokens at the positions from `start` on, and what the layers keep.
+        """Last hidden states of tokens, and what the layers keep; without `layers`, in a loop over them.
 
         `attention` makes a layer's from what it has of the `past`.
         """
-        positions = start[:, None] + jnp.arange(tokens.shape[1])
         angles = rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
         graph, states = nnx.split(self.blocks)
 
@@ -345,11 +354,11 @@ class Llama(nnx.Module):
             return split_width(x), kept
 
         x = split_width(self._embed(tokens))
-        if stacked:
+        if layers is None:
             x, (keys, values) = jax.lax.scan(layer, x, (states, *past))
             return x, keys, values
         kept = []
-        for xs in zip(unstack(states, self.cfg.num_layers), *past, strict=True):
+        for xs in zip(layers, *past, strict=True):
             x, new = layer(x, xs)
             kept.append(new)
         all_keys, all_values = zip(*kept, strict=True)

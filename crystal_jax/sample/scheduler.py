@@ -21,6 +21,7 @@ from crystal_jax.sample.decode import (
     Rows,
     Wish,
     advances,
+    budget_of,
     crowded,
     fill,
     free_rows,
@@ -156,7 +157,8 @@ class Engine:
         # A CPU's step takes as long as it has rows and room. Elsewhere few programs are worth more than short ones.
         self._chunk = 1 + tables.forced.shape[1]
         room = automaton.max_tokens + self._chunk - 1
-        if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        packed = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        if packed:
             self._sizes = several(self.rows, prompt_tokens=prompt_tokens, room=room)
         else:
             self._sizes = only(self.rows, prompt_tokens + room)
@@ -177,8 +179,12 @@ class Engine:
                 goes_on = advances(tables, carry[1], grants).any() & ~crowded(tables, carry[1]).any()
                 return (carry[0] < steps) & goes_on
 
+            model = nnx.merge(graph, params)
+            layers = None if stacked else model.layers()
+            budget = budget_of(len(rows.state), tables) if packed else None
+
             def step(carry: tuple) -> tuple:
-                return carry[0] + 1, write(nnx.merge(graph, params), tables, carry[1], grants)
+                return carry[0] + 1, write(model, tables, carry[1], grants, layers=layers, budget=budget)
 
             with on_mesh(mesh):
                 _, rows = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), rows))

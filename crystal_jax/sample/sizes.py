@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 
-FEWEST_ROWS = 8  # below, what a step does once for all rows is most of it
-CAPACITIES = 4
+FEWEST_ROWS = 16  # below, what a step does once for all rows is much of it
+CAPACITIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
