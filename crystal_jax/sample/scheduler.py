@@ -174,13 +174,18 @@ class Engine:
                 stacked=stacked,
             )
 
-        def advance(params: nnx.State, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> tuple[Rows, Seen]:
+        def advance(
+            params: nnx.State,
+            layers: list[nnx.State] | None,
+            tables: DeviceAutomaton,
+            rows: Rows,
+            grants: Grants,
+        ) -> tuple[Rows, Seen]:
             def unfinished(carry: tuple) -> jax.Array:
                 goes_on = advances(tables, carry[1], grants).any() & ~crowded(tables, carry[1]).any()
                 return (carry[0] < steps) & goes_on
 
             model = nnx.merge(graph, params)
-            layers = None if stacked else model.layers()
             budget = budget_of(len(rows.state), tables) if packed else None
 
             def step(carry: tuple) -> tuple:
@@ -212,9 +217,11 @@ class Engine:
         where = tree_shardings(jax.eval_shape(begin, tables), mesh, DECODE_RULES)
         self._tables = jax.device_put(tables, whole)
         self._begin = jax.jit(begin, out_shardings=where)
-        self._advance = jax.jit(advance, donate_argnums=2, out_shardings=(where, whole))
+        self._advance = jax.jit(advance, donate_argnums=3, out_shardings=(where, whole))
         self._refill = jax.jit(fill, donate_argnums=1, out_shardings=where)
         self._prefill = jax.jit(read, out_shardings=whole)
+        # Once a run: within the loop of steps, taking the layers apart would copy the weights in each.
+        self._layers = jax.jit(lambda params: None if stacked else nnx.merge(graph, params).layers())
         self._resize = jax.jit(resize, static_argnames="capacity", out_shardings=where)
 
         def key(seed: jax.Array, index: jax.Array, attempt: jax.Array) -> jax.Array:
@@ -233,7 +240,7 @@ class Engine:
         every = np.ones((self.rows, len(self._automaton.values)), bool)
         grants, changed = Grants(every, np.full(self.rows, NEVER)), True
         rows, self._read = self._begin(self._tables), None
-        full, length = False, np.zeros(self.rows, int)
+        full, length, layers = False, np.zeros(self.rows, int), self._layers(params)
         while True:
             placed: dict[int, Begun] = {}
             for row, begun in enumerate(given):
@@ -254,7 +261,7 @@ class Engine:
                 grants, changed = Grants(grants.open[kept], grants.until[kept]), True
             if changed:
                 on_device, changed = jax.tree.map(jnp.array, grants), False
-            rows, shown = self._advance(params, self._tables, rows, on_device)
+            rows, shown = self._advance(params, layers, self._tables, rows, on_device)
             seen: Seen = jax.device_get(shown)
             full, length = bool(seen.crowded.any()), np.array(seen.length)
             for row, begun in enumerate(given):
