@@ -38,9 +38,10 @@ from benchmarks.peer import begin, hugging_face_twin  # noqa: E402
 from crystal_jax.checkpoint.models import Trained, load_trained  # noqa: E402
 from crystal_jax.config import MeshConfig  # noqa: E402
 from crystal_jax.data.mp20 import open_split  # noqa: E402
+from crystal_jax.model.llama import Llama  # noqa: E402
 from crystal_jax.model.lora import count_parameters, merge_adapters  # noqa: E402
 from crystal_jax.sample.constraints import Grants, make_limits, to_device  # noqa: E402
-from crystal_jax.sample.decode import Rows, draw, free_rows, write  # noqa: E402
+from crystal_jax.sample.decode import Rows, budget_of, draw, free_rows, write  # noqa: E402
 from crystal_jax.sample.guide import NEVER  # noqa: E402
 from crystal_jax.sample.scheduler import Engine, Request  # noqa: E402
 from crystal_jax.sharding import make_mesh  # noqa: E402
@@ -104,7 +105,7 @@ def compare(
             return False
         return True
 
-    ours(0)  # compiles
+    ours(1)  # compiles for all sizes that these texts come to
     print(f"\n{rows} rows, {len(prompts)} samples, temperature {_args.temperature}, top-p {_args.top_p}")
     rates = {}
     for name, run in (("ours", lambda: ours(1)), ("peer", theirs)):
@@ -158,37 +159,47 @@ def begun(trained: Trained, automaton: TokenAutomaton, rows: int) -> tuple[Rows,
     ), Grants(jnp.ones((rows, len(automaton.values)), bool), jnp.full(rows, NEVER))
 
 
-def step_seconds(step: Callable[[nnx.State, Rows], Rows], trained: Trained, rows: Rows) -> float:
+Layers = list[nnx.State]
+Step = Callable[[Llama, Layers, Rows], Rows]
+
+
+def step_seconds(step: Step, trained: Trained, rows: Rows) -> float:
     """The best time of a decode step, many of which run in one loop on the device, as in the engine."""
+    layers = jax.jit(lambda params: nnx.merge(trained.graph, params).layers())(trained.params)
 
-    def loop(params: nnx.State, rows: Rows) -> Rows:
-        return jax.lax.fori_loop(0, STEPS, lambda _, rows: step(params, rows), rows)
+    def loop(params: nnx.State, layers: Layers, rows: Rows) -> Rows:
+        model = nnx.merge(trained.graph, params)
+        return jax.lax.fori_loop(0, STEPS, lambda _, rows: step(model, layers, rows), rows)
 
-    compiled = jax.jit(loop, donate_argnums=1)
+    compiled = jax.jit(loop, donate_argnums=2)
     times = []
     for _ in range(6):
         copy = jax.block_until_ready(jax.tree.map(jnp.copy, rows))
         start = time.perf_counter()
-        jax.block_until_ready(compiled(trained.params, copy))
+        jax.block_until_ready(compiled(trained.params, layers, copy))
         times.append(time.perf_counter() - start)
     return min(times[1:]) / STEPS
 
 
-def masked_step(trained: Trained, automaton: TokenAutomaton, grants: Grants) -> Callable[[nnx.State, Rows], Rows]:
+def masked_step(automaton: TokenAutomaton, grants: Grants) -> Step:
     tables = to_device(automaton)
-    return lambda params, rows: write(nnx.merge(trained.graph, params), tables, rows, grants)
+
+    def step(model: Llama, layers: Layers, rows: Rows) -> Rows:
+        return write(model, tables, rows, grants, layers=layers, budget=budget_of(len(rows.state), tables))
+
+    return step
 
 
-def bare_step(trained: Trained, automaton: TokenAutomaton) -> Callable[[nnx.State, Rows], Rows]:
+def bare_step(automaton: TokenAutomaton) -> Step:
     """The model, and a draw from its logits; as many tokens are read as with the grammar, and nothing is forbidden."""
     tables = to_device(automaton)
 
-    def step(params: nnx.State, rows: Rows) -> Rows:
-        model = nnx.merge(trained.graph, params)
+    def step(model: Llama, layers: Layers, rows: Rows) -> Rows:
         keys = jax.vmap(jax.random.fold_in)(rows.wish.key, rows.written)
         column = draw(keys, rows.logits, rows.wish.temperature, rows.wish.top_p)
         chunk = jnp.broadcast_to(tables.token_ids[column][:, None], (len(column), 1 + tables.forced.shape[1]))
-        hidden, cache = model.extend(chunk, jnp.ones_like(column), rows.cache)
+        budget = budget_of(len(column), tables)
+        hidden, cache = model.extend(chunk, jnp.ones_like(column), rows.cache, layers=layers, budget=budget)
         logits = model.unembed(hidden[:, :1], tables.token_ids)[:, 0]
         return rows._replace(cache=cache, logits=logits, written=rows.written + 1)
 
@@ -198,7 +209,7 @@ def bare_step(trained: Trained, automaton: TokenAutomaton) -> Callable[[nnx.Stat
 def limit(trained: Trained, automaton: TokenAutomaton) -> None:
     """One row: the time of a step against that of reading what it must read."""
     rows, grants = begun(trained, automaton, 1)
-    seconds = step_seconds(masked_step(trained, automaton, grants), trained, rows)
+    seconds = step_seconds(masked_step(automaton, grants), trained, rows)
     blocks = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params["blocks"]))
     head = automaton.token_ids.size * trained.experiment.model.embed_dim * 4
     cache = sum(leaf.nbytes for leaf in jax.tree.leaves((rows.cache.keys, rows.cache.values)))
@@ -210,7 +221,7 @@ def limit(trained: Trained, automaton: TokenAutomaton) -> None:
     )
     print(f"at {bandwidth / 1e9:.1f} GB/s, measured, take {1e3 * needed / bandwidth:.2f} ms: ", end="")
     print(f"{needed / bandwidth / seconds:.0%} of the limit")
-    bare = step_seconds(bare_step(trained, automaton), trained, rows)
+    bare = step_seconds(bare_step(automaton), trained, rows)
     print(f"of it {1e3 * bare:.2f} ms are the model and a draw, the rest is grammar and masks")
 
 
@@ -223,8 +234,8 @@ def timed(function: Callable[[], object]) -> float:
 def constraints(trained: Trained, automaton: TokenAutomaton, rows: int) -> None:
     """A decode step with grammar, element and formula masks against the model and a draw alone."""
     begin_rows, grants = begun(trained, automaton, rows)
-    masked = step_seconds(masked_step(trained, automaton, grants), trained, begin_rows)
-    bare = step_seconds(bare_step(trained, automaton), trained, begin_rows)
+    masked = step_seconds(masked_step(automaton, grants), trained, begin_rows)
+    bare = step_seconds(bare_step(automaton), trained, begin_rows)
     print(f"{rows} rows: a step takes {1e3 * masked:.2f} ms, without any mask {1e3 * bare:.2f} ms: ", end="")
     print(f"masks are {1 - bare / masked:.1%} of it")
 

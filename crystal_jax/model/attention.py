@@ -22,6 +22,25 @@ def attend(
     return _ungroup(_mix(_group(q, keys.shape[1]), keys, values, mask[:, :, None]))
 
 
+def attend_cached(
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b k h s"],
+    values: Float[Array, "b k s h"],
+    mask: Bool[Array, "b 1 t s"],
+) -> Float[Array, "b t n h"]:
+    """As `attend`, with the keys' positions last, as a layer's cache has them on CPU; it has no gradient of its own."""
+    q = _group(q, keys.shape[1])
+    b, k, g, t, h = q.shape
+    # The g heads of a group and the t tokens are the rows of one product.
+    scores = jnp.einsum("bkqh,bkhs->bkqs", q.reshape(b, k, g * t, h), keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, :, None], scores.reshape(b, k, g, t, -1), -jnp.inf).reshape(scores.shape)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights.astype(values.dtype)
+    mixed = jnp.einsum("bkqs,bksh->bkqh", weights, values, preferred_element_type=jnp.float32) / total
+    return _ungroup(mixed.astype(q.dtype).reshape(q.shape))
+
+
 class Past(NamedTuple):
     """What was read before.
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import (
     PROJECTIONS,
@@ -20,8 +20,7 @@ from crystal_jax.config import (
     LoraConfig,
     QuantizationConfig,
 )
-from crystal_jax.model.attention import Past, attend, attend_after
-from crystal_jax.model.llama import Projection, Transformer
+from crystal_jax.model.llama import Attention, Projection, Transformer
 
 
 class LayerNorm(nnx.Module):
@@ -63,22 +62,20 @@ class Gpt2Block(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         angles: None,
-        mask: Bool[Array, "#b 1 t t"],
-        past: Past | None = None,
+        attention: Attention,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b k t h"], Float[Array, "b k t h"]]]:
-        """The new x, which attends to itself and to the past, and x's own keys and values."""
+    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
+        """The new x, and the keys and values that `attention` gives out."""
 
         def project(name: str, x: Array) -> Array:
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
             return getattr(self, name)(x, key)
 
         y = self.attn_norm(x)
-        q, keys, values = project("q", y), project("k", y).swapaxes(1, 2), project("v", y).swapaxes(1, 2)
-        mixed = attend(q, keys, values, mask) if past is None else attend_after(past, q, keys, values, mask)
+        mixed, kept = attention(project("q", y), project("k", y), project("v", y))
         x = x + project("o", mixed)
         hidden = jax.nn.gelu(project("up", self.mlp_norm(x)), approximate=True)
-        return x + project("down", hidden), (keys, values)
+        return x + project("down", hidden), kept
 
 
 class Gpt2(Transformer):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -26,10 +27,12 @@ from crystal_jax.config import (
     ModelConfig,
     QuantizationConfig,
 )
-from crystal_jax.model.attention import Past, attend, attend_after
-from crystal_jax.model.cache import Cache, append
+from crystal_jax.model.attention import Past, attend, attend_after, attend_cached
+from crystal_jax.model.cache import Cache, append, append_layer
 from crystal_jax.model.cross_entropy import counted_cross_entropy
+from crystal_jax.model.packing import packing
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
+from crystal_jax.model.rotary import rotary, rotate
 from crystal_jax.sharding import split_rows, split_width
 
 
@@ -146,29 +149,6 @@ class RMSNorm(nnx.Module):
         return (normed * self.scale[...]).astype(x.dtype)
 
 
-def rotary(
-    positions: Int[Array, "b t"], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "b t 1 h"], Float[Array, "b t 1 h"]]:
-    """Cosines and sines of the rotary embedding (Su et al., arXiv:2104.09864); θ is the base of the wavelengths.
-
-    Each stands for both members of a pair, with the sign that `rotate` adds it with.
-    """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
-    angles = positions[..., None, None] * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
-
-
-def rotate(x: Float[Array, "b t n h"], cos: Array, sin: Array) -> Float[Array, "b t n h"]:
-    """Turns the pairs (i, i + h/2): Hugging Face's order of the head dimension, not Meta's interleaved one.
-
-    The partner comes by a roll: joining two halves after their arithmetic is several times slower on CPU.
-    """
-    wide = x.astype(jnp.float32)
-    partner = jnp.roll(wide, x.shape[-1] // 2, axis=-1)
-    return (wide * cos + partner * sin).astype(x.dtype)
-
-
 class Block(nnx.Module):
     """Attention and MLP, each after a norm and added to its input."""
 
@@ -193,11 +173,10 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         angles: tuple[Array, Array],
-        mask: Bool[Array, "#b 1 t t"],
-        past: Past | None = None,
+        attention: Attention,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b k t h"], Float[Array, "b k t h"]]]:
-        """The new x, which attends to itself and to the past, and x's own keys and values."""
+    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
+        """The new x, and the keys and values that `attention` gives out."""
 
         def project(name: str, x: Array) -> Array:
             # Each projection drops other elements, as PEFT's do.
@@ -206,11 +185,25 @@ class Block(nnx.Module):
 
         y = self.attn_norm(x)
         q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
-        keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        mixed = attend(q, keys, values, mask) if past is None else attend_after(past, q, keys, values, mask)
+        mixed, kept = attention(q, k, v)
         x = x + project("o", mixed)
         y = self.mlp_norm(x)
-        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), (keys, values)
+        return x + project("down", jax.nn.silu(project("gate", y)) * project("up", y)), kept
+
+
+# How a block's queries, keys and values are mixed: from q [b, t, n, h], k and v [b, t, k, h] to the mixture
+# [b, t, n, h], and the keys and values to be kept.
+Attention = Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]
+
+
+def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
+    """Tokens attend to each other only."""
+
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+        keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        return attend(q, keys, values, mask), (keys, values)
+
+    return attention
 
 
 class Transformer(nnx.Module):
@@ -278,7 +271,7 @@ class Transformer(nnx.Module):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.cfg.num_layers))
 
         def layer(x: Array, state: nnx.State, key: Array | None) -> Array:
-            return split_rows(nnx.merge(graph, state)(x, angles, mask, dropout_key=key)[0])
+            return split_rows(nnx.merge(graph, state)(x, angles, within(mask), dropout_key=key)[0])
 
         if self.execution.remat:
             layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
@@ -294,47 +287,100 @@ class Transformer(nnx.Module):
         self, tokens: Int[Array, "b t"], count: Int[Array, " b"], *, stacked: bool = False
     ) -> tuple[Float[Array, "b t d"], Cache]:
         """Reads texts from their beginning: `extend` without a past. Their cache has room for t positions."""
-        x, keys, values = self._read(tokens, None, stacked=stacked)
+        causal = _causal(tokens.shape[1])
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        layers = None if stacked else self.layers()
+        x, keys, values = self._read(tokens, positions, lambda: within(causal), (), layers)
+        if not stacked:
+            keys = tuple(layer.swapaxes(-1, -2) for layer in keys)
         return x, Cache(keys, values, count)
 
     def extend(
-        self, tokens: Int[Array, "b t"], count: Int[Array, " b"], cache: Cache
+        self,
+        tokens: Int[Array, "b t"],
+        count: Int[Array, " b"],
+        cache: Cache,
+        *,
+        layers: list[nnx.State] | None = None,
+        budget: int | None = None,
     ) -> tuple[Float[Array, "b t d"], Cache]:
         """Reads the first `count` of a row's tokens into its cache; returns last hidden states, for `unembed`.
 
         The tokens after them are computed in vain, and overwritten by the next. The cache has room for all t.
-        """
-        x, keys, values = self._read(tokens, cache, stacked=cache.stacked)
-        return x, append(cache, keys, values, count)
 
-    def _read(self, tokens: Array, cache: Cache | None, *, stacked: bool) -> tuple[Array, Any, Any]:
-        """Last hidden states, and the keys and values of the tokens as a `Cache` has them."""
-        b, t = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(t), (b, t))
-        causal = jnp.tril(jnp.ones((t, t), bool))[None, None]
-        filled: Any = None  # of a past
-        if cache is not None:
-            positions += cache.length[:, None]
-            filled = (jnp.arange(cache.capacity) < cache.length[:, None])[:, None, None]
+        Where the cache is not stacked, a loop around this passes what `layers` returns; and with a `budget`, which no
+        sum of counts exceeds, only attention is computed for tokens in vain.
+        """
+        t, length, places = tokens.shape[1], cache.length, jnp.arange(cache.capacity)
+        old = (cache.keys, cache.values)
+        positions = length[:, None] + jnp.arange(t)
+        if cache.stacked:
+            # The cache is only read in the loop over the layers: as a carry, or as outputs, there would be two of it.
+            causal, filled = _causal(t), (places < length[:, None])[:, None, None]
+
+            def beside(old_keys: Array, old_values: Array) -> Attention:
+                past = Past(old_keys, old_values, filled)
+
+                def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+                    return attend_after(past, q, keys, values, causal), (keys, values)
+
+                return attention
+
+            x, keys, values = self._read(tokens, positions, beside, old, None)
+            return x, append(cache, keys, values, count)
+
+        seen = (places <= positions[..., None])[:, None]
+        packed = None if budget is None or budget >= tokens.size else packing(count, t=t, budget=budget)
+
+        def written(old_keys: Array, old_values: Array) -> Attention:
+            def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                if packed:
+                    q, k, v = map(packed.unpack, (q, k, v))
+                kept = append_layer((old_keys, old_values), k.swapaxes(1, 2), v.swapaxes(1, 2), length)
+                mixed = attend_cached(q, *kept, seen)
+                return packed.pack(mixed) if packed else mixed, kept
+
+            return attention
+
+        if packed:
+            tokens, positions = packed.pack(tokens), packed.pack(positions)
+        x, keys, values = self._read(tokens, positions, written, old, layers or self.layers())
+        return packed.unpack(x) if packed else x, Cache(keys, values, length + count)
+
+    def layers(self) -> list[nnx.State]:
+        """The blocks' parameters layer by layer. Taken apart within a loop, they would be copied in each round."""
+        return unstack(nnx.state(self.blocks), self.cfg.num_layers)
+
+    def _read(
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        attention: Callable[..., Attention],
+        past: tuple[Any, ...],
+        layers: list[nnx.State] | None,
+    ) -> tuple[Float[Array, "b t d"], Any, Any]:
+        """Last hidden states of tokens, and what the layers keep; without `layers`, in a loop over them.
+
+        `attention` makes a layer's from what it has of the `past`.
+        """
         angles = self._angles(positions)
         graph, states = nnx.split(self.blocks)
 
         def layer(x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
-            state, *old = xs
-            past = Past(old[0], old[1], filled) if old else None
-            x, new = nnx.merge(graph, state)(x, angles, causal, past)
-            return split_width(x), new
+            state, *own = xs
+            x, kept = nnx.merge(graph, state)(x, angles, attention(*own))
+            return split_width(x), kept
 
-        x, old = split_width(self._embed(tokens, positions)), () if cache is None else (cache.keys, cache.values)
-        if stacked:
-            # The cache is only read here: as a carry, or as outputs, there would be two of it.
-            x, (keys, values) = jax.lax.scan(layer, x, (states, *old))
+        x = split_width(self._embed(tokens, positions))
+        if layers is None:
+            x, (keys, values) = jax.lax.scan(layer, x, (states, *past))
             return x, keys, values
-        written = []
-        for xs in zip(unstack(states, self.cfg.num_layers), *old, strict=True):
+        kept = []
+        for xs in zip(layers, *past, strict=True):
             x, new = layer(x, xs)
-            written.append(new)
-        all_keys, all_values = zip(*written, strict=True)
+            kept.append(new)
+        all_keys, all_values = zip(*kept, strict=True)
         return x, all_keys, all_values
 
     def unembed(self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None) -> Float[Array, "b t v"]:
@@ -370,6 +416,10 @@ class Llama(Transformer):
 
     def _angles(self, positions: Int[Array, "b t"]) -> tuple[Array, Array]:
         return rotary(positions, head_dim=self.cfg.head_dim, theta=self.cfg.rope_theta)
+
+
+def _causal(t: int) -> Bool[Array, "1 1 t t"]:
+    return jnp.tril(jnp.ones((t, t), bool))[None, None]
 
 
 def unstack(stacked: nnx.State, num_layers: int) -> list[nnx.State]:

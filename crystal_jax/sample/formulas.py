@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from crystal_jax.checkpoint.models import Trained
 from crystal_jax.errors import UserError
-from crystal_jax.model.cache import Cache, empty_cache
+from crystal_jax.model.cache import empty_cache, put_rows
 from crystal_jax.model.llama import Transformer
 from crystal_jax.sample.constraints import formula_unit
 from crystal_jax.sample.decode import draw
@@ -154,13 +154,8 @@ def _go_on(
     """
     b, p = len(keys), len(prompt)
     hidden, read = model.read(prompt[None], jnp.array([p]))
-    room = empty_cache(model.cfg, batch=b, capacity=p + LONGEST)
-
-    def begin(blank: Array, of_prompt: Array) -> Array:
-        rows = jnp.broadcast_to(of_prompt, (b, *of_prompt.shape[1:]))
-        return jax.lax.dynamic_update_slice_in_dim(blank, rows, 0, axis=-2)
-
-    keys_of, values_of = (jax.tree.map(begin, *pair) for pair in ((room.keys, read.keys), (room.values, read.values)))
+    cache = put_rows(empty_cache(model.cfg, batch=b, capacity=p + LONGEST), read, jnp.zeros(b, jnp.int32))
+    layers = model.layers()
     temperature, top_p = (jnp.full(b, setting) for setting in settings)
 
     def unfinished(carry: tuple) -> Array:
@@ -170,12 +165,11 @@ def _go_on(
         number, stopped, hidden, ids, cache = carry
         logits = jnp.where(within, model.unembed(hidden)[:, -1], -jnp.inf)
         token = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, number), logits, temperature, top_p)
-        hidden, cache = model.extend(token[:, None], jnp.ones(b, jnp.int32), cache)
+        hidden, cache = model.extend(token[:, None], jnp.ones(b, jnp.int32), cache, layers=layers)
         ids = jax.lax.dynamic_update_slice_in_dim(ids, token[:, None], number, axis=1)
         return number + 1, stopped | jnp.asarray(stops)[token], hidden, ids, cache
 
     first = jnp.broadcast_to(hidden[:, -1:], (b, 1, hidden.shape[-1]))
-    cache = Cache(keys_of, values_of, jnp.full(b, p, jnp.int32))
     blank = jnp.zeros((b, LONGEST), jnp.int32)
     start = jnp.zeros((), jnp.int32), jnp.zeros(b, bool), first, blank, cache
     return jax.lax.while_loop(unfinished, step, start)[3]

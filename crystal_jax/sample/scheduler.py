@@ -16,8 +16,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import ModelConfig, check_length
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, make_limits, permitted, to_device
-from crystal_jax.sample.decode import Prompts, Rows, Wish, advances, fill, free_rows, read_prompts, write
+from crystal_jax.sample.decode import (
+    Prompts,
+    Rows,
+    Wish,
+    advances,
+    budget_of,
+    crowded,
+    fill,
+    free_rows,
+    read_prompts,
+    resize,
+    write,
+)
 from crystal_jax.sample.guide import NEVER, Guide
+from crystal_jax.sample.sizes import only, several
 from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
@@ -88,11 +101,16 @@ class Begun(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the host looks at: of `Rows`, and which have ended, wait for their guides, or have nothing left to write."""
+    """What the host looks at: of `Rows`, and which have ended, wait for their guides, or have nothing left to write.
+
+    `crowded` and `length` are about the room in a row's cache.
+    """
 
     ended: Bool[Array, " b"]
     waits: Bool[Array, " b"]
     stuck: Bool[Array, " b"]
+    crowded: Bool[Array, " b"]
+    length: Int[Array, " b"]
     written: Int[Array, " b"]
     columns: Int[Array, "b n"]
     log_probs: Float[Array, "b n"]
@@ -140,23 +158,42 @@ class Engine:
         tables = to_device(automaton, jump=jump)
         stacked = mesh.devices.flat[0].platform == "tpu"
 
+        # A CPU's step takes as long as it has rows and room. Elsewhere few programs are worth more than short ones.
+        self._chunk = 1 + tables.forced.shape[1]
+        room = automaton.max_tokens + self._chunk - 1
+        packed = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        if packed:
+            self._sizes = several(self.rows, prompt_tokens=prompt_tokens, room=room)
+        else:
+            self._sizes = only(self.rows, prompt_tokens + room)
+
         def begin(tables: DeviceAutomaton) -> Rows:
-            longest = automaton.max_tokens
             return free_rows(
                 cfg,
                 tables,
                 rows=self.rows,
                 prompt_tokens=prompt_tokens,
-                max_tokens=longest,
+                max_tokens=automaton.max_tokens,
+                capacity=self._sizes.capacities[0],
                 stacked=stacked,
             )
 
-        def advance(params: nnx.State, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> tuple[Rows, Seen]:
+        def advance(
+            params: nnx.State,
+            layers: list[nnx.State] | None,
+            tables: DeviceAutomaton,
+            rows: Rows,
+            grants: Grants,
+        ) -> tuple[Rows, Seen]:
             def unfinished(carry: tuple) -> jax.Array:
-                return (carry[0] < steps) & advances(tables, carry[1], grants).any()
+                goes_on = advances(tables, carry[1], grants).any() & ~crowded(tables, carry[1]).any()
+                return (carry[0] < steps) & goes_on
+
+            model = nnx.merge(graph, params)
+            budget = budget_of(len(rows.state), tables) if packed else None
 
             def step(carry: tuple) -> tuple:
-                return carry[0] + 1, write(nnx.merge(graph, params), tables, carry[1], grants)
+                return carry[0] + 1, write(model, tables, carry[1], grants, layers=layers, budget=budget)
 
             with on_mesh(mesh):
                 _, rows = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), rows))
@@ -164,7 +201,15 @@ class Engine:
             left = permitted(tables, rows.wish.limits, grants, rows.counts, rows.state) & tables.allowed[rows.state]
             stuck = goes_on & ~left.any(axis=-1)
             return rows, Seen(
-                ended, ~ended & ~goes_on, stuck, rows.written, rows.columns, rows.log_probs, rows.log_kept
+                ended=ended,
+                waits=~ended & ~goes_on,
+                stuck=stuck,
+                crowded=crowded(tables, rows),
+                length=rows.cache.length,
+                written=rows.written,
+                columns=rows.columns,
+                log_probs=rows.log_probs,
+                log_kept=rows.log_kept,
             )
 
         def read(params: nnx.State, tables: DeviceAutomaton, tokens: jax.Array, count: jax.Array) -> Prompts:
@@ -176,9 +221,12 @@ class Engine:
         where = tree_shardings(jax.eval_shape(begin, tables), mesh, DECODE_RULES)
         self._tables = jax.device_put(tables, whole)
         self._begin = jax.jit(begin, out_shardings=where)
-        self._advance = jax.jit(advance, donate_argnums=2, out_shardings=(where, whole))
+        self._advance = jax.jit(advance, donate_argnums=3, out_shardings=(where, whole))
         self._refill = jax.jit(fill, donate_argnums=1, out_shardings=where)
         self._prefill = jax.jit(read, out_shardings=whole)
+        # Once a run: within the loop of steps, taking the layers apart would copy the weights in each.
+        self._layers = jax.jit(lambda params: None if stacked else nnx.merge(graph, params).layers())
+        self._resize = jax.jit(resize, static_argnames="capacity", out_shardings=where)
 
         def key(seed: jax.Array, index: jax.Array, attempt: jax.Array) -> jax.Array:
             return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), attempt)
@@ -196,20 +244,30 @@ class Engine:
         every = np.ones((self.rows, len(self._automaton.values)), bool)
         grants, changed = Grants(every, np.full(self.rows, NEVER)), True
         rows, self._read = self._begin(self._tables), None
+        full, length, layers = False, np.zeros(self.rows, int), self._layers(params)
         while True:
             placed: dict[int, Begun] = {}
-            for row in range(self.rows):
-                if given[row] is None and (begun := again.popleft() if again else next(waiting, None)):
+            for row, begun in enumerate(given):
+                if begun is None and (begun := again.popleft() if again else next(waiting, None)):
                     given[row] = placed[row] = begun
+                    length[row] = len(begun.request.prompt)
                     changed |= self._ask(grants, row, begun.request, ())
             if placed:
-                rows = self._refill(self._tables, rows, *self._arrays(params, placed))
-            if not any(given):
+                rows = self._refill(self._tables, rows, *self._arrays(params, placed, len(given)))
+            texts = [row for row, begun in enumerate(given) if begun]
+            if not texts:
                 return
+            if (count := self._sizes.rows_for(len(texts))) < len(given) or full:
+                kept = np.array(texts + [-1] * (count - len(texts)))
+                capacity = self._sizes.capacity_for(length[texts].max() + self._chunk)
+                rows = self._resize(self._tables, rows, kept, capacity=capacity)
+                given, length = [given[row] if row >= 0 else None for row in kept], length[kept]
+                grants, changed = Grants(grants.open[kept], grants.until[kept]), True
             if changed:
                 on_device, changed = jax.tree.map(jnp.array, grants), False
-            rows, shown = self._advance(params, self._tables, rows, on_device)
+            rows, shown = self._advance(params, layers, self._tables, rows, on_device)
             seen: Seen = jax.device_get(shown)
+            full, length = bool(seen.crowded.any()), np.array(seen.length)
             for row, begun in enumerate(given):
                 if begun is None:
                     continue
@@ -247,16 +305,16 @@ class Engine:
             complete=complete,
         )
 
-    def _arrays(self, params: nnx.State, placed: Mapping[int, Begun]) -> tuple[Prompts, Wish, np.ndarray]:
-        """What `fill` takes: the prompts, the wishes, and which prompt goes where."""
+    def _arrays(self, params: nnx.State, placed: Mapping[int, Begun], rows: int) -> tuple[Prompts, Wish, np.ndarray]:
+        """What `fill` takes for so many rows: the prompts, the wishes, and which prompt goes where."""
         for begun in placed.values():
             self._check(begun.request)
         number, prompts = self._prompts(params, {begun.request.prompt: None for begun in placed.values()})
-        source = np.full(self.rows, -1, np.int32)
+        source = np.full(rows, -1, np.int32)
         for row, begun in placed.items():
             source[row] = number[begun.request.prompt]
         any_row = next(iter(placed.values()))
-        begins = [placed.get(row, any_row) for row in range(self.rows)]
+        begins = [placed.get(row, any_row) for row in range(rows)]
         asked = [begun.request for begun in begins]
         numbers = np.array([(begun.request.seed, begun.request.index, begun.dead_ends) for begun in begins])
         wish = Wish(

@@ -141,7 +141,10 @@ class Search:
                 def unfinished(rows: Rows) -> Array:
                     return advances(tables, rows, grants).any()
 
-                rows = jax.lax.while_loop(unfinished, lambda rows: write(model, tables, rows, grants), rows)
+                layers = model.layers()  # within the loop, this would copy the weights in each step
+                rows = jax.lax.while_loop(
+                    unfinished, lambda rows: write(model, tables, rows, grants, layers=layers), rows
+                )
             return _Written(prior, rows.columns, rows.written)
 
         self._go_on = jax.jit(go_on)

@@ -96,6 +96,21 @@ def read_in_pieces(model, tokens, stacked):
     return jnp.stack([jnp.concatenate(row) for row in found])
 
 
+def test_wanted_tokens_alone_are_read_as_among_others(tokens):
+    model = build(TINY)
+    cache = empty_cache(model.cfg, batch=2, capacity=15)
+    _, cache = extend(model, tokens[:, :4], jnp.array([4, 2]), cache)
+    count = jnp.array([1, 3])
+    expected, grown = model.extend(tokens[:, 4:8], count, cache)
+    found, packed = model.extend(tokens[:, 4:8], count, cache, budget=5)
+    for row, wanted in enumerate(count):
+        np.testing.assert_allclose(found[row, :wanted], expected[row, :wanted], atol=1e-5)
+        length = packed.length[row]
+        for one, other in zip(packed.keys, grown.keys, strict=True):
+            np.testing.assert_allclose(one[row, ..., :length], other[row, ..., :length], atol=1e-5)
+    assert packed.length.tolist() == grown.length.tolist() == [5, 5]
+
+
 def test_unembedding_some_columns_equals_choosing_them_afterwards(tokens):
     for tied in (True, False):
         model = build(dataclasses.replace(TINY, tie_embeddings=tied))

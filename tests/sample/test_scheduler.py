@@ -47,6 +47,24 @@ def test_texts_do_not_depend_on_their_neighbours(short, reference, rows):
     same(draw_some(short, short.engine(rows)), reference)
 
 
+def test_nor_on_how_rows_are_moved_to_smaller_and_larger_arrays(short, reference):
+    """Of 64 rows 12 are used, so the engine takes 16; their capacity grows twice."""
+    engine = short.engine(64)
+    used = []
+    move = engine._resize
+
+    def noted(*args, capacity):
+        rows = move(*args, capacity=capacity)
+        used.append((len(rows.state), rows.cache.capacity))
+        return rows
+
+    engine._resize = noted
+    same(draw_some(short, engine), reference)
+    sizes, capacities = zip(*used, strict=True)
+    assert set(sizes) == {16}
+    assert len(set(capacities)) > 1
+
+
 @pytest.mark.parametrize("mesh", [(4, 1, 1), (1, 2, 2)])
 def test_nor_on_the_mesh(short, reference, mesh):
     same(draw_some(short, short.engine(4, mesh=mesh)), reference)
