@@ -16,7 +16,7 @@ from crystal_jax.checkpoint.layout import load
 from crystal_jax.checkpoint.vocabulary import GrownSource
 from crystal_jax.config import ExecutionConfig, Gpt2Config, LlamaConfig, LoraConfig, MeshConfig, ModelConfig
 from crystal_jax.model.architectures import make_model
-from crystal_jax.model.llama import Transformer
+from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import make_mesh, tree_shardings
 
 # Odd, pairwise different sizes: a swapped axis cannot pass by accident.

@@ -13,7 +13,8 @@ from crystal_jax.config import (
     QuantizationConfig,
 )
 from crystal_jax.model.gpt2 import Gpt2
-from crystal_jax.model.llama import Llama, Transformer
+from crystal_jax.model.llama import Llama
+from crystal_jax.model.transformer import Transformer
 
 
 def make_model(

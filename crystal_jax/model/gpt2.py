@@ -1,6 +1,6 @@
 """GPT-2 in Flax NNX (Radford et al., 2019): learned positions, layer norms, GELU, biases, tied embedding.
 
-Axis letters as in model/llama.py. GPT-2's dropout is left out, as it is from LLaMA-2: only adapters have any.
+Axis letters as in model/layers.py. GPT-2's dropout is left out, as it is from LLaMA-2: only adapters have any.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from crystal_jax.config import (
     LoraConfig,
     QuantizationConfig,
 )
-from crystal_jax.model.llama import Attention, Projection, Transformer
+from crystal_jax.model.layers import Projection
+from crystal_jax.model.transformer import Attention, Transformer
 
 
 class LayerNorm(nnx.Module):

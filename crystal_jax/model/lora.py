@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crystal_jax.config import UNQUANTIZED, LoraConfig, QuantizationConfig
-from crystal_jax.model.llama import Transformer
 from crystal_jax.model.quantize import dequantize_state, is_quantized
+from crystal_jax.model.transformer import Transformer
 
 
 def trainable(lora: LoraConfig) -> type[nnx.Variable]:

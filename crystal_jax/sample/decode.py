@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from crystal_jax.config import ModelConfig
 from crystal_jax.model.cache import Cache, empty_cache, put_rows
 from crystal_jax.model.cache import resize as resize_cache
-from crystal_jax.model.llama import Transformer
+from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, count_atoms, permitted
 from crystal_jax.text.crystal_text import ELEMENTS
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Int, Key
 from crystal_jax.checkpoint.models import Trained
 from crystal_jax.errors import UserError
 from crystal_jax.model.cache import empty_cache, put_rows
-from crystal_jax.model.llama import Transformer
+from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.constraints import formula_unit
 from crystal_jax.sample.decode import draw
 from crystal_jax.sharding import on_mesh

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.checkpoint.models import Trained
-from crystal_jax.model.llama import Transformer
+from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import BATCH, on_mesh
 from crystal_jax.text.tokenizer import Tokenizer, encode_example
 

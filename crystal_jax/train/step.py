@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from crystal_jax.checkpoint.models import abstract_parameters, initial_parameters
 from crystal_jax.config import DataConfig, Experiment, GuardConfig
-from crystal_jax.model.llama import Transformer
+from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import BATCH, abstract, on_mesh, tree_shardings
 from crystal_jax.text.fields import CLASSES
 from crystal_jax.train.guards import GuardState, choose, judge, new_guard

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from crystal_jax.config import PROJECTIONS, LoraConfig, QuantizationConfig
-from crystal_jax.model.llama import Llama, dropout
+from crystal_jax.model.layers import dropout
+from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import count_parameters, merge_adapters, split
 from crystal_jax.model.presets import LLAMA2
 from crystal_jax.model.quantize import quantize_state

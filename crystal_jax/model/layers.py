@@ -1,0 +1,131 @@
+"""The parts that blocks are made of: projections with LoRA factors beside the kernels they adapt, and LLaMA-2's norm.
+
+Axis letters: b batch, t query position, s key position, d embedding, n query heads, k key/value heads, h head
+dimension, f hidden layer of the MLP, v vocabulary, r LoRA rank.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from crystal_jax.config import UNQUANTIZED, LoraConfig, ModelConfig, QuantizationConfig
+from crystal_jax.model.quantize import Quantized, dequantize, quantize
+
+
+class Projection(nnx.Module):
+    """`einsum(equation, x, kernel)`, plus `α/r · (x A) B` where the projection has an adapter.
+
+    A quantised kernel is kept as `codes` and `scales`. A `biased` projection adds a vector of its own.
+    """
+
+    def __init__(
+        self,
+        equation: str,
+        cfg: ModelConfig,
+        lora: LoraConfig,
+        quantization: QuantizationConfig = UNQUANTIZED,
+        *,
+        adapted: bool,
+        biased: bool = False,
+        flat: bool,
+        rngs: nnx.Rngs,
+    ):
+        x, kernel, y = re.split(",|->", equation)
+        ins = "".join(axis for axis in kernel if axis in x)  # contracted; they stand first in `kernel`
+        outs = kernel.removeprefix(ins)
+        size = {
+            "d": cfg.embed_dim,
+            "n": cfg.num_heads,
+            "k": cfg.num_kv_heads,
+            "h": cfg.head_dim,
+            "f": cfg.mlp_dim,
+        }
+        shape_in, shape_out = (tuple(size[axis] for axis in axes) for axes in (ins, outs))
+        fan_in = math.prod(shape_in)
+        self.equation, self.flat = equation, flat
+        self.dtype = jnp.dtype(cfg.dtype)
+        # A frozen base is kept in the type it computes in; trained weights need float32's small updates.
+        param_dtype = self.dtype if lora.rank else jnp.float32
+        # What is added to the residual stream starts smaller, by the number of additions (GPT-2's rule).
+        damping = (2 * cfg.num_layers) ** -0.5 if outs == "d" else 1.0
+        init = nnx.initializers.truncated_normal(damping * fan_in**-0.5)
+        kernel = init(rngs.params(), (*shape_in, *shape_out), param_dtype)
+        self.quantization, self.inputs = quantization, len(ins)
+        if quantization.kind == "none":
+            self.kernel = nnx.Param(kernel)
+        else:
+            self.codes, self.scales = map(nnx.Param, quantize(kernel, quantization, inputs=self.inputs))
+        self.biased = biased
+        if biased:
+            self.bias = nnx.Param(jnp.zeros(shape_out, param_dtype))
+        self.adapted = adapted and lora.rank > 0
+        if self.adapted:
+            # As PEFT does: A uniform within ±1/√fan_in, B zero, so that training starts from the base model.
+            bound = fan_in**-0.5
+            init_a = jax.random.uniform(rngs.params(), (*shape_in, lora.rank), minval=-bound, maxval=bound)
+            self.lora_a = nnx.LoRAParam(init_a)
+            self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, *shape_out)))
+            self.down, self.up = f"{x},{ins}r->btr", f"btr,r{outs}->{y}"
+            self.scale, self.dropout = lora.scale, lora.dropout
+
+    def __call__(self, x: Array, dropout_key: Array | None = None) -> Array:
+        """The projection of x; with a key, the adapter sees x after dropout."""
+        y = self._base_product(x)
+        if self.biased:
+            y += self.bias[...].astype(self.dtype)
+        if self.adapted:
+            if dropout_key is not None:
+                x = dropout(x, self.dropout, dropout_key)
+            low = self._product(self.down, x, self.lora_a[...])
+            y += self.scale * self._product(self.up, low, self.lora_b[...])
+        return y
+
+    def _base_product(self, x: Array) -> Array:
+        if self.quantization.kind == "none":
+            return self._product(self.equation, x, self.kernel[...])
+
+        def product(x: Array, packed: Quantized) -> Array:
+            kernel = dequantize(packed, self.quantization, inputs=self.inputs, dtype=self.dtype)
+            return self._product(self.equation, x, kernel)
+
+        # The gradient of x needs the kernel again. Without the checkpoint its wide copy would be kept until then, of
+        # all layers at once, and nothing were saved. CSE must not undo this, and within a scan it cannot.
+        recomputed = jax.checkpoint(product, prevent_cse=self.flat)
+        return recomputed(x, Quantized(self.codes[...], self.scales[...]))
+
+    def _product(self, equation: str, x: Array, kernel: Array) -> Array:
+        """`einsum(equation, x, kernel)`; when `flat`, as a product of two matrices.
+
+        XLA makes transposed copies for the gradient of any other product; on CPU they cost a tenth of a step.
+        """
+        weights = kernel.astype(self.dtype)
+        if not self.flat:
+            return jnp.einsum(equation, x, weights)
+        contracted = x.ndim - 2  # all but b and t
+        fan_in, outs = math.prod(x.shape[2:]), weights.shape[contracted:]
+        return (x.reshape(-1, fan_in) @ weights.reshape(fan_in, -1)).reshape(*x.shape[:2], *outs)
+
+
+def dropout(x: Array, rate: float, key: Array) -> Array:
+    """Sets a share of x to zero and enlarges the rest, so that the expectation stays (Srivastava et al., 2014)."""
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean x² + ε) · scale, in float32 whatever the model computes in (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, cfg: ModelConfig, lora: LoraConfig):
+        self.eps = cfg.norm_eps
+        self.scale = nnx.Param(jnp.ones(cfg.embed_dim, cfg.dtype if lora.rank else jnp.float32))
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return (normed * self.scale[...]).astype(x.dtype)

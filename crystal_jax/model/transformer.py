@@ -1,0 +1,249 @@
+"""What LLaMA-2 and GPT-2 share: blocks in a row, read as packed rows or behind a cache, and logits.
+
+Axis letters: b batch, t query position, s key position, d embedding, n query heads, k key/value heads, h head
+dimension, f hidden layer of the MLP, v vocabulary, r LoRA rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from crystal_jax.config import UNQUANTIZED, ExecutionConfig, LoraConfig, ModelConfig, QuantizationConfig
+from crystal_jax.model.attention import Past, attend, attend_after, attend_cached
+from crystal_jax.model.cache import Cache, append, append_layer
+from crystal_jax.model.cross_entropy import counted_cross_entropy
+from crystal_jax.model.packing import packing
+from crystal_jax.sharding import split_rows, split_width
+
+# How a block's queries, keys and values are mixed: from q [b, t, n, h], k and v [b, t, k, h] to the mixture
+# [b, t, n, h], and the keys and values to be kept.
+Attention = Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]
+
+
+def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
+    """Tokens attend to each other only."""
+
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+        keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        return attend(q, keys, values, mask), (keys, values)
+
+    return attention
+
+
+class Transformer(nnx.Module):
+    """Token ids in, logits out. Parameters of the blocks are stacked along a leading layer axis.
+
+    Attributes:
+        block: The architecture's block, with the interface of `llama.Block`.
+        norm: Its norm, with that of `layers.RMSNorm`.
+    """
+
+    block: ClassVar[type]
+    norm: ClassVar[type]
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        lora: LoraConfig,
+        execution: ExecutionConfig,
+        quantization: QuantizationConfig = UNQUANTIZED,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.cfg, self.lora, self.execution = cfg, lora, execution
+        param_dtype = cfg.dtype if lora.rank else jnp.float32
+        init = nnx.initializers.normal(cfg.embed_dim**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (cfg.vocab_size, cfg.embed_dim), param_dtype))
+        # Pods keep the einsums: their sharding is that of the arrays as they are.
+        flat = not execution.scan_layers
+        self.blocks = nnx.vmap(lambda r: self.block(cfg, lora, quantization, flat=flat, rngs=r))(
+            rngs.split(cfg.num_layers)
+        )
+        self.final_norm = self.norm(cfg, lora)
+        if not cfg.tie_embeddings:
+            self.lm_head = nnx.Param(init(rngs.params(), (cfg.embed_dim, cfg.vocab_size), param_dtype))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        segments: Int[Array, "b t"],
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "b t v"]:
+        """Logits of packed rows; see `hidden`."""
+        return self.unembed(self.hidden(tokens, positions, segments, dropout_key))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        segments: Int[Array, "b t"],
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Packed rows after the last block: a token sees the earlier tokens of its own segment; segment 0 is padding.
+
+        Adapters drop inputs only where a key is given; equal keys drop the same ones, however layers are computed.
+        """
+        t = tokens.shape[1]
+        causal = jnp.tril(jnp.ones((t, t), bool))
+        mask = (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
+        angles = self._angles(positions)
+        graph, stacked = nnx.split(self.blocks)
+
+        keys = None
+        if dropout_key is not None and self.lora.dropout:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.cfg.num_layers))
+
+        def layer(x: Array, state: nnx.State, key: Array | None) -> Array:
+            return split_rows(nnx.merge(graph, state)(x, angles, within(mask), dropout_key=key)[0])
+
+        if self.execution.remat:
+            layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
+        x = split_rows(self._embed(tokens, positions))
+        if self.execution.scan_layers:
+            x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys))
+        else:
+            for i, state in enumerate(unstack(stacked, self.cfg.num_layers)):
+                x = layer(x, state, None if keys is None else keys[i])
+        return x
+
+    def read(
+        self, tokens: Int[Array, "b t"], count: Int[Array, " b"], *, stacked: bool = False
+    ) -> tuple[Float[Array, "b t d"], Cache]:
+        """Reads texts from their beginning: `extend` without a past. Their cache has room for t positions."""
+        causal = _causal(tokens.shape[1])
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        layers = None if stacked else self.layers()
+        x, keys, values = self._read(tokens, positions, lambda: within(causal), (), layers)
+        if not stacked:
+            keys = tuple(layer.swapaxes(-1, -2) for layer in keys)
+        return x, Cache(keys, values, count)
+
+    def extend(
+        self,
+        tokens: Int[Array, "b t"],
+        count: Int[Array, " b"],
+        cache: Cache,
+        *,
+        layers: list[nnx.State] | None = None,
+        budget: int | None = None,
+    ) -> tuple[Float[Array, "b t d"], Cache]:
+        """Reads the first `count` of a row's tokens into its cache; returns last hidden states, for `unembed`.
+
+        The tokens after them are computed in vain, and overwritten by the next. The cache has room for all t.
+
+        Where the cache is not stacked, a loop around this passes what `layers` returns; and with a `budget`, which no
+        sum of counts exceeds, only attention is computed for tokens in vain.
+        """
+        t, length, places = tokens.shape[1], cache.length, jnp.arange(cache.capacity)
+        old = (cache.keys, cache.values)
+        positions = length[:, None] + jnp.arange(t)
+        if cache.stacked:
+            # The cache is only read in the loop over the layers: as a carry, or as outputs, there would be two of it.
+            causal, filled = _causal(t), (places < length[:, None])[:, None, None]
+
+            def beside(old_keys: Array, old_values: Array) -> Attention:
+                past = Past(old_keys, old_values, filled)
+
+                def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+                    return attend_after(past, q, keys, values, causal), (keys, values)
+
+                return attention
+
+            x, keys, values = self._read(tokens, positions, beside, old, None)
+            return x, append(cache, keys, values, count)
+
+        seen = (places <= positions[..., None])[:, None]
+        packed = None if budget is None or budget >= tokens.size else packing(count, t=t, budget=budget)
+
+        def written(old_keys: Array, old_values: Array) -> Attention:
+            def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                if packed:
+                    q, k, v = map(packed.unpack, (q, k, v))
+                kept = append_layer((old_keys, old_values), k.swapaxes(1, 2), v.swapaxes(1, 2), length)
+                mixed = attend_cached(q, *kept, seen)
+                return packed.pack(mixed) if packed else mixed, kept
+
+            return attention
+
+        if packed:
+            tokens, positions = packed.pack(tokens), packed.pack(positions)
+        x, keys, values = self._read(tokens, positions, written, old, layers or self.layers())
+        return packed.unpack(x) if packed else x, Cache(keys, values, length + count)
+
+    def layers(self) -> list[nnx.State]:
+        """The blocks' parameters layer by layer. Taken apart within a loop, they would be copied in each round."""
+        return unstack(nnx.state(self.blocks), self.cfg.num_layers)
+
+    def _read(
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        attention: Callable[..., Attention],
+        past: tuple[Any, ...],
+        layers: list[nnx.State] | None,
+    ) -> tuple[Float[Array, "b t d"], Any, Any]:
+        """Last hidden states of tokens, and what the layers keep; without `layers`, in a loop over them.
+
+        `attention` makes a layer's from what it has of the `past`.
+        """
+        angles = self._angles(positions)
+        graph, states = nnx.split(self.blocks)
+
+        def layer(x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
+            state, *own = xs
+            x, kept = nnx.merge(graph, state)(x, angles, attention(*own))
+            return split_width(x), kept
+
+        x = split_width(self._embed(tokens, positions))
+        if layers is None:
+            x, (keys, values) = jax.lax.scan(layer, x, (states, *past))
+            return x, keys, values
+        kept = []
+        for xs in zip(layers, *past, strict=True):
+            x, new = layer(x, xs)
+            kept.append(new)
+        all_keys, all_values = zip(*kept, strict=True)
+        return x, all_keys, all_values
+
+    def unembed(self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None) -> Float[Array, "b t v"]:
+        """Logits in float32, of the whole vocabulary or of the given token ids only."""
+        x = self.final_norm(x)
+        if self.cfg.tie_embeddings:
+            rows = self.embedding[...] if columns is None else self.embedding[...][columns]
+            return jnp.einsum("btd,vd->btv", x, rows.astype(x.dtype), preferred_element_type=jnp.float32)
+        kernel = self.lm_head[...] if columns is None else self.lm_head[...][:, columns]
+        return jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def cross_entropy(
+        self, x: Float[Array, "b t d"], targets: Int[Array, "b t"], weights: Float[Array, "b t"], *, chunk: int
+    ) -> Float[Array, ""]:
+        """Weighted loss of what `hidden` returns, summed, in nats; `chunk` places of a row at a time."""
+        head = self.embedding[...].T if self.cfg.tie_embeddings else self.lm_head[...]
+        return counted_cross_entropy(self.final_norm(x), head, targets, weights, chunk=chunk)
+
+    def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """What the first block reads."""
+        return self.embedding[...][tokens].astype(self.cfg.dtype)
+
+    def _angles(self, positions: Int[Array, "b t"]) -> Any:
+        """What every block is told of the positions."""
+        raise NotImplementedError
+
+
+def _causal(t: int) -> Bool[Array, "1 1 t t"]:
+    return jnp.tril(jnp.ones((t, t), bool))[None, None]
+
+
+def unstack(stacked: nnx.State, num_layers: int) -> list[nnx.State]:
+    """One tree a layer. `lax.split` and not indexing: its gradient is one concatenation, not a sum of padded arrays."""
+    leaves, structure = jax.tree.flatten(stacked)
+    pieces = [[p.squeeze(0) for p in jax.lax.split(leaf, [1] * num_layers)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*pieces, strict=True)]
