@@ -61,7 +61,7 @@ def test_texts_are_split_by_rows_and_caches_by_heads_too(stacked, spec):
 def test_an_array_that_does_not_divide_is_named_with_its_shape_and_axis():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=1))
     cache = jax.eval_shape(lambda: empty_cache(TINY, batch=6, capacity=5))
-    message = r"cache/keys/0 of shape \(6, 2, 5, 8\): axis 0 does not divide over the 4 devices of 'data' x 'fsdp'"
+    message = r"cache/keys/0 of shape \(6, 2, 8, 5\): axis 0 does not divide over the 4 devices of 'data' x 'fsdp'"
     with pytest.raises(UserError, match=message):
         tree_shardings({"cache": cache}, mesh, DECODE_RULES)
 
