@@ -6,8 +6,9 @@ an energy above the hull; it can infill; and it can state such properties itself
 Variants: `scratch` makes the released model. `lora` adapts it to other crystals, which --config.data.directory names;
 `full` trains all of it on.
 
-Result:   `scratch`: crystal_jax/released/crystal-tiny/README.md, the model's card
-Cost:     `scratch`: 55 minutes at the 1.8 steps a second of 2 idle CPU cores
+Result:   `scratch`: validation loss 1.56 nats a token; 75.5 % of 10,000 samples valid at temperature 1 (the model's card,
+          crystal_jax/released/crystal-tiny/README.md, has more)
+Cost:     `scratch`: 96 minutes, mostly on one CPU core of a shared machine
 Command:  crystal-jax train --config=configs/crystal_tiny.py:scratch --workdir=runs/crystal-tiny
 """
 
@@ -51,7 +52,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=6_000 if scratch else 500,
+        num_steps=5_500 if scratch else 500,
         log_every=20,
         eval_every=500 if scratch else 100,
         save_every=500 if scratch else 100,

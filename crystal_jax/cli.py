@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from absl import flags, logging
 
 from crystal_jax import __version__
 from crystal_jax.errors import Preempted, UserError
+from crystal_jax.files import cache_folder
 
 COMMANDS = {
     "demo": ("crystal_jax.demo", "everything below, small, on the embedded data set"),
@@ -103,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"crystal-jax: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.ERROR)  # Orbax remarks on what it was asked for
+    # The next command with the same model then starts in seconds.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "programs"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     module = importlib.import_module(COMMANDS[name][0])
     flag_values = flags.FlagValues()
     module.define_flags(flag_values)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where those are that save a later run some work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import tempfile
 from pathlib import Path
 
 from crystal_jax.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where results and fetched files are kept: $CRYSTAL_JAX_CACHE, or `crystal_jax` in the user's cache folder."""
+    own = os.environ.get("CRYSTAL_JAX_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crystal_jax"
 
 
 def write_text(path: Path, text: str) -> None:

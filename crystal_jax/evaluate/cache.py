@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from crystal_jax.errors import UserError
+from crystal_jax.files import cache_folder
 
 _AT_ONCE = 500  # keys of one query; SQLite allows some thousand
 _PATIENCE = 60.0  # s to wait for another process that writes
-
-
-def cache_folder() -> Path:
-    """Where results and fetched files are kept: $CRYSTAL_JAX_CACHE, or `crystal_jax` in the user's cache folder."""
-    own = os.environ.get("CRYSTAL_JAX_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crystal_jax"
 
 
 class Cache:

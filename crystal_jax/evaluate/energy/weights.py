@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.cache import cache_folder
+from crystal_jax.files import cache_folder
 
 SHA256 = {
     "m3gnet.data-00000-of-00001": "3d6d4bd777eb7af8efe7ccae0804ffbc58cdb9aac946db08b01e7e5f41eb70eb",

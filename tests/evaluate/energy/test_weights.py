@@ -4,9 +4,9 @@ import zipfile
 import pytest
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.cache import cache_folder
 from crystal_jax.evaluate.energy import weights as module
 from crystal_jax.evaluate.energy.weights import FOLDER, SHA256, m3gnet_folder
+from crystal_jax.files import cache_folder
 
 
 def test_a_folder_is_checked(weights, tmp_path):
