@@ -6,7 +6,7 @@ an energy above the hull; it can infill; and it can state such properties itself
 Variants: `scratch` makes the released model. `lora` adapts it to other crystals, which --config.data.directory names;
 `full` trains all of it on.
 
-Result:   `scratch`: validation loss 1.56 nats a token; 75.5 % of 10,000 samples valid at temperature 1 (the model's card,
+Result:   `scratch`: validation loss 1.56 nats a token; 75.5 % of 10,000 samples valid at temperature 1 (the card,
           crystal_jax/released/crystal-tiny/README.md, has more)
 Cost:     `scratch`: 96 minutes, mostly on one CPU core of a shared machine
 Command:  crystal-jax train --config=configs/crystal_tiny.py:scratch --workdir=runs/crystal-tiny
