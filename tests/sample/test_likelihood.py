@@ -28,7 +28,7 @@ def tiny(tokenizer, prompt, *, batch_size=40):
     model.embedding[...] = 8 * model.embedding[...]
     experiment = from_config_dict(training_config(""), vocab_size=tokenizer.vocab_size)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    trained = Trained(*nnx.split(model), experiment, 0)
+    trained = Trained(*nnx.split(model), experiment, 0, "untrained")
     return Likelihood(trained, tokenizer, mesh, prompt=prompt, batch_size=batch_size), model
 
 
