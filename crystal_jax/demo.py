@@ -58,7 +58,7 @@ def demo(output: Path, *, num_samples: int, num_steps: int, max_entries: int, se
     first = evaluate(before, output=evaluation_before, reference=real, train_reference=known)
     result = evaluate(samples, output=evaluation, reference=real, train_reference=known)
     print("5/5 report", flush=True)
-    beside = {f"{BASE}, before training": evaluation_before}
+    beside = {"Before training": evaluation_before}
     report = write_report(evaluation, training_log=workdir / "metrics.jsonl", beside=beside)
     print(f"\n{_comparison(first, result)}")
     for what, path in (
