@@ -13,14 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import (
-    PROJECTIONS,
     UNQUANTIZED,
     ExecutionConfig,
     Gpt2Config,
     LoraConfig,
     QuantizationConfig,
 )
-from crystal_jax.model.layers import Projection
+from crystal_jax.model.layers import Projection, projecting
 from crystal_jax.model.transformer import Attention, Transformer
 
 
@@ -67,11 +66,7 @@ class Gpt2Block(nnx.Module):
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
         """The new x, and the keys and values that `attention` gives out."""
-
-        def project(name: str, x: Array) -> Array:
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
-            return getattr(self, name)(x, key)
-
+        project = projecting(self, dropout_key)
         y = self.attn_norm(x)
         mixed, kept = attention(project("q", y), project("k", y), project("v", y))
         x = x + project("o", mixed)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from crystal_jax.config import UNQUANTIZED, LoraConfig, ModelConfig, QuantizationConfig
+from crystal_jax.config import PROJECTIONS, UNQUANTIZED, LoraConfig, ModelConfig, QuantizationConfig
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
 
 
@@ -110,6 +111,16 @@ class Projection(nnx.Module):
         contracted = x.ndim - 2  # all but b and t
         fan_in, outs = math.prod(x.shape[2:]), weights.shape[contracted:]
         return (x.reshape(-1, fan_in) @ weights.reshape(fan_in, -1)).reshape(*x.shape[:2], *outs)
+
+
+def projecting(block: nnx.Module, dropout_key: Array | None) -> Callable[[str, Array], Array]:
+    """`project(name, x)` by a block's projections; with a key each of them drops other elements, as PEFT's do."""
+
+    def project(name: str, x: Array) -> Array:
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
+        return getattr(block, name)(x, key)
+
+    return project
 
 
 def dropout(x: Array, rate: float, key: Array) -> Array:

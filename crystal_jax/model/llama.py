@@ -10,8 +10,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from crystal_jax.config import PROJECTIONS, LlamaConfig, LoraConfig, QuantizationConfig
-from crystal_jax.model.layers import Projection, RMSNorm
+from crystal_jax.config import LlamaConfig, LoraConfig, QuantizationConfig
+from crystal_jax.model.layers import Projection, RMSNorm, projecting
 from crystal_jax.model.rotary import rotary, rotate
 from crystal_jax.model.transformer import Attention, Transformer
 
@@ -44,12 +44,7 @@ class Block(nnx.Module):
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
         """The new x, and the keys and values that `attention` gives out."""
-
-        def project(name: str, x: Array) -> Array:
-            # Each projection drops other elements, as PEFT's do.
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
-            return getattr(self, name)(x, key)
-
+        project = projecting(self, dropout_key)
         y = self.attn_norm(x)
         q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
         mixed, kept = attention(q, k, v)

@@ -19,8 +19,8 @@ def claim(directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any
     """
     run = directory / "run.json"
     if run.exists():
-        found = json.loads(run.read_text())["request"]
-        if changed := [k for k in {**found, **request} if found.get(k) != request.get(k)]:
+        found, asked = json.loads(run.read_text())["request"], json.loads(json.dumps(dict(request)))  # tuples are lists
+        if changed := [k for k in {**found, **asked} if found.get(k) != asked.get(k)]:
             raise UserError(
                 f"{directory} holds {what} of another request (other {', '.join(changed)}); choose another --output"
             )

@@ -52,7 +52,7 @@ class Questions:
     def __init__(
         self, asked: Sequence[Conditions], rules: Rules, automaton: TokenAutomaton, tokenizer: Tokenizer, *, drawn: bool
     ):
-        self._rules, self._tokenizer, self._asked = rules, tokenizer, asked
+        self._rules, self._tokenizer = rules, tokenizer
         self.texts = [generation_prompt(_with_formula(_ANY_FORMULA, one) if drawn else one) for one in asked]
         prompts = [prompt_ids(tokenizer, text) for text in self.texts]
         self.prompt_tokens = max(map(len, prompts)) + (LONGEST if drawn else 0)
@@ -66,7 +66,7 @@ class Questions:
                 formula=formula,
                 spacegroup=int(group) if group is not None else None,
             )
-            limits = self._limits(_ANY_FORMULA if drawn else formula)
+            limits = self._limits(None if drawn else formula_of(rules, formula))
             self._questions.append(Question(one, text, prompt, limits, guide))
 
     def __call__(
@@ -81,13 +81,10 @@ class Questions:
             question = self._questions[index % len(self._questions)]
             conditions = _with_formula(formula, question.conditions)
             text = generation_prompt(conditions)
-            yield (
-                index,
-                Question(conditions, text, prompt_ids(self._tokenizer, text), self._limits(formula), question.guide),
-            )
+            limits = self._limits(formula_of(self._rules, formula))
+            yield index, Question(conditions, text, prompt_ids(self._tokenizer, text), limits, question.guide)
 
-    def _limits(self, formula: str | None) -> Limits:
-        held = formula_of(self._rules, formula)
+    def _limits(self, held: str | None) -> Limits:
         return make_limits(
             elements=self._rules.elements,
             formula=held,

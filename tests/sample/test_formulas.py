@@ -81,7 +81,12 @@ def test_a_model_that_was_not_trained_on_prompts_cannot(trained, tmp_path):
 def test_crystals_of_drawn_formulas(stating, tmp_path):
     """Kept to by a constraint, with charges that balance, in a space group that is asked for."""
     options = dict(
-        draw_formula=True, conditions={"spacegroup.number": 225}, constraints=["formula", "charge"], max_atoms=8
+        draw_formula=True,
+        conditions={"spacegroup.number": 225},
+        constraints=["formula", "charge"],
+        without=["H"],
+        min_atoms=3,
+        max_atoms=8,
     )
     path = sample(stating, output=tmp_path / "out", num_samples=12, batch_size=8, **options)
     rows = [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
