@@ -36,7 +36,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     )
     config.lora = dict(rank=8 if lora else 0, alpha=32.0, targets=("q", "k", "v", "o"), dropout=0.0)
     config.execution = dict(scan_layers=False, remat=False, loss_chunk=0)
-    config.text = dict(version="v2", coordinates="fractional")
+    config.text = dict(version="v3", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.34, conditions=True, translate=True, order="sorted", loss="all")
     config.data = dict(directory="data/mp20/mp20_open", seq_len=192, batch_size=12, packing_bins=64, seed=0, shards=1)
@@ -52,7 +52,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=5_500 if scratch else 500,
+        num_steps=8_400 if scratch else 500,
         log_every=20,
         eval_every=500 if scratch else 100,
         save_every=500 if scratch else 100,

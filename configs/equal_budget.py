@@ -1,6 +1,6 @@
 """Small models on `mp20_open` that differ in one thing each: the baselines and ablations of the paper.
 
-All are trained from nothing for 3,000 steps of 3,072 tokens (9.2 million), on sites in the order of the data set,
+All are trained from nothing for 600 steps of 1,536 tokens (0.9 million), on sites in the order of the data set,
 translated at random. What is held equal is the blocks, 0.8 million parameters. Embedding and head come on top: 0.3
 million for LM-AC, 8.2 with LLaMA-2's 32,000 rows, 6.4 for GPT-2, whose two are one. A row is as long as the longest
 text; a tokenizer that needs more tokens for a crystal sees fewer crystals. Losses a token do not compare between
@@ -10,7 +10,8 @@ Baselines: `lm_ac`, one token a number or element. `lm_ch`, characters. `gpt2`, 
 (launch/gpt2_tokenizer.sh). `llama2_tokens`, LLaMA-2's. `special_tokens`, these with added ones for crystals. `cif`,
 characters of a CIF.
 Ablations of `lm_ch`: `absolute` coordinates in Å, and coordinates of `one_decimal` or `three_decimals`. Of `lm_ac`:
-`permutation` of the sites at random, sites `sorted`, `no_translation`, and blocks of another size, `small` and `large`.
+`permutation` of the sites at random, sites `sorted`, these with the `composition_first`, `no_translation`, and blocks
+of another size, `small` and `large`.
 
 Result:   not measured yet
 Cost:     not measured yet
@@ -20,7 +21,7 @@ Command:  crystal-jax train --config=configs/equal_budget.py:lm_ac --workdir=run
 
 import ml_collections
 
-_TOKENS = 3_072  # of a step
+_TOKENS = 1_536  # of a step
 
 _LLAMA = dict(
     architecture="llama",
@@ -71,6 +72,7 @@ _CHANGES = {
     "three_decimals": dict(_CHARACTERS, text=dict(decimals=3)),
     "permutation": dict(task=dict(order="random")),
     "sorted": dict(task=dict(order="sorted")),
+    "composition_first": dict(text=dict(version="v3"), task=dict(order="sorted")),
     "no_translation": dict(task=dict(translate=False)),
     "small": dict(model=dict(_LLAMA, embed_dim=64, mlp_dim=172, num_layers=2, num_heads=2, num_kv_heads=2)),
     "large": dict(model=dict(_LLAMA, embed_dim=192, mlp_dim=516, num_layers=6, num_heads=6, num_kv_heads=6)),
@@ -105,10 +107,10 @@ def get_config(variant: str = "lm_ac") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=3_000,
+        num_steps=600,
         log_every=20,
-        eval_every=500,
-        save_every=500,
+        eval_every=200,
+        save_every=200,
         eval_batches=16,
         keep=1,
         seed=0,

@@ -41,11 +41,15 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"ns_coeffs$", P()),  # Muon keeps the coefficients of its iteration in its state
     (r"guard/(losses|norms)$", P()),
 )
-# What sampling carries from token to token.
-DECODE_RULES: tuple[tuple[str, P], ...] = (
+# What reading a text token by token carries on.
+CACHE_RULES: tuple[tuple[str, P], ...] = (
     (r"cache/(keys|values)/\d+$", CACHED),
     (r"cache/(keys|values)$", P(None, *CACHED)),  # stacked along a layer axis
     (r"cache/length$", BATCH),
+)
+# And what sampling does.
+DECODE_RULES: tuple[tuple[str, P], ...] = (
+    *CACHE_RULES,
     (r"(logits|state|written|columns|counts|log_probs|log_kept)$", BATCH),
     (r"wish/(key|temperature|top_p)$", BATCH),
     (r"limits/(elements|formula|min_atoms|max_atoms)$", BATCH),

@@ -1,4 +1,4 @@
-"""The paper's baselines and ablations at one small budget, each from two seeds: 28 runs.
+"""The paper's baselines and ablations at one small budget, each from two seeds: 30 runs.
 
 Afterwards launch/judge_sweep.sh samples, evaluates and scores every run, and the first command, with --into, writes the
 table of docs/RESULTS.md.
@@ -41,6 +41,6 @@ def get_sweep() -> list[dict]:
     variants = (
         *("lm_ac", "lm_ch", "gpt2", "llama2_tokens", "special_tokens", "cif"),
         *("absolute", "one_decimal", "three_decimals"),
-        *("permutation", "sorted", "no_translation", "small", "large"),
+        *("permutation", "sorted", "composition_first", "no_translation", "small", "large"),
     )
-    return [{"variant": v, "train.seed": seed, "data.seed": seed} for v in variants for seed in (0, 1)]
+    return [{"variant": v, "train.seed": seed, "data.seed": seed} for seed in (0, 1) for v in variants]

@@ -71,7 +71,7 @@ class Experiment:
         )
         require(
             self.text.version != "cif" or not self.task.infill,
-            f"task.infill={self.task.infill} must be 0 with text.version='cif', whose first line names the elements",
+            f"task.infill={self.task.infill} must be 0 with text.version='cif', where no element has a line of its own",
         )
         if missing := set(self.lora.targets) - set(self.model.projections):
             raise ValueError(

@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from crystal_jax.sample.constraints import Limits, make_limits
-from crystal_jax.sample.formulas import LONGEST, Formulas
+from crystal_jax.sample.compositions import Asked, Compositions, Stated
+from crystal_jax.sample.constraints import Limits, formula_unit, make_limits
 from crystal_jax.sample.guide import Guide
 from crystal_jax.sample.rules import Rules, formula_of, make_guide
-from crystal_jax.text.grammar import TokenAutomaton
+from crystal_jax.sample.scheduler import Drawn
+from crystal_jax.text.automaton import TokenAutomaton
+from crystal_jax.text.first_line import Wanted
 from crystal_jax.text.prompts import Conditions, generation_prompt
 from crystal_jax.text.tokenizer import Tokenizer, prompt_ids
 
-_ANY_FORMULA = "H"  # stands in a prompt whose formula is yet to be drawn
+_AT_ONCE = 256  # questions whose first lines are drawn together
 
 
 class Question(NamedTuple):
     """Of one sample.
 
     Attributes:
-        conditions: What is asked for, a drawn formula included.
+        conditions: What is asked for.
         text, prompt: The prompt, and its ids with BOS.
         limits, guide: What the answer keeps to.
+        wanted: What its first line keeps to, if it has one.
+        stated: That line, which stands between the prompt and what is yet to be written.
     """
 
     conditions: Conditions
@@ -30,6 +34,22 @@ class Question(NamedTuple):
     prompt: tuple[int, ...]
     limits: Limits
     guide: Guide | None
+    wanted: Wanted
+    stated: Stated | None = None
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """The ids after which writing begins."""
+        return self.prompt + (self.stated.ids if self.stated else ())
+
+    def log_probs(self, drawn: Drawn) -> tuple[list[float], float]:
+        """`log_probs` and `log_kept` of a whole answer, its first line included."""
+        if self.stated is None:
+            return list(drawn.log_probs), drawn.log_kept
+        # The first token after a line is one of those that end it.
+        *line, end = self.stated.log_probs
+        first, *others = drawn.log_probs or (0.0,)
+        return [*line, end + first, *others], self.stated.log_kept + drawn.log_kept
 
 
 class Questions:
@@ -39,10 +59,10 @@ class Questions:
         asked: Conditions.
         rules: Of the whole job.
         automaton, tokenizer: The language.
-        drawn: The formula of each sample is yet to be drawn.
+        stated: Texts begin with a composition, which is drawn first, and they are held to it.
 
     Attributes:
-        texts: The prompts, of `asked`; where formulas are drawn, with a placeholder.
+        texts: The prompts, of `asked`.
         prompt_tokens: Length of the longest prompt, BOS included.
 
     Raises:
@@ -50,49 +70,57 @@ class Questions:
     """
 
     def __init__(
-        self, asked: Sequence[Conditions], rules: Rules, automaton: TokenAutomaton, tokenizer: Tokenizer, *, drawn: bool
+        self,
+        asked: Sequence[Conditions],
+        rules: Rules,
+        automaton: TokenAutomaton,
+        tokenizer: Tokenizer,
+        *,
+        stated: bool,
     ):
-        self._rules, self._tokenizer = rules, tokenizer
-        self.texts = [generation_prompt(_with_formula(_ANY_FORMULA, one) if drawn else one) for one in asked]
+        self._rules = rules
+        self.texts = [generation_prompt(one) for one in asked]
         prompts = [prompt_ids(tokenizer, text) for text in self.texts]
-        self.prompt_tokens = max(map(len, prompts)) + (LONGEST if drawn else 0)
+        self.prompt_tokens = max(map(len, prompts))
         self._questions: list[Question] = []
         for one, text, prompt in zip(asked, self.texts, prompts, strict=True):
-            stated, group = one.get("pretty_formula"), one.get("spacegroup.number")
-            formula = str(stated) if stated else None
+            formula, group = one.get("pretty_formula"), one.get("spacegroup.number")
             guide = make_guide(
                 rules,
                 automaton,
-                formula=formula,
+                formula=str(formula) if formula else None,
                 spacegroup=int(group) if group is not None else None,
+                stated=stated,
             )
-            limits = self._limits(None if drawn else formula_of(rules, formula))
-            self._questions.append(Question(one, text, prompt, limits, guide))
+            held = formula_of(rules, str(formula) if formula else None)
+            limits = make_limits(
+                elements=rules.elements, formula=held, min_atoms=rules.min_atoms, max_atoms=rules.max_atoms
+            )
+            unit = tuple(formula_unit(held).items()) if held else ()
+            wanted = Wanted(frozenset(rules.elements), rules.min_atoms, rules.max_atoms, unit)
+            self._questions.append(Question(one, text, prompt, limits, guide, wanted))
 
     def __call__(
-        self, indices: Sequence[int], formulas: Formulas | None, *, temperature: float, top_p: float
+        self, indices: Sequence[int], compositions: Compositions | None, *, temperature: float, top_p: float
     ) -> Iterator[tuple[int, Question]]:
-        """Pairs of a sample's number and its question; `formulas` states those that are to be drawn."""
-        if formulas is None:
-            for index in indices:
-                yield index, self._questions[index % len(self._questions)]
-            return
-        for index, formula in formulas(indices, temperature=temperature, top_p=top_p):
-            question = self._questions[index % len(self._questions)]
-            conditions = _with_formula(formula, question.conditions)
-            text = generation_prompt(conditions)
-            limits = self._limits(formula_of(self._rules, formula))
-            yield index, Question(conditions, text, prompt_ids(self._tokenizer, text), limits, question.guide)
-
-    def _limits(self, held: str | None) -> Limits:
-        return make_limits(
-            elements=self._rules.elements,
-            formula=held,
-            min_atoms=self._rules.min_atoms,
-            max_atoms=self._rules.max_atoms,
-        )
+        """Pairs of a sample's number and its question; `compositions` states first lines."""
+        for begin in range(0, len(indices), _AT_ONCE):
+            some = indices[begin : begin + _AT_ONCE]
+            questions = [self._questions[index % len(self._questions)] for index in some]
+            if compositions is None:
+                yield from zip(some, questions, strict=True)
+                continue
+            lines = [
+                Asked(index=index, prompt=question.prompt, wanted=question.wanted)
+                for index, question in zip(some, questions, strict=True)
+            ]
+            stated = compositions(lines, temperature=temperature, top_p=top_p)
+            for index, question, line in zip(some, questions, stated, strict=True):
+                yield index, question._replace(limits=_limits_of(line), stated=line)
 
 
-def _with_formula(formula: str, conditions: Conditions) -> Conditions:
-    """The formula comes first, as in training."""
-    return {"pretty_formula": formula, **conditions}
+def _limits_of(line: Stated) -> Limits:
+    """Those of a crystal that has the atoms which its first line states."""
+    atoms = sum(number for _, number in line.composition)
+    formula = "".join(f"{symbol}{number}" for symbol, number in line.composition)
+    return make_limits(formula=formula, min_atoms=atoms, max_atoms=atoms)

@@ -51,9 +51,16 @@ class Rules:
 
 
 def make_guide(
-    rules: Rules, automaton: TokenAutomaton, *, formula: str | None = None, spacegroup: int | None = None
+    rules: Rules,
+    automaton: TokenAutomaton,
+    *,
+    formula: str | None = None,
+    spacegroup: int | None = None,
+    stated: bool = False,
 ) -> Guide | None:
     """The guide of the requests with this formula and space group; None where the rules need none.
+
+    Charges are no business of it where a composition is `stated` before: see `make_admission`.
 
     Raises:
         ValueError: a rule needs a formula or space group that is not asked for, or the formula breaks one.
@@ -63,7 +70,7 @@ def make_guide(
     if "charge" in rules.constraints:
         guide = _charge_balance(rules, automaton)
         if "formula" not in rules.constraints:
-            guides.append(guide)
+            guides += [] if stated else [guide]
         elif formula and not guide.is_valid(formula_unit(formula)):
             raise ValueError(f"the charges of {formula} cannot balance; leave out the constraint 'charge'")
     if "distance" in rules.constraints:
@@ -89,15 +96,10 @@ def _charge_balance(rules: Rules, automaton: TokenAutomaton) -> ChargeBalance:
 
 
 def make_admission(rules: Rules, automaton: TokenAutomaton) -> Callable[[Mapping[str, int]], bool]:
-    """Whether a crystal with this smallest whole formula can keep to the rules, its elements aside."""
-    balance = _charge_balance(rules, automaton) if "charge" in rules.constraints else None
-
-    def admits(unit: Mapping[str, int]) -> bool:
-        size = sum(unit.values())
-        fits = any(n >= rules.min_atoms for n in range(size, rules.max_atoms + 1, size))
-        return fits and (balance is None or balance.is_valid(unit))
-
-    return admits
+    """Whether the charges of a composition balance, where they must."""
+    if "charge" not in rules.constraints:
+        return lambda composition: True
+    return _charge_balance(rules, automaton).is_valid
 
 
 def formula_of(rules: Rules, formula: str | None) -> str | None:

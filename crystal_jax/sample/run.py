@@ -75,12 +75,6 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "Ask for the properties in each line of this CSV file (MP-20's columns).",
         flag_values=flag_values,
     )
-    flags.DEFINE_bool(
-        "draw_formula",
-        False,
-        "Let the model state a formula itself, anew before each crystal: it then decides on the composition first.",
-        flag_values=flag_values,
-    )
     flags.DEFINE_list("elements", None, "Allow these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
     flags.DEFINE_list("without", None, "Forbid these elements.", flag_values=flag_values)
     flags.DEFINE_integer("min_atoms", 1, "Fewest atoms in a cell.", flag_values=flag_values)
@@ -128,7 +122,6 @@ def main(flag_values: flags.FlagValues) -> None:
         temperature=_numbers("temperature", flag_values.temperature),
         top_p=_numbers("top_p", flag_values.top_p),
         conditions=read_conditions(Path(requests)) if requests else asked,
-        draw_formula=flag_values.draw_formula,
         constraints=flag_values.constraints,
         elements=flag_values.elements or ELEMENTS,
         without=flag_values.without or (),
@@ -162,7 +155,6 @@ def sample(
     temperature: float | Sequence[float] = 1.0,
     top_p: float | Sequence[float] = 1.0,
     conditions: Conditions | Sequence[Conditions] = (),
-    draw_formula: bool = False,
     constraints: Sequence[str] = (),
     elements: Sequence[str] = ELEMENTS,
     without: Sequence[str] = (),
@@ -186,7 +178,6 @@ def sample(
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of the probability.
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests.
-        draw_formula: The model states a formula itself, a new one before each crystal (`sample/formulas.py`).
         constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to.
         elements: Elements that may occur.
         without: Elements that may not.
@@ -210,12 +201,13 @@ def sample(
     from crystal_jax.checkpoint.models import load_trained
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
-    from crystal_jax.sample.formulas import Formulas
+    from crystal_jax.sample.compositions import Compositions
     from crystal_jax.sample.job import Job
     from crystal_jax.sample.questions import Questions
     from crystal_jax.sample.rules import Rules, allowed_elements, make_admission
     from crystal_jax.sample.scheduler import Engine, Request
     from crystal_jax.sharding import make_mesh
+    from crystal_jax.text.first_line import FirstLine
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
@@ -227,11 +219,9 @@ def sample(
         raise UserError(str(error)) from error
     trained = load_trained(checkpoint, devices, step=step)
     experiment = trained.experiment
-    if draw_formula and any("pretty_formula" in one for one in asked):
-        raise UserError("formulas are either asked for or drawn; leave out one of them")
     if any(asked) and not experiment.task.conditions:
-        stated = dict.fromkeys(name for one in asked for name in one)
-        raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(stated)}")
+        names = dict.fromkeys(name for one in asked for name in one)
+        raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(names)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     settings = list(itertools.product(*(v if isinstance(v, Sequence) else [v] for v in (temperature, top_p))))
     try:
@@ -244,22 +234,29 @@ def sample(
             min_distance=min_distance,
             min_radii=min_radii,
         )
-        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
-        questions = Questions(asked, rules, automaton, tokenizer, drawn=draw_formula)
+        stated = experiment.text.layout.block is not None
+        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms, first_line=False)
+        language = FirstLine(tokenizer, experiment.text, max_atoms=max_atoms) if stated else None
+        questions = Questions(asked, rules, automaton, tokenizer, stated=stated)
         for t, p in settings:
             Request(index=0, prompt=(), temperature=t, top_p=p)
     except ValueError as error:
         raise UserError(str(error)) from error
-    formulas = None
-    if draw_formula:
-        admit = make_admission(rules, automaton)
-        formulas = Formulas(trained, tokenizer, devices, elements=rules.elements, admit=admit, seed=seed)
+    compositions = None
+    if language:
+        compositions = Compositions(
+            trained,
+            language,
+            devices,
+            prompt_tokens=questions.prompt_tokens,
+            admit=make_admission(rules, automaton),
+            seed=seed,
+        )
     texts = questions.texts
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
         "prompt": texts[0] if len(texts) == 1 else hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-        "draw_formula": draw_formula,
         "requests": len(texts),
         "constraints": sorted(constraints),
         "oxidation_states": oxidation_states if "charge" in constraints else None,
@@ -280,17 +277,17 @@ def sample(
         automaton,
         mesh=devices,
         rows=min(batch_size, total),
-        prompt_tokens=questions.prompt_tokens,
+        prompt_tokens=questions.prompt_tokens + (language.max_tokens if language else 0),
     )
 
     open_questions: dict[int, Question] = {}
 
     def requests(indices: Sequence[int], temperature: float, top_p: float) -> Iterator[Request]:
-        for index, question in questions(indices, formulas, temperature=temperature, top_p=top_p):
+        for index, question in questions(indices, compositions, temperature=temperature, top_p=top_p):
             open_questions[index] = question
             yield Request(
                 index=index,
-                prompt=question.prompt,
+                prompt=question.head,
                 seed=seed,
                 temperature=temperature,
                 top_p=top_p,
@@ -300,7 +297,8 @@ def sample(
 
     def row(drawn: Drawn) -> dict[str, Any]:
         question = open_questions.pop(drawn.request.index)
-        text = completion_text(tokenizer, question.text, question.prompt, drawn.ids)
+        text = completion_text(tokenizer, question.text, question.head, drawn.ids)
+        log_probs, log_kept = question.log_probs(drawn)
         if drawn.complete:
             experiment.text.decode(text)  # cannot fail: the grammar admits readable texts only
         return {
@@ -310,10 +308,10 @@ def sample(
             "seed": seed,
             "prompt": question.text,
             "text": text,
-            "tokens": len(drawn.ids) + 1,
-            "log_prob": round(drawn.log_prob, 4),
-            "token_log_probs": [round(value, 4) for value in drawn.log_probs],
-            "log_kept": round(drawn.log_kept, 4),
+            "tokens": len(question.head) - len(question.prompt) + len(drawn.ids) + 1,
+            "log_prob": round(sum(log_probs), 4),
+            "token_log_probs": [round(value, 4) for value in log_probs],
+            "log_kept": round(log_kept, 4),
             "dead_ends": drawn.dead_ends,
             "constraints": request["constraints"],
             "checkpoint": trained.name,

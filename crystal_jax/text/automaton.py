@@ -28,8 +28,8 @@ class TokenAutomaton:
 
     A text is a sequence of fields: three lengths, three angles, then an element, x, y and z for each atom. Their values
     are numbered in the order of their spellings, so those that are still possible after a token are a range. What a
-    format writes between them belongs to the field after it. A name before the first field decides nothing of the
-    fields.
+    format writes between them belongs to the field after it. A first line with a composition decides nothing
+    of the fields.
 
     Attributes:
         token_ids: The ids it uses, ascending; the columns of `next_state`. Shape [k].
@@ -240,7 +240,7 @@ class _Meanings:
                 end = self._number[turn.field, END]
                 self._meanings[turn.begin][column] = _Meaning(end, end + 1, end)
         waiting = {start}
-        while waiting:  # the states of a name, before the first field
+        while waiting:  # the states of a first line
             state = waiting.pop()
             if state not in self._meanings and state != len(next_state) - 1:
                 self._turn[state] = 0

@@ -1,4 +1,4 @@
-"""Crystal ⇄ text, in three format versions.
+"""Crystal ⇄ text, in four format versions.
 
 The text of a crystal (Gruver et al., ICLR 2024, section 3): one line with the lattice's lengths (Å, one decimal),
 one with its angles (degrees, integers), then two lines an atom, its element symbol and its coordinates (two
@@ -12,6 +12,9 @@ decimals). No newline at the end.
 `paper` reproduces the published bytes: angles are truncated (89.99 → 89) and a coordinate from 0.995 up is printed
 as 1.00. `v2`, the default, rounds the angles and wraps the coordinates once more after rounding, so that each
 position has one spelling.
+
+`v3` is `v2` with the composition in a line of its own before the lattice, `Te4Se4` or the like: what a crystal is made
+of is decided at once, and not spread over its sites.
 
 `cif` has the same numbers as `v2` in the words of a CIF (text/layout.py), as CrystaLLM reads them (Antunes et al.,
 Nature Communications 15, 10570, 2024): a `data_` block with the composition, the cell, the symmetry, and a loop over
@@ -32,12 +35,12 @@ from pymatgen.core import Element, Lattice, Structure
 
 from crystal_jax.text.layout import (
     CIF,
+    COMPOSITION_FIRST,
     LATTICE_WORDS,
     PLAIN,
     CrystalTextError,
     Layout,
     Word,
-    block_name,
     cif_words,
     plain_words,
 )
@@ -110,18 +113,18 @@ class TextFormat:
     """How a crystal is spelled.
 
     Attributes:
-        version: `v2`, `paper` or `cif` (see the head of this file).
+        version: `v2`, `v3`, `paper` or `cif` (see the head of this file).
         coordinates: `fractional`, or `cartesian` (Å), the ablation of the paper's appendix.
         decimals: Of a coordinate: 1, 2 or 3. The paper's are 2.
     """
 
-    version: Literal["v2", "paper", "cif"] = "v2"
+    version: Literal["v2", "v3", "paper", "cif"] = "v2"
     coordinates: Literal["fractional", "cartesian"] = "fractional"
     decimals: int = 2
 
     def __post_init__(self):
-        if self.version not in ("v2", "paper", "cif"):
-            raise ValueError(f"Unknown format version {self.version!r}; expected 'v2', 'paper' or 'cif'")
+        if self.version not in ("v2", "v3", "paper", "cif"):
+            raise ValueError(f"Unknown format version {self.version!r}; expected 'v2', 'v3', 'paper' or 'cif'")
         if self.coordinates not in ("fractional", "cartesian"):
             raise ValueError(f"Unknown coordinates {self.coordinates!r}; expected 'fractional' or 'cartesian'")
         if self.decimals not in (1, 2, 3):
@@ -134,7 +137,7 @@ class TextFormat:
     @property
     def layout(self) -> Layout:
         """What stands between its numbers."""
-        return CIF if self.version == "cif" else PLAIN
+        return {"cif": CIF, "v3": COMPOSITION_FIRST}.get(self.version, PLAIN)
 
     def encode(self, crystal: Crystal) -> str:
         """The text of a crystal, as it stands: translation and permutation are the caller's choice."""
@@ -142,7 +145,7 @@ class TextFormat:
         words += [str(int(x) if self.version == "paper" else round(x)) for x in crystal.angles]
         for symbol, position in zip(crystal.symbols, self._positions(crystal).tolist(), strict=True):
             words += [symbol, *(self._printed(x) for x in position)]
-        return (block_name(crystal.symbols) if self.layout.named else "") + self.layout.join(words)
+        return self.layout.first_line(crystal.symbols) + self.layout.join(words)
 
     def sorted(self, crystal: Crystal) -> Crystal:
         """The sites in the order of their coordinates as printed: by x, where that is equal by y, then by z.
@@ -176,7 +179,7 @@ class TextFormat:
         Raises:
             CrystalTextError: lines are missing, or no such lines.
         """
-        return cif_words(text) if self.layout.named else plain_words(text)
+        return cif_words(text) if self.layout is CIF else plain_words(text, self.layout)
 
     def decode(self, text: str) -> Crystal:
         """Reads a text back. Cartesian coordinates in angles that form no cell mean nothing, and become NaN.

@@ -1,4 +1,4 @@
-"""Which part of a crystal each token of its text writes: the lattice, an element, a coordinate.
+"""Which part of a crystal each token of its text writes: the composition, the lattice, an element, a coordinate.
 
 The id of a token does not say it, since a digit of LLaMA-2 may stand anywhere; its place does.
 """
@@ -12,8 +12,8 @@ from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 from crystal_jax.text.tokenizer import Tokenizer
 
-CLASSES = ("other", "lattice", "element", "coordinate", "end")  # prompts are "other", EOS is "end"
-OTHER, LATTICE, ELEMENT, COORDINATE, END = range(len(CLASSES))
+CLASSES = ("other", "lattice", "element", "coordinate", "end", "composition")  # prompts are "other", EOS is "end"
+OTHER, LATTICE, ELEMENT, COORDINATE, END, COMPOSITION = range(len(CLASSES))
 
 
 def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str, number: int) -> list[int]:
@@ -37,11 +37,10 @@ def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str
         for place, word in enumerate(words)
         for _ in range(_tokens_in(asked, layout.separator(place), word.value))
     ]
-    name = completion.partition(layout.separator(0))[0] if layout.named else ""
-    before = _tokens_in(asked, "", name) if name else 0
-    if before + len(classes) != number:
+    before = number - len(classes)
+    if before < 0 or (before > 0) != (layout.block is not None):
         raise ValueError(f"The {tokenizer.name} tokenizer does not write a crystal field by field: {completion!r}")
-    return [OTHER] * before + classes
+    return [COMPOSITION] * before + classes
 
 
 def _class(place: int) -> int:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from crystal_jax.text.automaton import MOST_VALUES, Builder, TokenAutomaton, Turn, Word
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
-from crystal_jax.text.layout import BLOCK, LATTICE_WORDS
+from crystal_jax.text.layout import LATTICE_WORDS
 from crystal_jax.text.tokenizer import Tokenizer
 
-_LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
+LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
 _ANGLES = tuple(str(i) for i in range(1, 180))  # degrees
 
 
@@ -26,6 +26,7 @@ def crystal_automaton(
     *,
     max_atoms: int = 20,
     elements: Sequence[str] = ELEMENTS,
+    first_line: bool = True,
 ) -> TokenAutomaton:
     """The automaton of crystal texts followed by EOS.
 
@@ -34,6 +35,7 @@ def crystal_automaton(
         text_format: Decides which coordinates there are.
         max_atoms: Most atoms in the cell; there is at least one.
         elements: Element symbols that may occur.
+        first_line: Whether the composition belongs to it, where the format has one (see text/first_line.py).
 
     Raises:
         ValueError: no elements, an unknown one, `max_atoms` below 1, or a tokenizer that cannot spell the format.
@@ -46,12 +48,12 @@ def crystal_automaton(
         raise ValueError(f"max_atoms must be at least 1, not {max_atoms}")
 
     layout = text_format.layout
-    values = {"length": _LENGTHS, "angle": _ANGLES, "element": elements}
+    values = {"length": LENGTHS, "angle": _ANGLES, "element": elements}
     values |= dict.fromkeys(("xy", "z"), text_format.coordinate_values())
 
     @functools.cache
     def spell(separator: str, field: str) -> dict[str, Word]:
-        spelled = {v: word for v in values[field] if (word := _spelling(tokenizer, separator, v))}
+        spelled = {v: word for v in values[field] if (word := spelling(tokenizer, separator, v))}
         if not spelled:
             raise ValueError(f"The {tokenizer.name} tokenizer cannot spell {values[field][0]!r} after {separator!r}")
         return spelled
@@ -78,28 +80,33 @@ def crystal_automaton(
             turns[-1] = turns[-1]._replace(begin=state)
     for place in reversed(range(LATTICE_WORDS)):
         state = before(state, "length" if place < 3 else "angle", layout.separator(place))
-    if layout.named:
-        state = _before_name(builder, tokenizer, state, elements, max_atoms)
+    if layout.block is not None and first_line:
+        state = _before_composition(builder, tokenizer, state, elements, max_atoms, layout.block)
     return builder.table(state, turns[::-1])
 
 
-def _before_name(builder: Builder, tokenizer: Tokenizer, state: int, elements: Sequence[str], max_atoms: int) -> int:
-    """The state before a crystal's name (`layout.block_name`), after which comes `state`.
+def _before_composition(
+    builder: Builder, tokenizer: Tokenizer, state: int, elements: Sequence[str], max_atoms: int, block: str
+) -> int:
+    """The state before a first line with the composition (`layout.composition_line`), after which comes `state`.
 
     Any elements and numbers of them may stand in it: an automaton could not remember them until the sites come.
     """
     counts = [tokenizer.spell("", str(n)) for n in range(1, max_atoms + 1)]
     later = [tokenizer.spell("", symbol) for symbol in elements]
     # A tokenizer may join the end of the word before to the first symbol; all others stand between numbers.
-    first = [tokenizer.spell("", BLOCK + symbol) for symbol in elements]
+    first = [tokenizer.spell("", block + symbol) for symbol in elements]
     follow = state
     for _ in range(max_atoms - 1):
         follow = builder.either(state, builder.words(later, builder.words(counts, follow)))
     return builder.words(first, builder.words(counts, follow))
 
 
-def _spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:
-    """`None` for a value outside of a compact vocabulary: it can be neither trained on nor sampled."""
+def spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:
+    """The ids of a field's value after a separator.
+
+    `None` for a value outside of a compact vocabulary: it can be neither trained on nor sampled.
+    """
     try:
         return tokenizer.spell(separator, value)
     except ValueError:

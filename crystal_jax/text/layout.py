@@ -19,15 +19,19 @@ differ in what separates them:
     Na 0.00 0.00 0.00
     Cl 0.50 0.50 0.50
 
-A label is the element alone, not numbered.
+A label is the element alone, not numbered. A composition may stand before all of it, as a CIF has one in its first line
+(`composition_line`).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from pymatgen.core import Element
 
 LATTICE_WORDS, ATOM_WORDS = 6, 4
 
@@ -55,14 +59,14 @@ class Layout(NamedTuple):
         lattice: Before the six numbers of the lattice.
         first, later: Before the element of the first atom, and of the others.
         coordinates: Before x, y, z.
-        named: A line with the crystal's name, made of its composition, stands before all.
+        block: What a first line has before the composition; None where there is no such line.
     """
 
     lattice: tuple[str, str, str, str, str, str]
     first: str
     later: str
     coordinates: tuple[str, str, str]
-    named: bool
+    block: str | None
 
     def separator(self, place: int) -> str:
         """Before the word at this place of a crystal, from 0."""
@@ -75,8 +79,14 @@ class Layout(NamedTuple):
         """The text of these words, without a name."""
         return "".join(self.separator(place) + word for place, word in enumerate(words))
 
+    def first_line(self, symbols: Iterable[str]) -> str:
+        """The line before the lattice, if there is one."""
+        return "" if self.block is None else self.block + composition_line(symbols)
 
-PLAIN = Layout(("", " ", " ", "\n", " ", " "), "\n", "\n", ("\n", " ", " "), named=False)
+
+_NUMBERS = " ", " ", "\n", " ", " "
+PLAIN = Layout(("", *_NUMBERS), "\n", "\n", ("\n", " ", " "), block=None)
+COMPOSITION_FIRST = PLAIN._replace(lattice=("\n", *_NUMBERS), block="")
 
 _KEYS = tuple(f"_cell_length_{axis}" for axis in "abc") + tuple(f"_cell_angle_{a}" for a in ("alpha", "beta", "gamma"))
 _LOOP = (
@@ -85,30 +95,52 @@ _LOOP = (
     "_atom_site_label",
     *(f"_atom_site_fract_{axis}" for axis in "xyz"),
 )
+_BLOCK = "data_"
 _BEFORE_LATTICE = tuple(f"\n{key} " for key in _KEYS)
 CIF = Layout(
     _BEFORE_LATTICE,  # type: ignore[arg-type]  # there are six
     "\n" + "\n".join((*_LOOP, "")),
     "\n",
     (" ", " ", " "),
-    named=True,
+    block=_BLOCK,
 )
-BLOCK = "data_"
-_NAME = re.compile(rf"{BLOCK}([A-Z][a-z]?[1-9][0-9]*)+")
+
+MASK = "[MASK]"  # stands for an element that an infilling asks for
+_COUNTED = re.compile(rf"([A-Z][a-z]?|{re.escape(MASK)})([1-9][0-9]*)")
+_ELECTRONEGATIVITY = {element.symbol: element.data.get("X") or math.inf for element in Element}
+_ELECTRONEGATIVITY[MASK] = 0.0  # first, so that its place does not give it away
 
 
-def block_name(symbols: Sequence[str]) -> str:
-    """The first line of a CIF: elements in the order of the alphabet, each with its number of atoms."""
-    return BLOCK + "".join(f"{symbol}{number}" for symbol, number in sorted(Counter(symbols).items()))
+def composition_line(symbols: Iterable[str]) -> str:
+    """Each element with its number of atoms in the cell, Na4Cl4: in the order of electronegativity, as in a formula."""
+    counts = Counter(symbols)
+    return "".join(f"{symbol}{counts[symbol]}" for symbol in in_order(counts))
 
 
-def plain_words(text: str) -> list[Word]:
+def in_order(symbols: Iterable[str]) -> tuple[str, ...]:
+    """Elements from the least electronegative one on."""
+    return tuple(sorted(symbols, key=lambda symbol: (_ELECTRONEGATIVITY[symbol], symbol)))
+
+
+def composition_of(line: str) -> dict[str, int] | None:
+    """The numbers of atoms in a `composition_line`; None for other lines."""
+    found = _COUNTED.findall(line)
+    return {s: int(n) for s, n in found} if line and "".join(map("".join, found)) == line else None
+
+
+def plain_words(text: str, layout: Layout = PLAIN) -> list[Word]:
     """The words of a text of lines of numbers and symbols; empty lines are passed over, as the reference does.
+
+    A composition in a first line need not agree with the sites.
 
     Raises:
         CrystalTextError: lines are missing, or have another number of words.
     """
     lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line]
+    if layout.block is not None:
+        number, line = lines.pop(0) if lines else (1, "")
+        if composition_of(line) is None:
+            raise CrystalTextError(number, line, "expected a composition")
     if len(lines) < 2:
         raise CrystalTextError(len(lines) + 1, "", "the text ends before the lattice does")
     words = [word for number, line in lines[:2] for word in _numbers(number, line)]
@@ -129,13 +161,13 @@ def cif_words(text: str) -> list[Word]:
     """
     lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line]
     words: list[Word] = []
-    for place, key in enumerate((BLOCK, *_KEYS, *_LOOP)):
+    for place, key in enumerate((_BLOCK, *_KEYS, *_LOOP)):
         if place >= len(lines):
             raise CrystalTextError(len(lines) + 1, "", f"the text ends before {key}")
         number, line = lines[place]
-        if key == BLOCK:
-            if not _NAME.fullmatch(line):
-                raise CrystalTextError(number, line, f"expected {BLOCK} and a composition")
+        if key == _BLOCK:
+            if composition_of(line.removeprefix(key)) is None or not line.startswith(key):
+                raise CrystalTextError(number, line, f"expected {key} and a composition")
             continue
         found, _, value = line.partition(" ") if key in _KEYS else (line, "", "")
         if found != key:

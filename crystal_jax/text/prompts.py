@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from crystal_jax.text.layout import MASK, composition_line, composition_of
+
 _TASK = (
     "Generate a description of the lengths and angles of the lattice vectors and then the element type and "
     "coordinates for each atom within the lattice:\n"
@@ -19,8 +21,6 @@ _INFILL_OPENING = (
     'Below is a partial description of a bulk material where one element has been replaced with the string "[MASK]":\n'
 )
 _INFILL_TASK = "\nGenerate an element that could replace [MASK] in the bulk material:\n"
-
-MASK = "[MASK]"
 
 # Condition names are the columns of the CDVAE data files.
 CONDITIONS: Mapping[str, str] = {
@@ -63,14 +63,17 @@ def infill_prompt(masked_text: str) -> str:
 
 
 def mask_element(text: str, symbol: str, *, substring: bool = False) -> str:
-    """Replaces an element by `[MASK]` wherever it is an atom's line.
+    """Replaces an element by `[MASK]` in the lines of atoms and of a composition.
 
     `substring` repeats the published behaviour, which also turns the Ca of a carbonate into `[MASK]a`; it exists
     for parity only.
     """
     if substring:
         return text.replace(symbol, MASK)
-    return "\n".join(MASK if line == symbol else line for line in text.split("\n"))
+    lines = text.split("\n")
+    if counts := composition_of(lines[0]):
+        lines[0] = composition_line(MASK if s == symbol else s for s, n in counts.items() for _ in range(n))
+    return "\n".join(MASK if line == symbol else line for line in lines)
 
 
 def draw_conditions(properties: Conditions, rng: np.random.Generator) -> dict[str, str | float | int]:

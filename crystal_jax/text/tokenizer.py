@@ -20,8 +20,8 @@ import tokenizers
 
 from crystal_jax.errors import UserError
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.layout import PLAIN
-from crystal_jax.text.prompts import MASK, PHRASES
+from crystal_jax.text.layout import MASK, PLAIN
+from crystal_jax.text.prompts import PHRASES
 
 
 @runtime_checkable
@@ -102,7 +102,7 @@ class Llama2CrystalTokenizer:
         end = 0
         for match in _OWN.finditer(text):
             ids += self._between(text[end : match.start()], at_start=end == 0)
-            ids += [_lookup(self._field_ids, field) for field in match.group().split()]
+            ids += [_lookup(self._field_ids, field) for field in _FIELD.findall(match.group())]
             end = match.end()
         return ids + self._between(text[end:], at_start=end == 0)
 
@@ -190,7 +190,8 @@ class AtomCoordinateTokenizer:
     """LM-AC: one token an element, a lattice length (1.0 … 59.9 Å), an angle (1 … 179°), a coordinate (0.00 … 1.00).
 
     The lines of a crystal have a fixed number of fields, so its spaces and newlines need no tokens: a crystal of
-    n atoms is 6 + 4 n tokens. Around it, a prompt is spelled with one token a fixed phrase, element tokens in
+    n atoms is 6 + 4 n tokens. A composition before it is two tokens an element; a number of atoms is the token of the
+    angle, which no cell has. Around it, a prompt is spelled with one token a fixed phrase, element tokens in
     formulas, and characters for the rest. Cartesian coordinates are outside of the vocabulary.
     """
 
@@ -211,7 +212,7 @@ class AtomCoordinateTokenizer:
         ids: list[int] = []
         for match in _PIECE.finditer(text):
             if match.lastgroup == "crystal":
-                ids += [_lookup(self._field_ids, field) for field in match.group().split()]
+                ids += [_lookup(self._field_ids, field) for field in _FIELD.findall(match.group())]
             else:
                 ids.append(_lookup(self._text_ids, match.group()))
         return ids
@@ -229,8 +230,10 @@ class AtomCoordinateTokenizer:
 
 
 def _joined(fields: Sequence[str]) -> str:
-    """A crystal, which starts with a length; other fields are the elements of a formula, or a single one."""
-    return PLAIN.join(fields) if fields[0] in _LENGTHS else "".join(fields)
+    """A crystal, in which lengths come first or after a composition; or the elements of a formula, or a single one."""
+    start = next((i for i, field in enumerate(fields) if field in _LENGTHS), len(fields))
+    line = "".join(fields[:start])
+    return line + "\n" * (0 < start < len(fields)) + PLAIN.join(fields[start:])
 
 
 def _spell_in_context(tokenizer: Tokenizer, separator: str, value: str) -> tuple[int, ...]:
@@ -293,11 +296,13 @@ _SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
 _LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 600))
 FIELDS = (*_LENGTHS, *map(str, range(1, 180)), *(f"{i / 100:.2f}" for i in range(101)), *ELEMENTS, MASK)
 _THREE = [" ".join([number] * 3) for number in (r"\d+\.\d", r"\d+", r"\d\.\d\d")]
-# A whole crystal, alone on its lines.
-_CRYSTAL = rf"(?P<crystal>(?<![^\n]){_THREE[0]}\n{_THREE[1]}(?:\n(?:{_SYMBOL})\n{_THREE[2]})+(?![^\n]))"
-# That; else a phrase; else an element; else one character.
+# A whole crystal, alone on its lines, a composition in the first one.
+_LINE = rf"(?:(?:(?:{_SYMBOL})\d+)+\n)?"
+_CRYSTAL = rf"(?P<crystal>(?<![^\n]){_LINE}{_THREE[0]}\n{_THREE[1]}(?:\n(?:{_SYMBOL})\n{_THREE[2]})+(?![^\n]))"
+_FIELD = re.compile(rf"{_SYMBOL}|[\d.]+")
+# A crystal; else a phrase; else an element; else one character.
 _PIECE = re.compile(rf"{_CRYSTAL}|{'|'.join(map(re.escape, PHRASES))}|{_SYMBOL}|(?s:.)")
-# That; or an element that is alone on its line: the answer to an infilling prompt.
+# A crystal; or an element that is alone on its line: the answer to an infilling prompt.
 _OWN = re.compile(rf"{_CRYSTAL}|(?<![^\n])(?:{_SYMBOL})(?![^\n])")
 
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal, CrystalTextError, TextFormat
+from crystal_jax.text.prompts import mask_element
 from tests.byte_pairs import HALITE
 
 
@@ -50,7 +51,7 @@ def test_v2_text_is_a_fixed_point(crystal):
     assert TextFormat().encode(TextFormat().decode(text)) == text
 
 
-@pytest.mark.parametrize("version", ["v2", "cif"])
+@pytest.mark.parametrize("version", ["v2", "v3", "cif"])
 @pytest.mark.parametrize("decimals", [1, 2, 3])
 @given(crystal=crystals())
 def test_any_precision_is_a_fixed_point_within_half_a_digit(version, decimals, crystal):
@@ -69,7 +70,7 @@ def test_any_precision_is_a_fixed_point_within_half_a_digit(version, decimals, c
         ({"decimals": 4}, "have 1, 2 or 3 decimals, not 4"),
         ({"decimals": 3, "version": "paper"}, "'paper' has 2 decimals, not 3"),
         ({"version": "cif", "coordinates": "cartesian"}, "'cif' has fractional coordinates only"),
-        ({"version": "v3"}, "Unknown format version 'v3'"),
+        ({"version": "v4"}, "Unknown format version 'v4'"),
     ],
 )
 def test_formats_that_there_are_not(fields, message):
@@ -77,7 +78,7 @@ def test_formats_that_there_are_not(fields, message):
         TextFormat(**fields)
 
 
-CIF_HALITE = """data_Cl1Na1
+CIF_HALITE = """data_Na1Cl1
 _cell_length_a 5.6
 _cell_length_b 5.6
 _cell_length_c 5.6
@@ -92,6 +93,23 @@ _atom_site_fract_y
 _atom_site_fract_z
 Na 0.00 0.00 0.00
 Cl 0.50 0.50 0.50"""
+
+
+def test_a_composition_comes_first():
+    """The least electronegative element first, whatever the order of the sites; one that is masked before all."""
+    text_format = TextFormat(version="v3")
+    text = text_format.encode(
+        TextFormat().decode(HALITE.replace("Na", "O").replace("Cl", "Fe") + "\nO\n0.25 0.25 0.25")
+    )
+    assert text.startswith("Fe1O2\n5.6 5.6 5.6\n90 90 90\nO\n")
+    assert mask_element(text, "O").startswith("[MASK]2Fe1\n5.6 5.6 5.6\n90 90 90\n[MASK]\n")
+
+
+@pytest.mark.parametrize("line", ["", "NaCl", "Na1 Cl1", "Na1Cl0", "5.6 5.6 5.6", "na1"])
+def test_a_first_line_that_is_no_composition_is_named(line):
+    with pytest.raises(CrystalTextError, match="expected a composition") as caught:
+        TextFormat(version="v3").decode(f"{line}\n{HALITE}")
+    assert caught.value.line == (1 if line else 2)  # empty lines are passed over
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pymatgen remarks on what it takes from the space group's name
@@ -109,8 +127,8 @@ def test_the_text_of_a_cif_is_one():
 @pytest.mark.parametrize(
     ("old", "new", "line", "problem"),
     [
-        ("data_Cl1Na1", "data_", 1, "expected data_ and a composition"),
-        ("data_Cl1Na1\n", "", 1, "expected data_ and a composition"),
+        ("data_Na1Cl1", "data_", 1, "expected data_ and a composition"),
+        ("data_Na1Cl1\n", "", 1, "expected data_ and a composition"),
         ("_cell_length_b", "_cell_length_c", 3, "expected _cell_length_b"),
         ("_cell_length_b 5.6", "_cell_length_b x", 3, "'x' is not a number"),
         ("_cell_length_c 5.6", "_cell_length_c 0.0", 4, "must be positive"),

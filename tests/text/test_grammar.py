@@ -39,6 +39,7 @@ def tokenizer(request):
 FORMATS = [
     TextFormat(),
     TextFormat(version="paper"),
+    TextFormat(version="v3"),
     TextFormat(decimals=1),
     TextFormat(decimals=3),
     TextFormat(version="cif"),
@@ -48,7 +49,7 @@ FORMATS = [
 
 @pytest.mark.parametrize("text_format", FORMATS, ids=lambda f: f"{f.version}-{f.decimals}")
 def test_every_accepted_text_is_readable_and_canonical(tokenizer, text_format):
-    if tokenizer.name in ("atom_coordinate", "llama2_crystal") and text_format not in FORMATS[:2]:
+    if tokenizer.name in ("atom_coordinate", "llama2_crystal") and text_format not in FORMATS[:3]:
         pytest.skip("it cannot spell that format")
     automaton = crystal_automaton(tokenizer, text_format, max_atoms=5)
     rng = np.random.default_rng(0)
@@ -65,6 +66,7 @@ def test_every_accepted_text_is_readable_and_canonical(tokenizer, text_format):
     ("name", "text_format"),
     [
         ("atom_coordinate", TextFormat()),
+        ("atom_coordinate", TextFormat(version="v3")),
         ("character", TextFormat()),
         ("character", TextFormat(decimals=3)),
         ("character", TextFormat(version="cif")),
@@ -115,7 +117,7 @@ def test_a_name_is_before_the_first_field_and_decides_nothing():
     columns = [automaton.token_ids.tolist().index(i) for i in ids]
     assert automaton.read(columns) == HALITE.split()
     state = automaton.start
-    for column in columns[: len("data_Cl1Na1")]:
+    for column in columns[: len("data_Na1Cl1")]:
         assert automaton.turn[state] == automaton.kind[state] == 0
         state = automaton.next_state[state, column]
     assert automaton.separate

@@ -15,10 +15,11 @@ PRINTABLE = st.text(alphabet="\n" + "".join(map(chr, range(32, 127))))
 
 
 @pytest.mark.parametrize("name", COMPACT)
+@pytest.mark.parametrize("version", ["v2", "v3"])
 @given(crystal=crystals())
-def test_crystals_and_prompts_round_trip(name, crystal):
+def test_crystals_and_prompts_round_trip(name, version, crystal):
     tokenizer = load_tokenizer(name)
-    text = TextFormat().encode(crystal)
+    text = TextFormat(version=version).encode(crystal)
     for whole in (
         text,
         generation_prompt({"pretty_formula": "LiFePO4", "band_gap": 3.6911, "spacegroup.number": 62}) + text,

@@ -1,0 +1,159 @@
+"""Compositions that are drawn before the crystals that are held to them."""
+
+import csv
+import json
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from pymatgen.core import Composition
+
+from crystal_jax.checkpoint.models import load_trained
+from crystal_jax.config import MeshConfig
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate.oxidation import load_oxidation_table
+from crystal_jax.evaluate.validity import compositional_fault
+from crystal_jax.sample.compositions import Asked, Compositions
+from crystal_jax.sample.likelihood import Likelihood
+from crystal_jax.sample.run import sample
+from crystal_jax.sharding import make_mesh
+from crystal_jax.text.crystal_text import TextFormat
+from crystal_jax.text.first_line import FirstLine, Wanted
+from crystal_jax.text.prompts import generation_prompt
+from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
+from crystal_jax.train.run import train
+from tests.experiments import training_config
+
+ANY = Wanted()
+V3 = TextFormat(version="v3")
+
+
+@pytest.fixture(scope="module")
+def stating(dataset, tmp_path_factory):
+    """A model that states compositions, after a few steps on rock salts."""
+    workdir = tmp_path_factory.mktemp("stating") / "run"
+    config = training_config(
+        str(dataset),
+        text={"version": "v3"},
+        task={"infill": 0.2},
+        optimizer={"peak_lr": 2e-2},
+        train={"num_steps": 20, "eval_every": 20, "save_every": 20},
+    )
+    train(config, workdir=workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def draws(stating):
+    """Draws the lines of some samples, whose prompts have no conditions."""
+    tokenizer = load_tokenizer("atom_coordinate")
+    prompt = prompt_ids(tokenizer, generation_prompt())
+
+    def draw(indices, *, wanted=ANY, admit=lambda counts: True, at_once=16, devices=1, temperature=1.0):
+        mesh = make_mesh(MeshConfig(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
+        compositions = Compositions(
+            load_trained(stating, mesh),
+            FirstLine(tokenizer, V3),
+            mesh,
+            prompt_tokens=len(prompt) + 3,  # there is room for a longer one
+            admit=admit,
+            seed=1,
+            at_once=at_once,
+        )
+        asked = [Asked(index=index, prompt=prompt, wanted=wanted) for index in indices]
+        return dict(zip(indices, compositions(asked, temperature=temperature, top_p=1.0), strict=True))
+
+    return draw
+
+
+def test_a_line_depends_on_its_number_alone(draws):
+    many = draws(range(20))
+    some = draws([3, 17], at_once=4, devices=4)
+    for index in (3, 17):
+        assert some[index].ids == many[index].ids
+        assert some[index].log_probs == pytest.approx(many[index].log_probs, abs=1e-4)
+    assert len({stated.composition for stated in many.values()}) > 5
+
+
+def test_lines_keep_to_what_is_wanted_and_admitted(draws):
+    wanted = Wanted(elements=frozenset(["Na", "K", "Cl"]), min_atoms=3, max_atoms=6)
+    for stated in draws(range(12), wanted=wanted, admit=lambda counts: len(counts) == 2).values():
+        counts = dict(stated.composition)
+        assert len(counts) == 2
+        assert set(counts) <= {"Na", "K", "Cl"}
+        assert 3 <= sum(counts.values()) <= 6
+        assert stated.log_kept < 0
+    unit = Wanted(unit=(("Cl", 1), ("Na", 1)))
+    numbers = {dict(stated.composition)["Cl"] for stated in draws(range(30), wanted=unit, temperature=5.0).values()}
+    assert len(numbers) > 1  # how many formula units, is the model's choice
+
+
+def test_the_model_learns_which_compositions_there_are(draws):
+    """The data are rock salts: metal and anion one to one."""
+    drawn = draws(range(40), temperature=0.5).values()
+    assert Counter(len(stated.composition) for stated in drawn).most_common(1)[0][0] == 2
+
+
+def test_what_is_never_admitted_is_said(draws):
+    with pytest.raises(UserError, match="none of 1000 compositions"):
+        draws([0], admit=lambda counts: False)
+
+
+def test_probabilities_are_those_of_the_whole_text(stating, tmp_path):
+    """Of a text drawn in two parts, the model says what the parts come to; what the grammar forbids, aside."""
+    path = sample(stating, output=tmp_path / "out", num_samples=6, batch_size=6, temperature=0.3)
+    rows = [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    tokenizer = load_tokenizer("atom_coordinate")
+    likelihood = Likelihood(load_trained(stating, mesh), tokenizer, mesh, prompt=generation_prompt(), batch_size=6)
+    whole = likelihood([likelihood.encode(row["text"]) for row in rows])
+    for row, log_prob in zip(rows, whole, strict=True):
+        assert row["tokens"] == len(row["token_log_probs"])
+        # Among what the grammar admits, and after the share that the composition leaves, a text is more probable.
+        assert np.isfinite(log_prob)
+        assert row["log_prob"] >= log_prob - 1e-3
+
+
+def test_crystals_have_the_composition_of_their_first_line(stating, tmp_path):
+    """With charges that balance, in a space group that is asked for; however often the job is stopped."""
+    options = dict(
+        conditions={"spacegroup.number": 225}, constraints=["charge"], without=["H"], min_atoms=3, max_atoms=8
+    )
+    path = sample(stating, output=tmp_path / "out", num_samples=12, batch_size=8, **options)
+    rows = [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(rows) == len(lines) == 12
+    for row, line in zip(rows, lines, strict=True):
+        assert "The spacegroup number is 225. Generate" in row["prompt"]
+        symbols = V3.decode(row["text"]).symbols
+        assert row["text"].partition("\n")[0] == V3.layout.first_line(symbols)
+        assert 3 <= len(symbols) <= 8
+        assert "H" not in symbols
+        assert compositional_fault(Composition(line["formula"]), load_oxidation_table()) is None
+    sample(stating, output=tmp_path / "again", num_samples=5, batch_size=4, **options)
+    sample(stating, output=tmp_path / "again", num_samples=12, batch_size=4, **options)
+    again = [json.loads(line)["text"] for line in (tmp_path / "again/samples.jsonl").open()]
+    assert again == [row["text"] for row in rows]
+
+
+def test_a_requested_formula_is_held_to(stating, tmp_path):
+    path = sample(
+        stating,
+        output=tmp_path / "out",
+        num_samples=6,
+        batch_size=4,
+        conditions={"pretty_formula": "MgO"},
+        constraints=["formula", "charge", "distance"],
+    )
+    with path.open(newline="") as file:
+        formulas = [Composition(line["formula"]).reduced_formula for line in csv.DictReader(file)]
+    assert formulas == ["MgO"] * 6
+    with pytest.raises(UserError, match="charges of NaO3 cannot balance"):
+        sample(
+            stating,
+            output=tmp_path / "never",
+            conditions={"pretty_formula": "NaO3"},
+            constraints=["formula", "charge"],
+        )
