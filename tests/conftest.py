@@ -64,3 +64,20 @@ def trained(tmp_path_factory, dataset) -> Path:
     workdir = tmp_path_factory.mktemp("trained") / "run"
     train(training_config(str(dataset)), workdir=workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def stating(dataset, tmp_path_factory) -> Path:
+    """The workdir of a model that states compositions first, after a few steps on rock salts."""
+    from crystal_jax.train.run import train
+
+    workdir = tmp_path_factory.mktemp("stating") / "run"
+    config = training_config(
+        str(dataset),
+        text={"version": "v3"},
+        task={"infill": 0.2},
+        optimizer={"peak_lr": 2e-2},
+        train={"num_steps": 20, "eval_every": 20, "save_every": 20},
+    )
+    train(config, workdir=workdir)
+    return workdir

@@ -1,8 +1,11 @@
 """Searches for crystals that a reward likes, instead of sampling them.
 
 Monte-Carlo tree search with the model's probabilities as its guide. Rewards are validity, or how low the energy per
-atom is by an energy model, unrelaxed. Writes what crystal-jax sample writes; samples.jsonl holds every crystal that was
-finished, the best first, and samples.csv the best --num_samples.
+atom is by an energy model, unrelaxed. A model whose texts begin with a composition searches the structures of one
+composition: drawn first, by --seed, of --formula if that is given.
+
+Writes what crystal-jax sample writes; samples.jsonl holds every crystal that was finished, the best first, and
+samples.csv the best --num_samples.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from absl import flags
 from crystal_jax.errors import UserError
 from crystal_jax.sample.requests import check_conditions
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal
-from crystal_jax.text.prompts import Conditions, generation_prompt
+from crystal_jax.text.prompts import Conditions
 
 Reward = Callable[[Crystal], float]
 _WORST_ENERGY = 10.0  # eV/atom; what is no structure, or is above, counts as this
@@ -131,12 +134,15 @@ def search(
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
-    from crystal_jax.sample.constraints import make_limits
+    from crystal_jax.sample.compositions import Compositions
     from crystal_jax.sample.output import SamplesFile
+    from crystal_jax.sample.questions import Questions
+    from crystal_jax.sample.rules import Rules
     from crystal_jax.sample.tree import Search
     from crystal_jax.sharding import make_mesh
+    from crystal_jax.text.first_line import FirstLine
     from crystal_jax.text.grammar import crystal_automaton
-    from crystal_jax.text.tokenizer import completion_text, load_tokenizer, prompt_ids
+    from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     trained = load_trained(checkpoint, mesh, step=step)
@@ -144,14 +150,28 @@ def search(
     if asked and not experiment.task.conditions:
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(asked)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
-    formula = asked.get("pretty_formula")
+    stated = experiment.text.layout.block is not None
     try:
-        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
-        prompt = generation_prompt(asked)
-        limits = make_limits(elements=elements, formula=str(formula) if formula else None, max_atoms=max_atoms)
+        constraints = frozenset({"formula"} if "pretty_formula" in asked else ())
+        rules = Rules(constraints=constraints, elements=tuple(elements), max_atoms=max_atoms)
+        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms, first_line=False)
+        language = FirstLine(tokenizer, experiment.text, max_atoms=max_atoms) if stated else None
+        questions = Questions([asked], rules, automaton, tokenizer, stated=stated)
     except ValueError as error:
         raise UserError(str(error)) from error
-    head = prompt_ids(tokenizer, prompt)
+    compositions = None
+    if language:
+        compositions = Compositions(
+            trained,
+            language,
+            mesh,
+            prompt_tokens=questions.prompt_tokens,
+            admit=lambda counts: True,
+            seed=seed,
+            at_once=1,
+        )
+    ((_, question),) = questions([0], compositions, temperature=temperature, top_p=1.0)
+    prompt, head = question.text, question.head
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
@@ -187,7 +207,7 @@ def search(
         width=width,
         exploration=exploration,
         temperature=temperature,
-        limits=limits,
+        limits=question.limits,
     )
     samples = SamplesFile(output, request, provenance(("jax", "flax", "pymatgen"), command="search"))
     best: dict[str, dict[str, Any]] = {}

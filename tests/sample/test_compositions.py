@@ -22,26 +22,9 @@ from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.first_line import FirstLine, Wanted
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
-from crystal_jax.train.run import train
-from tests.experiments import training_config
 
 ANY = Wanted()
 V3 = TextFormat(version="v3")
-
-
-@pytest.fixture(scope="module")
-def stating(dataset, tmp_path_factory):
-    """A model that states compositions, after a few steps on rock salts."""
-    workdir = tmp_path_factory.mktemp("stating") / "run"
-    config = training_config(
-        str(dataset),
-        text={"version": "v3"},
-        task={"infill": 0.2},
-        optimizer={"peak_lr": 2e-2},
-        train={"num_steps": 20, "eval_every": 20, "save_every": 20},
-    )
-    train(config, workdir=workdir)
-    return workdir
 
 
 @pytest.fixture(scope="module")

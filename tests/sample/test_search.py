@@ -2,8 +2,10 @@ import csv
 import json
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
+from pymatgen.core import Composition
 
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
@@ -86,6 +88,24 @@ def test_the_command(trained, tmp_path):
         assert len(list(csv.DictReader(file))) == min(5, len(rows))
     with pytest.raises(UserError, match="a search is not continued"):
         search(trained, output=tmp_path / "out", reward=named_reward("validity"), reward_name="validity")
+
+
+def test_a_composition_is_searched_where_one_is_stated_first(stating, tmp_path):
+    """The formula's, with as many formula units as the model likes; and all crystals have it."""
+    path = search(
+        stating,
+        output=tmp_path / "out",
+        reward=lambda crystal: -float(np.prod(crystal.lengths)),
+        reward_name="small cells",
+        conditions={"pretty_formula": "MgF2"},
+        budget=200,
+        num_samples=5,
+        width=4,
+    )
+    with path.open(newline="") as file:
+        formulas = {line["formula"] for line in csv.DictReader(file)}
+    assert len(formulas) == 1
+    assert Composition(formulas.pop()).reduced_formula == "MgF2"
 
 
 @pytest.mark.parametrize(
