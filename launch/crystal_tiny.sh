@@ -12,7 +12,7 @@ crystal-jax train --config=configs/crystal_tiny.py:scratch --config.data.directo
 [ -d "$runs/crystal-tiny" ] \
     || crystal-jax convert --from=crystal_jax --to=hf --dtype=float16 --input="$runs/train" --output="$runs/crystal-tiny"
 for temperature in 1.0 0.7; do
-    for options in "" --draw_formula "--draw_formula --constraints=formula"; do
+    for options in "" --constraints=charge,distance; do
         name="$temperature$(tr -c '[:alnum:]' _ <<< "$options")"
         # shellcheck disable=SC2086
         crystal-jax sample --checkpoint="$runs/crystal-tiny" --num_samples=10000 --temperature="$temperature" $options \

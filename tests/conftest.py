@@ -77,7 +77,7 @@ def stating(dataset, tmp_path_factory) -> Path:
         text={"version": "v3"},
         task={"infill": 0.2},
         optimizer={"peak_lr": 2e-2},
-        train={"num_steps": 20, "eval_every": 20, "save_every": 20},
+        train={"num_steps": 20, "eval_every": 20, "save_every": 20, "samples": 3},
     )
     train(config, workdir=workdir)
     return workdir

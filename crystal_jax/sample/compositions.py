@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from crystal_jax.checkpoint.models import Trained
+from crystal_jax.config import ModelConfig
 from crystal_jax.errors import UserError
 from crystal_jax.model.cache import Cache, empty_cache, put_rows
 from crystal_jax.model.transformer import Transformer
@@ -84,9 +84,10 @@ class Compositions:
     """Draws the first line of sample i, which depends on the seed and on i alone.
 
     Args:
-        trained: The model.
+        graph: Of the model.
+        cfg: Its configuration.
         language: Of its first lines.
-        mesh: Where it is.
+        mesh: Where its parameters are.
         prompt_tokens: Length of the longest prompt, BOS included.
         admit: What else a composition must be; others are drawn again.
         seed: Of the job.
@@ -95,7 +96,8 @@ class Compositions:
 
     def __init__(
         self,
-        trained: Trained,
+        graph: nnx.GraphDef,
+        cfg: ModelConfig,
         language: FirstLine,
         mesh: Mesh,
         *,
@@ -104,10 +106,10 @@ class Compositions:
         seed: int,
         at_once: int = 64,
     ):
-        self._params, self._language, self._admit = trained.params, language, admit
+        self._language, self._admit = language, admit
         at_once += -at_once % (mesh.shape["data"] * mesh.shape["fsdp"])
         self._prompt_tokens, self._at_once = prompt_tokens, at_once
-        cfg, graph, whole = trained.experiment.model, trained.graph, NamedSharding(mesh, jax.P())
+        whole = NamedSharding(mesh, jax.P())
         stacked = mesh.devices.flat[0].platform == "tpu"
         columns, ends = jnp.array(language.token_ids), jnp.array(language.ends)
         capacity = prompt_tokens + language.max_tokens
@@ -147,14 +149,18 @@ class Compositions:
                 drawn = column, jnp.take_along_axis(log_probs, column[:, None], axis=1)[:, 0], kept
                 return _Read(cache, logits_after(model, hidden)), drawn
 
-        tokens = jnp.zeros((at_once, prompt_tokens), jnp.int32)
-        shape = jax.eval_shape(read, trained.params, tokens, tokens[:, 0])
-        where = tree_shardings(shape, mesh, (*CACHE_RULES, (r"logits$", BATCH)))
+        def empty() -> _Read:
+            cache = empty_cache(cfg, batch=at_once, capacity=capacity, stacked=stacked)
+            return _Read(cache, jnp.zeros((at_once, language.end + 1)))
+
+        where = tree_shardings(jax.eval_shape(empty), mesh, (*CACHE_RULES, (r"logits$", BATCH)))
         self._read = jax.jit(read, out_shardings=where)
         self._step = jax.jit(step, donate_argnums=1, out_shardings=(where, whole))
 
-    def __call__(self, asked: Sequence[Asked], *, temperature: float, top_p: float) -> Iterator[Stated]:
-        """The line of each, in order.
+    def __call__(
+        self, params: nnx.State, asked: Sequence[Asked], *, temperature: float, top_p: float
+    ) -> Iterator[Stated]:
+        """The line of each, in order; `params` are the model's.
 
         Raises:
             UserError: of some sample, none of 1,000 compositions was admitted.
@@ -167,7 +173,7 @@ class Compositions:
                 missing = [i for i in range(len(some)) if i not in found]
                 if not missing:
                     break
-                rows = self._write([some[i] for i in missing], attempt, settings)
+                rows = self._write(params, [some[i] for i in missing], attempt, settings)
                 for i, row in zip(missing, rows, strict=True):
                     if row.stated and self._admit(dict(row.stated.composition)):
                         found[i] = row.stated
@@ -175,7 +181,9 @@ class Compositions:
                 raise UserError(f"none of {_ATTEMPTS} compositions that the model stated for a sample is admitted")
             yield from (found[i] for i in range(len(some)))
 
-    def _write(self, asked: Sequence[Asked], attempt: int, settings: tuple[Array, Array]) -> list[_Row]:
+    def _write(
+        self, params: nnx.State, asked: Sequence[Asked], attempt: int, settings: tuple[Array, Array]
+    ) -> list[_Row]:
         language = self._language
         # Always as many as were compiled for.
         tokens = np.zeros((self._at_once, self._prompt_tokens), np.int32)
@@ -184,7 +192,7 @@ class Compositions:
         for i, one in enumerate(asked):
             tokens[i, : len(one.prompt)], count[i] = one.prompt, len(one.prompt)
             numbers[i, :2] = one.index, attempt
-        past = self._read(self._params, tokens, count)
+        past = self._read(params, tokens, count)
         rows = [_Row() for _ in asked]
         for number in range(language.max_tokens + 1):
             going = [i for i, row in enumerate(rows) if not row.stated and not row.stuck]
@@ -199,7 +207,7 @@ class Compositions:
                 rows[i].stuck = not masks[1, i].any()
                 masks[:, i, language.end] |= rows[i].stuck
             numbers[:, 2] = number
-            past, drawn = self._step(self._params, past, masks, numbers, settings)
+            past, drawn = self._step(params, past, masks, numbers, settings)
             columns, log_probs, kept = (np.asarray(array).tolist() for array in drawn)
             for i in going:
                 if not rows[i].stuck:

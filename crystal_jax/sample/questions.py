@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from crystal_jax.sample.compositions import Asked, Compositions, Stated
+from crystal_jax.sample.compositions import Asked, Stated
 from crystal_jax.sample.constraints import Limits, formula_unit, make_limits
 from crystal_jax.sample.guide import Guide
 from crystal_jax.sample.rules import Rules, formula_of, make_guide
 from crystal_jax.sample.scheduler import Drawn
 from crystal_jax.text.automaton import TokenAutomaton
-from crystal_jax.text.first_line import Wanted
+from crystal_jax.text.crystal_text import TextFormat
+from crystal_jax.text.first_line import FirstLine, Wanted
 from crystal_jax.text.prompts import Conditions, generation_prompt
 from crystal_jax.text.tokenizer import Tokenizer, prompt_ids
 
@@ -58,12 +59,14 @@ class Questions:
     Args:
         asked: Conditions.
         rules: Of the whole job.
-        automaton, tokenizer: The language.
-        stated: Texts begin with a composition, which is drawn first, and they are held to it.
+        automaton: The grammar, without a first line.
+        tokenizer, text_format: Of the texts. Those that begin with a composition are held to it, and it is drawn first.
 
     Attributes:
         texts: The prompts, of `asked`.
         prompt_tokens: Length of the longest prompt, BOS included.
+        first_line: The language of first lines, if texts have them.
+        head_tokens: Length of the longest `Question.head`.
 
     Raises:
         ValueError: a condition is unknown or impossible, or a rule needs one that is not asked for.
@@ -75,13 +78,15 @@ class Questions:
         rules: Rules,
         automaton: TokenAutomaton,
         tokenizer: Tokenizer,
-        *,
-        stated: bool,
+        text_format: TextFormat,
     ):
         self._rules = rules
         self.texts = [generation_prompt(one) for one in asked]
         prompts = [prompt_ids(tokenizer, text) for text in self.texts]
         self.prompt_tokens = max(map(len, prompts))
+        has_line = text_format.layout.block is not None
+        self.first_line = FirstLine(tokenizer, text_format, max_atoms=automaton.max_atoms) if has_line else None
+        self.head_tokens = self.prompt_tokens + (self.first_line.max_tokens if self.first_line else 0)
         self._questions: list[Question] = []
         for one, text, prompt in zip(asked, self.texts, prompts, strict=True):
             formula, group = one.get("pretty_formula"), one.get("spacegroup.number")
@@ -90,7 +95,7 @@ class Questions:
                 automaton,
                 formula=str(formula) if formula else None,
                 spacegroup=int(group) if group is not None else None,
-                stated=stated,
+                stated=has_line,
             )
             held = formula_of(rules, str(formula) if formula else None)
             limits = make_limits(
@@ -101,21 +106,20 @@ class Questions:
             self._questions.append(Question(one, text, prompt, limits, guide, wanted))
 
     def __call__(
-        self, indices: Sequence[int], compositions: Compositions | None, *, temperature: float, top_p: float
+        self, indices: Sequence[int], state: Callable[[Sequence[Asked]], Iterator[Stated]] | None = None
     ) -> Iterator[tuple[int, Question]]:
-        """Pairs of a sample's number and its question; `compositions` states first lines."""
+        """Pairs of a sample's number and its question; `state` draws first lines, where there are any."""
         for begin in range(0, len(indices), _AT_ONCE):
             some = indices[begin : begin + _AT_ONCE]
             questions = [self._questions[index % len(self._questions)] for index in some]
-            if compositions is None:
+            if state is None:
                 yield from zip(some, questions, strict=True)
                 continue
             lines = [
                 Asked(index=index, prompt=question.prompt, wanted=question.wanted)
                 for index, question in zip(some, questions, strict=True)
             ]
-            stated = compositions(lines, temperature=temperature, top_p=top_p)
-            for index, question, line in zip(some, questions, stated, strict=True):
+            for index, question, line in zip(some, questions, state(lines), strict=True):
                 yield index, question._replace(limits=_limits_of(line), stated=line)
 
 

@@ -12,6 +12,7 @@ On a pod the same command runs on every host, with --distributed, and the output
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -207,7 +208,6 @@ def sample(
     from crystal_jax.sample.rules import Rules, allowed_elements, make_admission
     from crystal_jax.sample.scheduler import Engine, Request
     from crystal_jax.sharding import make_mesh
-    from crystal_jax.text.first_line import FirstLine
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
@@ -234,19 +234,18 @@ def sample(
             min_distance=min_distance,
             min_radii=min_radii,
         )
-        stated = experiment.text.layout.block is not None
         automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms, first_line=False)
-        language = FirstLine(tokenizer, experiment.text, max_atoms=max_atoms) if stated else None
-        questions = Questions(asked, rules, automaton, tokenizer, stated=stated)
+        questions = Questions(asked, rules, automaton, tokenizer, experiment.text)
         for t, p in settings:
             Request(index=0, prompt=(), temperature=t, top_p=p)
     except ValueError as error:
         raise UserError(str(error)) from error
     compositions = None
-    if language:
+    if questions.first_line:
         compositions = Compositions(
-            trained,
-            language,
+            trained.graph,
+            experiment.model,
+            questions.first_line,
             devices,
             prompt_tokens=questions.prompt_tokens,
             admit=make_admission(rules, automaton),
@@ -277,13 +276,16 @@ def sample(
         automaton,
         mesh=devices,
         rows=min(batch_size, total),
-        prompt_tokens=questions.prompt_tokens + (language.max_tokens if language else 0),
+        prompt_tokens=questions.head_tokens,
     )
 
     open_questions: dict[int, Question] = {}
 
     def requests(indices: Sequence[int], temperature: float, top_p: float) -> Iterator[Request]:
-        for index, question in questions(indices, compositions, temperature=temperature, top_p=top_p):
+        state = None
+        if compositions:
+            state = functools.partial(compositions, trained.params, temperature=temperature, top_p=top_p)
+        for index, question in questions(indices, state):
             open_questions[index] = question
             yield Request(
                 index=index,

@@ -10,6 +10,7 @@ samples.csv the best --num_samples.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,7 +141,6 @@ def search(
     from crystal_jax.sample.rules import Rules
     from crystal_jax.sample.tree import Search
     from crystal_jax.sharding import make_mesh
-    from crystal_jax.text.first_line import FirstLine
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
@@ -150,27 +150,27 @@ def search(
     if asked and not experiment.task.conditions:
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(asked)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
-    stated = experiment.text.layout.block is not None
     try:
         constraints = frozenset({"formula"} if "pretty_formula" in asked else ())
         rules = Rules(constraints=constraints, elements=tuple(elements), max_atoms=max_atoms)
         automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms, first_line=False)
-        language = FirstLine(tokenizer, experiment.text, max_atoms=max_atoms) if stated else None
-        questions = Questions([asked], rules, automaton, tokenizer, stated=stated)
+        questions = Questions([asked], rules, automaton, tokenizer, experiment.text)
     except ValueError as error:
         raise UserError(str(error)) from error
-    compositions = None
-    if language:
+    state = None
+    if questions.first_line:
         compositions = Compositions(
-            trained,
-            language,
+            trained.graph,
+            experiment.model,
+            questions.first_line,
             mesh,
             prompt_tokens=questions.prompt_tokens,
             admit=lambda counts: True,
             seed=seed,
             at_once=1,
         )
-    ((_, question),) = questions([0], compositions, temperature=temperature, top_p=1.0)
+        state = functools.partial(compositions, trained.params, temperature=temperature, top_p=1.0)
+    ((_, question),) = questions([0], state)
     prompt, head = question.text, question.head
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),

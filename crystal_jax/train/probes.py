@@ -5,6 +5,7 @@ The one place where training looks ahead, at the sampler and the evaluator: a lo
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -18,11 +19,13 @@ from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.sample.compositions import Compositions
 from crystal_jax.sample.output import to_cif
-from crystal_jax.sample.scheduler import Engine, Request
+from crystal_jax.sample.questions import Questions
+from crystal_jax.sample.rules import Rules
+from crystal_jax.sample.scheduler import Drawn, Engine, Request
 from crystal_jax.text.grammar import crystal_automaton
-from crystal_jax.text.prompts import generation_prompt
-from crystal_jax.text.tokenizer import Tokenizer, completion_text, prompt_ids
+from crystal_jax.text.tokenizer import Tokenizer, completion_text
 from crystal_jax.train.step import Setup, TrainState
 
 
@@ -33,28 +36,47 @@ class Probe:
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()
         graph, *_ = abstract_parameters(experiment, mesh, experiment.quantize)
         self._number, self._seed = experiment.train.samples, experiment.train.seed
-        self._prompt = generation_prompt()
-        self._ids = prompt_ids(tokenizer, self._prompt)
+        automaton = crystal_automaton(tokenizer, experiment.text, first_line=False)
+        self._questions = Questions([{}], Rules(), automaton, tokenizer, experiment.text)
+        self._compositions = None
+        if self._questions.first_line:
+            self._compositions = Compositions(
+                graph,
+                experiment.model,
+                self._questions.first_line,
+                mesh,
+                prompt_tokens=self._questions.prompt_tokens,
+                admit=lambda counts: True,
+                seed=self._seed,
+                at_once=self._number,
+            )
         self._engine = Engine(
             graph,
             experiment.model,
-            crystal_automaton(tokenizer, experiment.text),
+            automaton,
             mesh=mesh,
             rows=self._number,
-            prompt_tokens=len(self._ids),
+            prompt_tokens=self._questions.head_tokens,
         )
 
     def __call__(self, setup: Setup, state: TrainState) -> dict[str, float]:
         """Shares of all samples: `sample_validity`, `sample_structural_validity`, `sample_compositional_validity`."""
-        requests = (Request(index=i, prompt=self._ids, seed=self._seed) for i in range(self._number))
         params = nnx.merge_state(state.params, setup.frozen)
-        verdicts = np.array([self._judge(drawn.ids) for drawn in self._engine.run(params, requests)])
+        stating = None
+        if self._compositions:
+            stating = functools.partial(self._compositions, params, temperature=1.0, top_p=1.0)
+        requests = (
+            Request(index=i, prompt=question.head, seed=self._seed, limits=question.limits)
+            for i, question in self._questions(range(self._number), stating)
+        )
+        verdicts = np.array([self._judge(drawn) for drawn in self._engine.run(params, requests)])
         return dict(zip(SAMPLE_RATES, verdicts.mean(axis=0).tolist(), strict=True))
 
     @quiet()
-    def _judge(self, ids: tuple[int, ...]) -> tuple[bool, bool, bool]:
+    def _judge(self, drawn: Drawn) -> tuple[bool, bool, bool]:
         """Whether a sample is valid, and whether its structure and its composition are."""
-        crystal = self._text.decode(completion_text(self._tokenizer, self._prompt, self._ids, ids))
+        head = drawn.request.prompt
+        crystal = self._text.decode(completion_text(self._tokenizer, self._questions.texts[0], head, drawn.ids))
         found = parse(Entry("", to_cif(crystal), formula=Composition(Counter(crystal.symbols)).formula))
         structure = found.structure is not None and structural_fault(found.structure) is None
         composition = found.composition is not None and compositional_fault(found.composition, self._table) is None

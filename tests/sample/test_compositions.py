@@ -35,8 +35,10 @@ def draws(stating):
 
     def draw(indices, *, wanted=ANY, admit=lambda counts: True, at_once=16, devices=1, temperature=1.0):
         mesh = make_mesh(MeshConfig(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
+        trained = load_trained(stating, mesh)
         compositions = Compositions(
-            load_trained(stating, mesh),
+            trained.graph,
+            trained.experiment.model,
             FirstLine(tokenizer, V3),
             mesh,
             prompt_tokens=len(prompt) + 3,  # there is room for a longer one
@@ -45,7 +47,7 @@ def draws(stating):
             at_once=at_once,
         )
         asked = [Asked(index=index, prompt=prompt, wanted=wanted) for index in indices]
-        return dict(zip(indices, compositions(asked, temperature=temperature, top_p=1.0), strict=True))
+        return dict(zip(indices, compositions(trained.params, asked, temperature=temperature, top_p=1.0), strict=True))
 
     return draw
 
