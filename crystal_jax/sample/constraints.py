@@ -6,6 +6,7 @@ work on *columns*: indices into the few tokens that the grammar uses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -162,6 +163,14 @@ def make_limits(
     return Limits(allowed, counts, np.int32(min_atoms), np.int32(max_atoms))
 
 
+def exactly(composition: Mapping[str, int]) -> Limits:
+    """Limits of a row with these numbers of atoms, as NumPy arrays."""
+    counts = np.zeros(len(ELEMENTS), np.int32)
+    counts[[_INDEX[symbol] for symbol in composition]] = list(composition.values())
+    atoms = np.int32(counts.sum())
+    return Limits(np.ones(len(ELEMENTS), bool), counts, atoms, atoms)
+
+
 def formula_unit(formula: str) -> Mapping[str, int]:
     """Atoms of each element in the smallest whole formula: of Li4Fe4P4O16, those of LiFePO4.
 
@@ -172,10 +181,14 @@ def formula_unit(formula: str) -> Mapping[str, int]:
         composition = Composition(formula)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{formula!r} is not a chemical formula") from error
-    unit = Composition(composition.get_integer_formula_and_factor()[0]).get_el_amt_dict() if composition else {}
-    if not unit or set(unit) - set(ELEMENTS):
+    amounts = composition.get_el_amt_dict()
+    if any(number != round(number) for number in amounts.values()):
+        amounts = Composition(composition.get_integer_formula_and_factor()[0]).get_el_amt_dict()
+    if not amounts or set(amounts) - set(ELEMENTS):
         raise ValueError(f"{formula!r} is not a chemical formula of elements that can be written")
-    return {symbol: round(number) for symbol, number in unit.items()}
+    counts = {symbol: round(number) for symbol, number in amounts.items()}
+    divisor = math.gcd(*counts.values())  # pymatgen would make O2 of oxygen
+    return {symbol: number // divisor for symbol, number in counts.items()}
 
 
 class Grants(NamedTuple):

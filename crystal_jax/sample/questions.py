@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from crystal_jax.sample.compositions import Asked, Stated
-from crystal_jax.sample.constraints import Limits, formula_unit, make_limits
+from crystal_jax.sample.constraints import Limits, exactly, formula_unit, make_limits
 from crystal_jax.sample.guide import Guide
 from crystal_jax.sample.rules import Rules, formula_of, make_guide
 from crystal_jax.sample.scheduler import Drawn
@@ -120,11 +120,4 @@ class Questions:
                 for index, question in zip(some, questions, strict=True)
             ]
             for index, question, line in zip(some, questions, state(lines), strict=True):
-                yield index, question._replace(limits=_limits_of(line), stated=line)
-
-
-def _limits_of(line: Stated) -> Limits:
-    """Those of a crystal that has the atoms which its first line states."""
-    atoms = sum(number for _, number in line.composition)
-    formula = "".join(f"{symbol}{number}" for symbol, number in line.composition)
-    return make_limits(formula=formula, min_atoms=atoms, max_atoms=atoms)
+                yield index, question._replace(limits=exactly(dict(line.composition)), stated=line)

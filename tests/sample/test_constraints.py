@@ -91,6 +91,11 @@ def test_the_smallest_whole_formula_is_meant(formula):
     assert formula_unit(formula) == {"Li": 1, "Fe": 2}
 
 
+@pytest.mark.parametrize("formula", ["O", "O2", "O12"])
+def test_a_gas_is_no_molecule_in_a_crystal(formula):
+    assert formula_unit(formula) == {"O": 1}
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
