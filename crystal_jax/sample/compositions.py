@@ -163,37 +163,40 @@ class Compositions:
         """The line of each, in order; `params` are the model's.
 
         Raises:
-            UserError: of some sample, none of 1,000 compositions was admitted.
+            UserError: of some sample, none of 1,000 or more compositions was admitted.
         """
         settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
         for begin in range(0, len(asked), self._at_once):
             some = asked[begin : begin + self._at_once]
             found: dict[int, Stated] = {}
-            for attempt in range(_ATTEMPTS):
-                missing = [i for i in range(len(some)) if i not in found]
-                if not missing:
-                    break
-                rows = self._write(params, [some[i] for i in missing], attempt, settings)
-                for i, row in zip(missing, rows, strict=True):
-                    if row.stated and self._admit(dict(row.stated.composition)):
+            attempts = 0
+            while missing := [i for i in range(len(some)) if i not in found]:
+                if attempts >= _ATTEMPTS:
+                    raise UserError(f"none of {attempts} compositions that the model stated for a sample is admitted")
+                # As many attempts at once as there are rows for; of those that are admitted, the first counts.
+                each = self._at_once // len(missing)
+                tries = [(i, attempt) for i in missing for attempt in range(attempts, attempts + each)]
+                rows = self._write(params, [(some[i], attempt) for i, attempt in tries], settings)
+                for (i, _), row in zip(tries, rows, strict=True):
+                    if i not in found and row.stated and self._admit(dict(row.stated.composition)):
                         found[i] = row.stated
-            else:
-                raise UserError(f"none of {_ATTEMPTS} compositions that the model stated for a sample is admitted")
+                attempts += each
             yield from (found[i] for i in range(len(some)))
 
     def _write(
-        self, params: nnx.State, asked: Sequence[Asked], attempt: int, settings: tuple[Array, Array]
+        self, params: nnx.State, tries: Sequence[tuple[Asked, int]], settings: tuple[Array, Array]
     ) -> list[_Row]:
+        """A line for each of these, with the number of its attempt."""
         language = self._language
         # Always as many as were compiled for.
         tokens = np.zeros((self._at_once, self._prompt_tokens), np.int32)
         count = np.ones(self._at_once, np.int32)
         numbers = np.zeros((self._at_once, 3), np.int32)
-        for i, one in enumerate(asked):
+        for i, (one, attempt) in enumerate(tries):
             tokens[i, : len(one.prompt)], count[i] = one.prompt, len(one.prompt)
             numbers[i, :2] = one.index, attempt
         past = self._read(params, tokens, count)
-        rows = [_Row() for _ in asked]
+        rows = [_Row() for _ in tries]
         for number in range(language.max_tokens + 1):
             going = [i for i, row in enumerate(rows) if not row.stated and not row.stuck]
             if not going:
@@ -203,7 +206,7 @@ class Compositions:
             masks[:, going] = False
             for i in going:
                 masks[0, i] = language.open(rows[i].place, language.anything)
-                masks[1, i] = language.open(rows[i].place, asked[i].wanted)
+                masks[1, i] = language.open(rows[i].place, tries[i][0].wanted)
                 rows[i].stuck = not masks[1, i].any()
                 masks[:, i, language.end] |= rows[i].stuck
             numbers[:, 2] = number
