@@ -94,7 +94,7 @@ def test_a_folder_of_something_else_is_refused(dataset, tmp_path):
             {"text": {"version": "cif"}, "tokenizer": {"name": "character"}},
             "task.infill=0.3 must be 0 with text.version='cif'",
         ),
-        ({"text": {"version": "v3"}}, "Unknown format version 'v3'"),
+        ({"text": {"version": "v4"}}, "Unknown format version 'v4'"),
         ({"task": {"infill": 1.5}}, "infill=1.5 is not a share"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
