@@ -13,8 +13,8 @@ Ablations of `lm_ch`: `absolute` coordinates in Å, and coordinates of `one_deci
 `permutation` of the sites at random, sites `sorted`, these with the `composition_first`, `no_translation`, and blocks
 of another size, `small` and `large`.
 
-Result:   not measured yet
-Cost:     not measured yet
+Result:   docs/RESULTS.md, one seed so far; `composition_first` is best, with 65 % of samples valid, `lm_ac` has 56 %
+Cost:     of one run on one CPU core, minutes: 3 in LM-AC's tokens, 4 to 8 in characters
 Command:  crystal-jax train --config=configs/equal_budget.py:lm_ac --workdir=runs/lm_ac
           crystal-jax sweep --sweep=configs/sweeps/equal_budget.py --output=runs/equal_budget
 """
