@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from crystal_jax.sample.compositions import Asked, Stated
+from flax import nnx
+from jax.sharding import Mesh
+
+from crystal_jax.config import ModelConfig
+from crystal_jax.sample.compositions import Asked, Compositions, Stated
 from crystal_jax.sample.constraints import Limits, exactly, formula_unit, make_limits
 from crystal_jax.sample.guide import Guide
 from crystal_jax.sample.rules import Rules, formula_of, make_guide
@@ -80,7 +84,6 @@ class Questions:
         tokenizer: Tokenizer,
         text_format: TextFormat,
     ):
-        self._rules = rules
         self.texts = [generation_prompt(one) for one in asked]
         prompts = [prompt_ids(tokenizer, text) for text in self.texts]
         self.prompt_tokens = max(map(len, prompts))
@@ -104,6 +107,24 @@ class Questions:
             unit = tuple(formula_unit(held).items()) if held else ()
             wanted = Wanted(frozenset(rules.elements), rules.min_atoms, rules.max_atoms, unit)
             self._questions.append(Question(one, text, prompt, limits, guide, wanted))
+
+    def make_compositions(
+        self,
+        graph: nnx.GraphDef,
+        cfg: ModelConfig,
+        mesh: Mesh,
+        *,
+        seed: int,
+        admit: Callable[[Mapping[str, int]], bool] = lambda counts: True,
+        at_once: int = 64,
+    ) -> Compositions | None:
+        """What draws these questions' first lines (see there); None where texts have none."""
+        if self.first_line is None:
+            return None
+        most = self.prompt_tokens
+        return Compositions(
+            graph, cfg, self.first_line, mesh, prompt_tokens=most, admit=admit, seed=seed, at_once=at_once
+        )
 
     def __call__(
         self, indices: Sequence[int], state: Callable[[Sequence[Asked]], Iterator[Stated]] | None = None

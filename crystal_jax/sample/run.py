@@ -202,7 +202,6 @@ def sample(
     from crystal_jax.checkpoint.models import load_trained
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
-    from crystal_jax.sample.compositions import Compositions
     from crystal_jax.sample.job import Job
     from crystal_jax.sample.questions import Questions
     from crystal_jax.sample.rules import Rules, allowed_elements, make_admission
@@ -240,17 +239,8 @@ def sample(
             Request(index=0, prompt=(), temperature=t, top_p=p)
     except ValueError as error:
         raise UserError(str(error)) from error
-    compositions = None
-    if questions.first_line:
-        compositions = Compositions(
-            trained.graph,
-            experiment.model,
-            questions.first_line,
-            devices,
-            prompt_tokens=questions.prompt_tokens,
-            admit=make_admission(rules, automaton),
-            seed=seed,
-        )
+    admit = make_admission(rules, automaton)
+    compositions = questions.make_compositions(trained.graph, experiment.model, devices, seed=seed, admit=admit)
     texts = questions.texts
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),

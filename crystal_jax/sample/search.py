@@ -135,7 +135,6 @@ def search(
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
-    from crystal_jax.sample.compositions import Compositions
     from crystal_jax.sample.output import SamplesFile
     from crystal_jax.sample.questions import Questions
     from crystal_jax.sample.rules import Rules
@@ -157,18 +156,9 @@ def search(
         questions = Questions([asked], rules, automaton, tokenizer, experiment.text)
     except ValueError as error:
         raise UserError(str(error)) from error
+    compositions = questions.make_compositions(trained.graph, experiment.model, mesh, seed=seed, at_once=1)
     state = None
-    if questions.first_line:
-        compositions = Compositions(
-            trained.graph,
-            experiment.model,
-            questions.first_line,
-            mesh,
-            prompt_tokens=questions.prompt_tokens,
-            admit=lambda counts: True,
-            seed=seed,
-            at_once=1,
-        )
+    if compositions:
         state = functools.partial(compositions, trained.params, temperature=temperature, top_p=1.0)
     ((_, question),) = questions([0], state)
     prompt, head = question.text, question.head

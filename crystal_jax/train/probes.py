@@ -19,7 +19,6 @@ from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
-from crystal_jax.sample.compositions import Compositions
 from crystal_jax.sample.output import to_cif
 from crystal_jax.sample.questions import Questions
 from crystal_jax.sample.rules import Rules
@@ -38,18 +37,9 @@ class Probe:
         self._number, self._seed = experiment.train.samples, experiment.train.seed
         automaton = crystal_automaton(tokenizer, experiment.text, first_line=False)
         self._questions = Questions([{}], Rules(), automaton, tokenizer, experiment.text)
-        self._compositions = None
-        if self._questions.first_line:
-            self._compositions = Compositions(
-                graph,
-                experiment.model,
-                self._questions.first_line,
-                mesh,
-                prompt_tokens=self._questions.prompt_tokens,
-                admit=lambda counts: True,
-                seed=self._seed,
-                at_once=self._number,
-            )
+        self._compositions = self._questions.make_compositions(
+            graph, experiment.model, mesh, seed=self._seed, at_once=self._number
+        )
         self._engine = Engine(
             graph,
             experiment.model,
