@@ -233,7 +233,7 @@ def sample(
             min_distance=min_distance,
             min_radii=min_radii,
         )
-        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms, first_line=False)
+        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
         questions = Questions(asked, rules, automaton, tokenizer, experiment.text)
         for t, p in settings:
             Request(index=0, prompt=(), temperature=t, top_p=p)

@@ -152,7 +152,7 @@ def search(
     try:
         constraints = frozenset({"formula"} if "pretty_formula" in asked else ())
         rules = Rules(constraints=constraints, elements=tuple(elements), max_atoms=max_atoms)
-        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms, first_line=False)
+        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
         questions = Questions([asked], rules, automaton, tokenizer, experiment.text)
     except ValueError as error:
         raise UserError(str(error)) from error

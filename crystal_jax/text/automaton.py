@@ -28,8 +28,7 @@ class TokenAutomaton:
 
     A text is a sequence of fields: three lengths, three angles, then an element, x, y and z for each atom. Their values
     are numbered in the order of their spellings, so those that are still possible after a token are a range. What a
-    format writes between them belongs to the field after it. A first line with a composition decides nothing
-    of the fields.
+    format writes between them belongs to the field after it.
 
     Attributes:
         token_ids: The ids it uses, ascending; the columns of `next_state`. Shape [k].
@@ -178,7 +177,6 @@ class Builder:
                 longest[state] = 1 + max(longest[following] for following in self.transitions[state].values())
         meanings = _Meanings(
             next_state,
-            row[start],
             [
                 turn._replace(
                     begin=row[turn.begin],
@@ -218,7 +216,7 @@ class _Meaning(NamedTuple):
 class _Meanings:
     """What each column means in each state of a field."""
 
-    def __init__(self, next_state: Int[np.ndarray, "n_states k"], start: int, turns: Sequence[Turn]):
+    def __init__(self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[Turn]):
         self._next_state = next_state
         self._number: dict[tuple[str, str], int] = {}
         words = {turn.field: turn.words for turn in turns}
@@ -239,12 +237,6 @@ class _Meanings:
             for column in np.flatnonzero(next_state[turn.begin] == len(next_state) - 1).tolist():  # EOS
                 end = self._number[turn.field, END]
                 self._meanings[turn.begin][column] = _Meaning(end, end + 1, end)
-        waiting = {start}
-        while waiting:  # the states of a first line
-            state = waiting.pop()
-            if state not in self._meanings and state != len(next_state) - 1:
-                self._turn[state] = 0
-                waiting |= {int(after) for after in next_state[state] if after != FORBIDDEN and after != state}
         self._separate = all(
             self._is_separator(turns[number + 1], column) for number, column in self._shared if number + 1 < len(turns)
         )

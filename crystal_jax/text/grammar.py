@@ -26,16 +26,17 @@ def crystal_automaton(
     *,
     max_atoms: int = 20,
     elements: Sequence[str] = ELEMENTS,
-    first_line: bool = True,
 ) -> TokenAutomaton:
-    """The automaton of crystal texts followed by EOS.
+    """The automaton of crystal texts followed by EOS, from the lattice on.
+
+    A first line, where the format has one, is a language of its own (text/first_line.py): an automaton could not
+    remember the composition until the sites come.
 
     Args:
         tokenizer: Spells the fields.
         text_format: Decides which coordinates there are.
         max_atoms: Most atoms in the cell; there is at least one.
         elements: Element symbols that may occur.
-        first_line: Whether the composition belongs to it, where the format has one (see text/first_line.py).
 
     Raises:
         ValueError: no elements, an unknown one, `max_atoms` below 1, or a tokenizer that cannot spell the format.
@@ -80,26 +81,7 @@ def crystal_automaton(
             turns[-1] = turns[-1]._replace(begin=state)
     for place in reversed(range(LATTICE_WORDS)):
         state = before(state, "length" if place < 3 else "angle", layout.separator(place))
-    if layout.block is not None and first_line:
-        state = _before_composition(builder, tokenizer, state, elements, max_atoms, layout.block)
     return builder.table(state, turns[::-1])
-
-
-def _before_composition(
-    builder: Builder, tokenizer: Tokenizer, state: int, elements: Sequence[str], max_atoms: int, block: str
-) -> int:
-    """The state before a first line with the composition (`layout.composition_line`), after which comes `state`.
-
-    Any elements and numbers of them may stand in it: an automaton could not remember them until the sites come.
-    """
-    counts = [tokenizer.spell("", str(n)) for n in range(1, max_atoms + 1)]
-    later = [tokenizer.spell("", symbol) for symbol in elements]
-    # A tokenizer may join the end of the word before to the first symbol; all others stand between numbers.
-    first = [tokenizer.spell("", block + symbol) for symbol in elements]
-    follow = state
-    for _ in range(max_atoms - 1):
-        follow = builder.either(state, builder.words(later, builder.words(counts, follow)))
-    return builder.words(first, builder.words(counts, follow))
 
 
 def spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:

@@ -35,7 +35,7 @@ class Probe:
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()
         graph, *_ = abstract_parameters(experiment, mesh, experiment.quantize)
         self._number, self._seed = experiment.train.samples, experiment.train.seed
-        automaton = crystal_automaton(tokenizer, experiment.text, first_line=False)
+        automaton = crystal_automaton(tokenizer, experiment.text)
         self._questions = Questions([{}], Rules(), automaton, tokenizer, experiment.text)
         self._compositions = self._questions.make_compositions(
             graph, experiment.model, mesh, seed=self._seed, at_once=self._number

@@ -9,6 +9,7 @@ from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
 from crystal_jax.text.first_line import MOST_ELEMENTS, FirstLine, Place, Wanted
 from crystal_jax.text.layout import composition_line, in_order
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
+from tests.text.languages import walk
 from tests.text.test_grammar import HALITE
 
 V3 = TextFormat(version="v3")
@@ -34,17 +35,6 @@ def columns_of(tokenizer, text_format, language, counts):
     _, ids = encode_example(tokenizer, "\n", line + text_format.layout.join(TextFormat().encode(crystal).split()))
     stop = next(i for i, token in enumerate(ids) if token in language.ends)
     return [language.token_ids.tolist().index(token) for token in ids[:stop]]
-
-
-def walk(language, columns, wanted):
-    """The place after a line; None where it may not be written."""
-    place = Place()
-    for column in [*columns, language.end]:
-        if not language.open(place, wanted)[column]:
-            return None
-        if column != language.end:
-            place = language.step(place, column)
-    return place
 
 
 COUNTS = st.dictionaries(st.sampled_from(ELEMENTS), st.integers(1, 6), min_size=1, max_size=3)

@@ -10,21 +10,12 @@ from crystal_jax.text.automaton import FORBIDDEN, Builder
 from crystal_jax.text.crystal_text import CrystalTextError, TextFormat
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
+from tests.text.languages import Language
 from tests.text.test_crystal_text import HALITE, crystals
 
 
 def completion_ids(tokenizer, text):
     return [*encode_example(tokenizer, "\n", text)[1], tokenizer.eos_id]
-
-
-def random_walk(automaton, rng):
-    """A sequence drawn uniformly from what is allowed at each step."""
-    state, ids = automaton.start, []
-    while state != automaton.end:
-        column = rng.choice(np.flatnonzero(automaton.allowed[state]))
-        ids.append(int(automaton.token_ids[column]))
-        state = int(automaton.next_state[state, column])
-    return ids
 
 
 NAMES = ("atom_coordinate", "character", "llama2", "llama2_crystal", "huggingface")
@@ -66,15 +57,16 @@ SPELLED += [(name, one) for name in ("character", "llama2", "huggingface") for o
 )
 def test_every_accepted_text_is_readable_and_canonical(load, name, text_format):
     tokenizer = load(name)
-    automaton = crystal_automaton(tokenizer, text_format, max_atoms=5)
+    language = Language(tokenizer, text_format, max_atoms=5)
     rng = np.random.default_rng(0)
     for _ in range(300):
-        ids = random_walk(automaton, rng)
+        ids = language.random(rng)
         text = tokenizer.decode([*tokenizer.encode("\n"), *ids[:-1]])[1:]
         crystal = text_format.decode(text)
         assert 1 <= len(crystal.symbols) <= 5
         assert completion_ids(tokenizer, text) == ids
-        assert len(ids) <= automaton.max_tokens
+        assert len(ids) <= language.max_tokens
+        assert language.accepts(ids)
 
 
 @pytest.mark.parametrize(
@@ -89,17 +81,17 @@ def test_every_accepted_text_is_readable_and_canonical(load, name, text_format):
 )
 @given(crystal=crystals(max_atoms=20))
 def test_every_crystal_is_accepted(name, text_format, crystal):
-    tokenizer, automaton = _automaton(name, text_format)
+    tokenizer, language = _language(name, text_format)
     ids = completion_ids(tokenizer, text_format.encode(crystal))
-    assert automaton.accepts(ids)
-    assert not automaton.accepts(ids[:-1])
-    assert not automaton.accepts([*ids, tokenizer.eos_id])
+    assert language.accepts(ids)
+    assert not language.accepts(ids[:-1])
+    assert not language.accepts([*ids, tokenizer.eos_id])
 
 
 @functools.cache
-def _automaton(name, text_format):
+def _language(name, text_format):
     tokenizer = load_tokenizer(name)
-    return tokenizer, crystal_automaton(tokenizer, text_format)
+    return tokenizer, Language(tokenizer, text_format)
 
 
 def test_texts_with_any_one_token_changed_are_accepted_only_if_readable(tokenizer):
@@ -124,17 +116,11 @@ def test_a_tokenizer_that_cannot_spell_a_format_is_refused():
         crystal_automaton(tokenizer, TextFormat(decimals=3))
 
 
-def test_a_name_is_before_the_first_field_and_decides_nothing():
-    """The sampler asks about the first length before a name is written, and reads the same fields after it."""
+def test_fields_are_read_after_the_name():
     tokenizer, text_format = load_tokenizer("character"), TextFormat(version="cif")
     automaton = crystal_automaton(tokenizer, text_format, max_atoms=2)
-    ids = completion_ids(tokenizer, text_format.encode(TextFormat().decode(HALITE)))
-    columns = [automaton.token_ids.tolist().index(i) for i in ids]
-    assert automaton.read(columns) == HALITE.split()
-    state = automaton.start
-    for column in columns[: len("data_Na1Cl1")]:
-        assert automaton.turn[state] == automaton.kind[state] == 0
-        state = automaton.next_state[state, column]
+    ids = completion_ids(tokenizer, text_format.encode(TextFormat().decode(HALITE)))[len("data_Na1Cl1") :]
+    assert automaton.read([automaton.token_ids.tolist().index(i) for i in ids]) == HALITE.split()
     assert automaton.separate
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from crystal_jax.text.crystal_text import TextFormat
-from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
 from tests.real_crystals import translated_crystals
+from tests.text.languages import Language
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def test_every_crystal_survives_its_text(crystals, version):
 def test_every_crystal_is_tokenised_and_accepted(crystals, name, version, shared):
     tokenizer = load_tokenizer(name, shared / "tokenizer/tokenizer.model")
     text_format, prompt = TextFormat(version=version), "\n"
-    automaton = crystal_automaton(tokenizer, text_format, max_atoms=20)
+    language = Language(tokenizer, text_format, max_atoms=20)
     for crystal in crystals:
         text = text_format.encode(crystal)
         head, body = encode_example(tokenizer, prompt, text)
         assert tokenizer.decode(head + body) == prompt + text
-        assert automaton.accepts([*body, tokenizer.eos_id])
+        assert language.accepts([*body, tokenizer.eos_id])
