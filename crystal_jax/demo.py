@@ -27,7 +27,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", "demo", "Directory for everything the demo makes.", flag_values=flag_values)
     flags.DEFINE_integer("num_samples", 256, "How many crystals to write, before and after.", flag_values=flag_values)
     flags.DEFINE_integer("num_steps", 60, "How long to train.", flag_values=flag_values)
-    flags.DEFINE_integer("max_entries", 1500, "Mineral structures to use, at most 4,634.", flag_values=flag_values)
+    flags.DEFINE_integer("max_entries", 1500, "Mineral structures to use, at most 4,493.", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "Of the samples.", flag_values=flag_values)
 
 

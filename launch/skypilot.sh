@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A job on any cloud, by SkyPilot (pip install skypilot), which finds a machine and, when it is taken away, another.
+# A job by SkyPilot (pip install skypilot), which finds a machine and, when it is taken away, another. The template is
+# for v5e TPUs on Google Cloud: others need their runtime_version and setup in launch/skypilot.yaml.
 #
 #   launch/skypilot.sh --name=llama7b --bucket=B -- train --config=configs/llama2_7b.py:tpu --workdir=/bucket/runs/7b --distributed
 #

@@ -2,6 +2,7 @@
 
 Command:  crystal-jax sweep --sweep=configs/sweeps/lora.py --output=/bucket/runs/lora --engine=xpk
 Options:  --engine_options="--cluster=crystal --project=P --zone=Z --image=I" --set=base=/bucket/models/llama2-7b
+          --set=data.directory=/bucket/data/mp20/mp20 --set=tokenizer.path=/bucket/models/llama2-7b/tokenizer.model
 """
 
 from crystal_jax.sweep.expand import grid

@@ -67,7 +67,7 @@ What came before these figures:
 
 - Activations were not told to stay split by rows. They took over the embedding's split of the width, and the compiler
   summed every layer's outputs over all chips instead of gathering its weights: a 7B on v5e-16 peaked at 10.4 GiB
-  instead of 2.8.
+  instead of 2.9.
 - Each layer wrote its keys and values into the cache, and then attended to it. A row writes at a position of its own,
   which is a scatter, and a TPU does that in place only where the key and value heads of a chip fill the eight sublanes
   of a tile. For the others the compiler copied the arrays of all layers in every layer: 683 GiB of traffic a step of
@@ -75,7 +75,7 @@ What came before these figures:
   it was and to its own keys beside it; all layers' are written after the last one, row by row, each chip its own rows:
   12.3 GiB.
 - Weights and cache in the usual order of axes used to be rewritten in another order in every step, 44.7 GiB of traffic
-  of a 7B on v5e-16 with 512 rows instead of 12.7, so that the compiler had to be asked for its own. With the writes at
+  of a 7B on v5e-16 with 512 rows instead of the 12.7 of then, so that the compiler had to be asked for its own. With the writes at
   the end it asks for the usual one.
 - Decoding at optimisation level O1 reads slices of the weights and the cache twice or three times: traffic of a 70B
   on v5e-64 was 2.56 times its weights and cache, at the default level 1.01.

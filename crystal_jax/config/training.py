@@ -161,7 +161,7 @@ class TrainConfig:
 
 
 # What a validation measures: nats a token, of all targets and of each class; and rates among the samples drawn.
-LOSSES = ("val_loss", "val_loss_lattice", "val_loss_element", "val_loss_coordinate", "val_loss_end")
+LOSSES = tuple(f"val_loss{name}" for name in ("", "_lattice", "_element", "_coordinate", "_end", "_composition"))
 SAMPLE_RATES = ("sample_validity", "sample_structural_validity", "sample_compositional_validity")
 
 

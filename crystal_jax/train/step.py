@@ -199,7 +199,7 @@ def make_train_step(
 def make_eval_step(graph: nnx.GraphDef, mesh: Mesh) -> EvalStep:
     """Returns jitted `evaluate(params, frozen, batch) -> (loss sum, count)`.
 
-    Of a batch with `classes` both have a number for each of `CLASSES`: shape [5].
+    Of a batch with `classes` both have a number for each of `CLASSES`.
     """
 
     def evaluate(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, Array]:

@@ -20,8 +20,9 @@ def validate(setup: Setup, state: TrainState, batches: Sequence[Batch], *, mesh:
     """Mean cross-entropy in nats over the counted targets of some batches.
 
     Returns:
-        `val_loss` over all targets; `val_loss_lattice`, `_element`, `_coordinate` and `_end` over those that write
-        lengths and angles, element symbols, coordinates, and the end of the text, where there are any.
+        `val_loss` over all targets; `val_loss_lattice`, `_element`, `_coordinate`, `_end` and `_composition` over those
+        that write lengths and angles, element symbols, coordinates, the end of the text, and a first line, where there
+        are any.
     """
     arrays = ({name: batch[name] for name in _ARRAYS} for batch in batches)
     found = [setup.eval_step(state.params, setup.frozen, put_batch(batch, mesh)) for batch in arrays]
