@@ -1,12 +1,12 @@
-"""A LLaMA-2 of 1.07 million parameters with the atom+coordinate tokenizer, trained on `mp20_open`.
+"""A LLaMA-2 of 1.07 million parameters with the atom+coordinate tokenizer, trained on `mp20_open`, composition first.
 
 Variants: `scratch` generates unconditionally. `paper` has the paper's task mix, so that the model can be asked for
 a formula, a space group or an energy above the hull, and can infill. `lora` adapts a trained model, which
 --config.base=WORKDIR names, to other data.
 
-Result:   `scratch`: validation loss 1.78 nats a token; 77.4 % of 1,000 samples valid at temperature 1, 80.5 % at 0.7
-          (docs/RESULTS.md)
-Cost:     `scratch`: 57 minutes at the 4.7 steps a second of 2 idle CPU cores
+Result:   `scratch`: validation loss 1.72 nats a token; 83.7 % of 1,000 samples valid at temperature 1, 87.7 % with
+          top-p 0.9 (docs/RESULTS.md)
+Cost:     `scratch`: 55 minutes on 2 CPU cores
 Command:  crystal-jax train --config=configs/mp20_open.py:scratch --workdir=runs/mp20_open
 """
 
@@ -33,7 +33,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     )
     config.lora = dict(rank=8 if variant == "lora" else 0, alpha=32.0, targets=("q", "k", "v", "o"), dropout=0.0)
     config.execution = dict(scan_layers=False, remat=False, loss_chunk=0)
-    config.text = dict(version="v2", coordinates="fractional")
+    config.text = dict(version="v3", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.0, conditions=False, translate=True, order="sorted", loss="completion")
     config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=12, packing_bins=64, seed=0, shards=1)
@@ -49,7 +49,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=16_000,
+        num_steps=22_000,
         log_every=20,
         eval_every=1_000,
         save_every=1_000,
