@@ -18,14 +18,13 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import ModelConfig
-from crystal_jax.errors import UserError
 from crystal_jax.model.cache import Cache, empty_cache, put_rows
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.decode import draw
 from crystal_jax.sharding import BATCH, CACHE_RULES, on_mesh, tree_shardings
 from crystal_jax.text.first_line import FirstLine, Parts, Place, Wanted
 
-_ATTEMPTS = 1000  # before a composition that nothing admits is given up
+_ATTEMPTS = 1000  # at a composition that is admitted
 _STREAM = 0x434F4D50  # a composition's random numbers are not those of its crystal
 
 
@@ -53,12 +52,19 @@ class Stated:
         ids: Token ids.
         log_probs: Of them and of the line's end, which is not among them: see `Rows` in sample/decode.py.
         log_kept: Natural logarithm of the share of probability that `Asked.wanted` left.
+        rejected: Lines that were drawn before it and not admitted.
+        admitted: Whether it is; if not, none of 1,000 was, and this is the last of them.
     """
 
     composition: Parts
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     log_kept: float
+    rejected: int = 0
+    admitted: bool = True
+
+
+_NOTHING = Stated(composition=(), ids=(), log_probs=(0.0,), log_kept=0.0)
 
 
 class _Read(NamedTuple):
@@ -160,26 +166,22 @@ class Compositions:
     def __call__(
         self, params: nnx.State, asked: Sequence[Asked], *, temperature: float, top_p: float
     ) -> Iterator[Stated]:
-        """The line of each, in order; `params` are the model's.
-
-        Raises:
-            UserError: of some sample, none of 1,000 or more compositions was admitted.
-        """
+        """The line of each, in order; `params` are the model's."""
         settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
         for begin in range(0, len(asked), self._at_once):
             some = asked[begin : begin + self._at_once]
             found: dict[int, Stated] = {}
             attempts = 0
             while missing := [i for i in range(len(some)) if i not in found]:
-                if attempts >= _ATTEMPTS:
-                    raise UserError(f"none of {attempts} compositions that the model stated for a sample is admitted")
                 # As many attempts at once as there are rows for; of those that are admitted, the first counts.
-                each = self._at_once // len(missing)
+                each = min(self._at_once // len(missing), _ATTEMPTS - attempts)
                 tries = [(i, attempt) for i in missing for attempt in range(attempts, attempts + each)]
                 rows = self._write(params, [(some[i], attempt) for i, attempt in tries], settings)
-                for (i, _), row in zip(tries, rows, strict=True):
-                    if i not in found and row.stated and self._admit(dict(row.stated.composition)):
-                        found[i] = row.stated
+                for (i, attempt), row in zip(tries, rows, strict=True):
+                    stated = row.stated or _NOTHING
+                    admitted = row.stated is not None and self._admit(dict(stated.composition))
+                    if i not in found and (admitted or attempt == _ATTEMPTS - 1):
+                        found[i] = dataclasses.replace(stated, rejected=attempt, admitted=admitted)
                 attempts += each
             yield from (found[i] for i in range(len(some)))
 

@@ -43,6 +43,11 @@ class Question(NamedTuple):
     stated: Stated | None = None
 
     @property
+    def rejected(self) -> int:
+        """First lines that were drawn before its own and not admitted."""
+        return self.stated.rejected if self.stated else 0
+
+    @property
     def head(self) -> tuple[int, ...]:
         """The ids after which writing begins."""
         return self.prompt + (self.stated.ids if self.stated else ())

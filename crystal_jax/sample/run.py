@@ -205,7 +205,7 @@ def sample(
     from crystal_jax.sample.job import Job
     from crystal_jax.sample.questions import Questions
     from crystal_jax.sample.rules import Rules, allowed_elements, make_admission
-    from crystal_jax.sample.scheduler import Engine, Request
+    from crystal_jax.sample.scheduler import Drawn, Engine, Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
@@ -271,13 +271,16 @@ def sample(
 
     open_questions: dict[int, Question] = {}
 
-    def requests(indices: Sequence[int], temperature: float, top_p: float) -> Iterator[Request]:
+    def requests(
+        indices: Sequence[int], temperature: float, top_p: float, given_up: list[Request]
+    ) -> Iterator[Request]:
+        """What is asked of the engine; samples with no composition that is admitted are `given_up` instead."""
         state = None
         if compositions:
             state = functools.partial(compositions, trained.params, temperature=temperature, top_p=top_p)
         for index, question in questions(indices, state):
             open_questions[index] = question
-            yield Request(
+            request = Request(
                 index=index,
                 prompt=question.head,
                 seed=seed,
@@ -286,6 +289,16 @@ def sample(
                 limits=question.limits,
                 guide=question.guide,
             )
+            if question.stated is None or question.stated.admitted:
+                yield request
+            else:
+                given_up.append(request)
+
+    def draw(indices: Sequence[int], temperature: float, top_p: float) -> Iterator[Drawn]:
+        given_up: list[Request] = []
+        yield from engine.run(trained.params, requests(indices, temperature, top_p, given_up))
+        for request in given_up:
+            yield Drawn(request=request, ids=(), log_probs=(), log_kept=0.0, dead_ends=1, complete=False)
 
     def row(drawn: Drawn) -> dict[str, Any]:
         question = open_questions.pop(drawn.request.index)
@@ -304,7 +317,7 @@ def sample(
             "log_prob": round(sum(log_probs), 4),
             "token_log_probs": [round(value, 4) for value in log_probs],
             "log_kept": round(log_kept, 4),
-            "dead_ends": drawn.dead_ends,
+            "dead_ends": question.rejected + drawn.dead_ends,
             "constraints": request["constraints"],
             "checkpoint": trained.name,
             "text_format": experiment.text.version,
@@ -314,6 +327,6 @@ def sample(
     for t, p in settings:
         folder = output / f"temperature={t},top_p={p}" if len(settings) > 1 else output
         job = Job(folder, {**request, "temperature": t, "top_p": p}, total=total)
-        job.write(row(drawn) for drawn in engine.run(trained.params, requests(job.missing, t, p)))
+        job.write(map(row, draw(job.missing, t, p)))
         written.append(job.finish(experiment.text, model_name=trained.name, extxyz=extxyz))
     return written[0] if len(written) == 1 else output

@@ -35,6 +35,8 @@ from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
 
+_MOST_PROMPTS = 32  # read together
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
@@ -252,8 +254,8 @@ class Engine:
                     given[row] = placed[row] = begun
                     length[row] = len(begun.request.prompt)
                     changed |= self._ask(grants, row, begun.request, ())
-            if placed:
-                rows = self._refill(self._tables, rows, *self._arrays(params, placed, len(given)))
+            for some in _few_prompts(placed):
+                rows = self._refill(self._tables, rows, *self._arrays(params, some, len(given)))
             texts = [row for row, begun in enumerate(given) if begun]
             if not texts:
                 return
@@ -354,3 +356,17 @@ class Engine:
             raise ValueError(
                 "the tokenizer has tokens that end one number and begin the next: no guide can stop between"
             )
+
+
+def _few_prompts(placed: Mapping[int, Begun]) -> Iterator[dict[int, Begun]]:
+    """The rows in groups of few different prompts: what is read of a prompt is whole on every device."""
+    some: dict[int, Begun] = {}
+    prompts: set[tuple[int, ...]] = set()
+    for row, begun in placed.items():
+        if len(prompts | {begun.request.prompt}) > _MOST_PROMPTS:
+            yield some
+            some, prompts = {}, set()
+        some[row] = begun
+        prompts.add(begun.request.prompt)
+    if some:
+        yield some

@@ -1,6 +1,7 @@
 """Compositions that are drawn before the crystals that are held to them."""
 
 import csv
+import itertools
 import json
 from collections import Counter
 
@@ -90,9 +91,30 @@ def test_the_model_learns_which_compositions_there_are(draws):
     assert Counter(len(stated.composition) for stated in drawn).most_common(1)[0][0] == 2
 
 
-def test_what_is_never_admitted_is_said(draws):
-    with pytest.raises(UserError, match=r"none of 10\d\d compositions"):
-        draws([0], admit=lambda counts: False)
+def test_what_is_never_admitted_is_given_up(draws):
+    (stated,) = draws([0], admit=lambda counts: False).values()
+    assert not stated.admitted
+    assert stated.rejected == 999
+    drawn = draws(range(20))
+    rare = drawn[0].composition
+    kept = draws(range(20), admit=lambda counts: tuple(counts.items()) != rare)
+    assert kept[0].rejected > 0
+    assert all(kept[i] == drawn[i] for i in kept if drawn[i].composition != rare)
+
+
+def test_a_sample_without_a_composition_is_a_dead_end(stating, tmp_path, monkeypatch):
+    """Of which there are two, the others are there; and it is reported, not drawn for ever."""
+    offered = itertools.count()
+    monkeypatch.setattr("crystal_jax.sample.rules.make_admission", lambda *_: lambda counts: next(offered) >= 2000)
+    monkeypatch.setattr("crystal_jax.sample.compositions._ATTEMPTS", 100)
+    monkeypatch.setattr("crystal_jax.sample.questions._AT_ONCE", 4)
+    path = sample(stating, output=tmp_path / "out", num_samples=24, batch_size=8)
+    rows = [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
+    assert [row["index"] for row in rows] == list(range(24))
+    assert [row["status"] for row in rows] == ["dead end"] * 20 + ["complete"] * 4
+    assert {row["dead_ends"] for row in rows[:20]} == {100}
+    with path.open(newline="") as file:
+        assert [bool(line["formula"]) for line in csv.DictReader(file)] == [False] * 20 + [True] * 4
 
 
 def test_probabilities_are_those_of_the_whole_text(stating, tmp_path):

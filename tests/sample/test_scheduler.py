@@ -9,6 +9,7 @@ from pymatgen.core import Composition
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.sample import scheduler
 from crystal_jax.sample.constraints import make_limits
 from crystal_jax.sample.guide import Grant, turn_of
 from crystal_jax.sample.rules import Rules, make_guide
@@ -63,6 +64,22 @@ def test_nor_on_how_rows_are_moved_to_smaller_and_larger_arrays(short, reference
     sizes, capacities = zip(*used, strict=True)
     assert set(sizes) == {16}
     assert len(set(capacities)) > 1
+
+
+def test_nor_on_how_many_prompts_are_read_together(short, reference, monkeypatch):
+    monkeypatch.setattr(scheduler, "_MOST_PROMPTS", 1)
+    engine = short.engine(12)
+    read, most = engine._prompts, []
+
+    def noted(params, wanted):
+        wanted = list(wanted)
+        most.append(len(wanted))
+        return read(params, wanted)
+
+    engine._prompts = noted
+    same(draw_some(short, engine), reference)
+    assert len(most) > 1
+    assert set(most) == {1}
 
 
 @pytest.mark.parametrize("mesh", [(4, 1, 1), (1, 2, 2)])
