@@ -120,11 +120,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.main(flag_values)
         if name == "evaluate":  # figures are made to be looked at
             return main(["report", f"--evaluation={flag_values.output}"])
+        if name == "dft collect":
+            return main(["report", f"--evaluation={flag_values.evaluation}"])
     except flags.Error as error:
         print(f"crystal-jax {name}: {error} (see 'crystal-jax {name} --help')", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"crystal-jax {name}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a file that may not be written, a mount that is gone
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"crystal-jax {name}: {place}{error.strerror or error}; what is finished is on disk", file=sys.stderr)
         return 1
     except Preempted as stop:
         print(f"crystal-jax {name}: {stop}", file=sys.stderr)

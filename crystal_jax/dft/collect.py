@@ -1,9 +1,9 @@
 """Reads finished VASP runs back into an evaluation: which crystals are stable by density-functional theory?
 
 Takes the folders that 'crystal-jax dft write' made, reads vasprun.xml (also .gz) of each, applies the MP2020
-corrections and measures the energy above the hull. Fills the columns dft and e_above_hull_dft of structures.csv, and
-stable_dft of metrics.json: the share of samples below 0 eV/atom, of as many as the rate metastable is of. Run
-'crystal-jax report' again afterwards.
+corrections and measures the energy above the hull. Fills the columns dft and e_above_hull_dft of structures.csv and
+candidates.csv, and stable_dft of metrics.json: the share of samples below 0 eV/atom, with metastable's denominator. The
+findings stay in dft.csv, from which a later 'crystal-jax evaluate' of the same samples takes them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from crystal_jax.dft.write import MANIFEST
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import structures
+from crystal_jax.evaluate import dft_runs, structures
+from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.energy.corrections import corrected
-from crystal_jax.evaluate.energy.hull import STABLE, Hull, read_hull
+from crystal_jax.evaluate.energy.hull import Hull, read_hull
 from crystal_jax.evaluate.quiet import quiet
-from crystal_jax.evaluate.rate import Rate
 from crystal_jax.files import write_text
 
 
@@ -57,7 +57,7 @@ def collect(evaluation: Path, *, runs: Path, hull: Hull) -> dict[str, Any]:
         hull: the known materials.
 
     Raises:
-        UserError: a folder is none of these.
+        UserError: a folder is none of these, or has no runs.
     """
     try:
         rows = pd.read_csv(evaluation / "structures.csv", dtype=structures.COLUMNS)
@@ -79,11 +79,12 @@ def collect(evaluation: Path, *, runs: Path, hull: Hull) -> dict[str, Any]:
         ending, above = _read(runs / run["folder"], run["formula"], hull)
         rows.loc[place[run["name"]], "dft"] = ending
         rows.loc[place[run["name"]], "e_above_hull_dft"] = above
-    added = {
-        "stable_dft": Rate(int((rows["e_above_hull_dft"] < STABLE).sum()), total).as_dict(),
-        "dft_endings": rows["dft"].value_counts().to_dict(),
-    }
+    if rows["dft"].isna().all():
+        raise UserError(f"{runs}: {MANIFEST} names no run")
+    added = dft_runs.metrics_of(rows, total)
+    dft_runs.keep(rows, evaluation)
     write_text(evaluation / "structures.csv", rows.to_csv(index=False))
+    write_text(evaluation / "candidates.csv", candidates(rows).to_csv(index=False))
     write_text(evaluation / "metrics.json", json.dumps(metrics | added, indent=2, allow_nan=False) + "\n")
     return added
 

@@ -16,6 +16,7 @@ from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 from tqdm import tqdm
 
+from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, parse
 
 Tolerances = Mapping[str, Any]  # arguments of StructureMatcher
@@ -33,6 +34,7 @@ LOOSE_MATCHER: Tolerances = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10, "scale":
 _MATCHER_FAILURES = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 
 
+@quiet()
 def reduce_cell(structure: Structure) -> Structure | None:
     """The Niggli-reduced primitive cell, which is what is compared; None if there is none to be found."""
     try:

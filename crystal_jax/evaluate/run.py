@@ -39,6 +39,7 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate import (
     conditions,
     coverage,
+    dft_runs,
     magpie,
     metrics,
     model_files,
@@ -49,7 +50,7 @@ from crystal_jax.evaluate import (
     symmetry,
     validity,
 )
-from crystal_jax.evaluate.candidates import candidates
+from crystal_jax.evaluate.candidates import candidates, write_cifs
 from crystal_jax.evaluate.fingerprints import CACHE
 from crystal_jax.evaluate.options import FINGERPRINTS, MODES, EnergyOptions, energy_options
 from crystal_jax.evaluate.options import define_flags as define_flags  # the command line finds it here
@@ -58,6 +59,7 @@ from crystal_jax.evaluate.samples import Sample, read_entries, read_reference
 from crystal_jax.files import write_text
 from crystal_jax.provenance import versions
 
+_PACKAGE_OF = {"chgnet": ("chgnet",), "matgl": ("matgl",)}
 PACKAGES = ("pymatgen", "pymatgen-core", "spglib", "scipy", "numpy", "pandas")
 
 
@@ -80,7 +82,7 @@ def main(flag_values: flags.FlagValues) -> None:
         progress=flag_values.progress,
     )
     print(metrics.summary(result))
-    print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv, candidates.csv")
+    print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv, candidates.csv, candidates/")
 
 
 def evaluate(
@@ -143,18 +145,20 @@ def evaluate(
     wanted = read_reference(targets, default_split="test") if targets else None
     stage = _Stability.of(energy, Path(output) / "relaxations") if energy else None
 
-    parsed = structures.parse_all(entries, progress=progress)
-    rows = structures.describe(parsed, table, progress=progress)
-    structures.compare(rows, parsed, train, progress=progress)
-    real_samples = structures.parse_all(real, what="reference", progress=progress)
+    parsed = structures.parse_all(entries, workers=workers, progress=progress)
+    rows = structures.describe(parsed, table, workers=workers, progress=progress)
+    structures.compare(rows, parsed, train, workers=workers, progress=progress)
+    real_samples = structures.parse_all(real, what="reference", workers=workers, progress=progress)
     prints = None
     if reference and fingerprints_of != "none":
-        seen = train if fingerprints_of == "all" else None
+        seen = None
+        if train is not None and fingerprints_of == "all":
+            seen = structures.parse_all(train, what="training set", workers=workers, progress=progress)
         prints = resemblance.take(
             parsed,
             rows,
             real_samples,
-            None if seen is None else structures.parse_all(seen, what="training set", progress=progress),
+            seen,
             table=table,
             mode=mode,
             workers=workers,
@@ -162,6 +166,7 @@ def evaluate(
         )
     if stage:
         stage.run(parsed, rows, mode=mode, workers=workers, progress=progress)
+    dft_runs.fill_in(rows, Path(output))
     judged = metrics.judged_rows(rows, mode)
     real_properties = structures.properties(real_samples)
     cutoffs = coverage.CUTOFFS[coverage_cutoffs]
@@ -169,7 +174,8 @@ def evaluate(
         **metrics.rates(rows, judged, with_novelty=train is not None),
         **metrics.distances(judged, real_properties),
         **(resemblance.metrics_of(rows, judged, prints, cutoffs=cutoffs, mode=mode) if prints else {}),
-        **(stage.metrics(rows, judged, mode=mode) if stage else {}),
+        **(stable := stage.metrics(rows, judged, mode=mode) if stage else {}),
+        **dft_runs.metrics_of(rows, stable.get("metastable", {}).get("total", len(judged))),
         **conditions.metrics_of(entries, parsed, rows),
         **(prediction.metrics_of(parsed, structures.parse_all(wanted), progress=progress) if wanted else {}),
         **(model_files.scores(Path(scores), rows) if scores else {}),
@@ -203,12 +209,14 @@ def evaluate(
             "energies": stage.settings() if stage else None,
             "fingerprint_tables": [*magpie.TABLES, CACHE] if prints else None,
         },
-        "versions": versions((*PACKAGES, *(("torch",) if energy and energy.ray_address is None else ()))),
+        "versions": versions((*PACKAGES, *(stage.packages if stage else ()))),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
     }
     write_text(Path(output) / "structures.csv", rows.to_csv(index=False))
-    write_text(Path(output) / "candidates.csv", candidates(rows).to_csv(index=False))
+    ranked = candidates(rows)
+    write_text(Path(output) / "candidates.csv", ranked.to_csv(index=False))
+    write_cifs(ranked, {s.name: (stage and stage.relaxed_cif(s)) or s.cif for s in parsed}, Path(output) / "candidates")
     write_text(Path(output) / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 
@@ -256,6 +264,16 @@ class _Stability:
         from crystal_jax.evaluate import stability
 
         return stability.metrics_of(rows, judged, self.hull, mode=mode)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those that compute energies in this process; on a cluster they may not be here."""
+        return () if self.ray_address else ("torch", *_PACKAGE_OF.get(self.job.model.partition(":")[0], ()))
+
+    def relaxed_cif(self, sample: Sample) -> str | None:
+        """None where it was not relaxed, or could not be."""
+        row = self.found.of(sample)
+        return row and row["relaxed_cif"]
 
     def settings(self) -> dict[str, Any]:
         from crystal_jax.evaluate import stability

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from crystal_jax.evaluate import novelty, symmetry
 from crystal_jax.evaluate.oxidation import OxidationTable
+from crystal_jax.evaluate.parallel import map_in_order
 from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.samples import Entry, Sample, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
@@ -61,28 +63,37 @@ COLUMNS = {
 }
 
 
-def parse_all(entries: Sequence[Entry], *, what: str = "reading", progress: bool = False) -> list[Sample]:
-    """Parses every entry; failures stay in the list."""
-    return [parse(entry) for entry in tqdm(entries, what, unit="crystal", disable=not progress)]
+def parse_all(
+    entries: Sequence[Entry], *, what: str = "reading", workers: int | None = None, progress: bool = False
+) -> list[Sample]:
+    """Parses every entry, on as many cores; failures stay in the list."""
+    samples = map_in_order(parse, entries, workers=workers)
+    return list(tqdm(samples, what, len(entries), unit="crystal", disable=not progress))
 
 
-@quiet()
-def describe(samples: Sequence[Sample], table: OxidationTable, *, progress: bool = False) -> pd.DataFrame:
+def describe(
+    samples: Sequence[Sample], table: OxidationTable, *, workers: int | None = None, progress: bool = False
+) -> pd.DataFrame:
     """Tabulates all but `unique` and `novel`, one row a sample in the samples' order (see `COLUMNS`)."""
-    rows = (_row(sample, table) for sample in tqdm(samples, "validity", unit="crystal", disable=not progress))
+    rows = map_in_order(functools.partial(_row, table=table), samples, workers=workers)
+    rows = tqdm(rows, "validity", len(samples), unit="crystal", disable=not progress)
     return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
 
 
 @quiet()
 def compare(
-    rows: pd.DataFrame, samples: Sequence[Sample], train: Sequence[Entry] | None, *, progress: bool = False
+    rows: pd.DataFrame,
+    samples: Sequence[Sample],
+    train: Sequence[Entry] | None,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
 ) -> None:
     """Fills in `unique` and, if a training set is given, `novel` and `known_as`, for the valid rows."""
     valid = rows.index[rows["valid"]]
-    cells = [
-        novelty.reduce_cell(samples[i].structure)
-        for i in tqdm(valid, "primitive cells", unit="crystal", disable=not progress)
-    ]
+    whole = [structure for i in valid if (structure := samples[i].structure) is not None]
+    reduced = map_in_order(novelty.reduce_cell, whole, workers=workers)
+    cells = list(tqdm(reduced, "primitive cells", len(valid), unit="crystal", disable=not progress))
     for column, tolerances in (("unique", novelty.MATCHER), ("unique_loose", novelty.LOOSE_MATCHER)):
         rows.loc[valid, column] = novelty.first_of_their_kind(cells, tolerances=tolerances, progress=progress)
     if train is not None:
@@ -103,6 +114,7 @@ def properties(samples: Sequence[Sample]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["density", "num_elements", "num_atoms"])
 
 
+@quiet()
 def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
     faults = [sample.failure, sample.failure]
     facts: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from crystal_jax import cli
 from crystal_jax.dft.collect import collect
 from crystal_jax.dft.write import write
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate import dft_runs
 from crystal_jax.evaluate.energy.hull import Hull
 from crystal_jax.evaluate.energy.jobs import key_of
 from crystal_jax.evaluate.structures import COLUMNS
@@ -37,7 +38,10 @@ def evaluation(tmp_path, salt):
     journal = [{"key": key_of(text), "relaxed_cif": text} for text in texts[:2]]
     (folder / "relaxations/x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in journal))
     rows = pd.DataFrame({"name": ["a", "b", "c"], "reduced_formula": ["NaCl"] * 3, "e_above_hull": [0.01, 0.4, None]})
-    rows = rows.reindex(columns=list(COLUMNS)).assign(valid=True, structurally_valid=True, compositionally_valid=True)
+    rows["formula"] = "Na4 Cl4"
+    rows = rows.reindex(columns=list(COLUMNS)).assign(
+        valid=True, unique=True, structurally_valid=True, compositionally_valid=True
+    )
     rows.to_csv(folder / "structures.csv", index=False)
     metrics = {
         "samples": {"path": str(tmp_path / "samples.csv")},
@@ -121,6 +125,23 @@ def test_there_and_back(evaluation, tmp_path, salt):
     assert json.loads((evaluation / "metrics.json").read_text())["stable_dft"]["hits"] == 1
     again = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
     assert again == added
+    ranked = pd.read_csv(evaluation / "candidates.csv")
+    assert ranked["e_above_hull_dft"][:2].tolist() == pytest.approx([-0.2, 0.3], abs=1e-3)
+
+
+def test_what_was_found_outlives_a_new_evaluation_of_the_same_samples(evaluation, tmp_path, salt):
+    write(evaluation, output=tmp_path / "runs", below=1.0)
+    (tmp_path / "runs/00001_NaCl/vasprun.xml").write_text(vasprun(salt, 8 * (-1.55 - 2.1 - 0.2 + 0.307)))
+    added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    fresh = pd.read_csv(evaluation / "structures.csv", dtype=COLUMNS).assign(dft=None, e_above_hull_dft=float("nan"))
+    dft_runs.fill_in(fresh, tmp_path)  # no such file there
+    assert dft_runs.metrics_of(fresh, 3) == {}
+    dft_runs.fill_in(fresh, evaluation)
+    assert dft_runs.metrics_of(fresh, 3) == added
+    assert fresh["dft"].tolist()[:2] == ["no vasprun.xml", "converged"]
+    other = fresh.assign(formula="K4 Cl4", dft=None, e_above_hull_dft=float("nan"))
+    dft_runs.fill_in(other, evaluation)  # another crystal of the same name
+    assert dft_runs.metrics_of(other, 3) == {}
 
 
 @pytest.mark.parametrize("ending", ["no vasprun.xml", "unreadable", "not converged", "another crystal"])
@@ -139,8 +160,9 @@ def test_bad_runs_have_names_and_are_not_stable(evaluation, tmp_path, salt, endi
     assert added["stable_dft"]["hits"] == 0
 
 
-def test_command_line(evaluation, tmp_path, salt, capsys):
-    runs = tmp_path / "runs"
+def test_command_line(evaluation, tmp_path, salt, capsys, monkeypatch):
+    runs, reported = tmp_path / "runs", []
+    monkeypatch.setattr("crystal_jax.report.run.main", lambda flags: reported.append(flags.evaluation))
     assert cli.main(["dft", "write", f"--evaluation={evaluation}", f"--output={runs}"]) == 0
     assert f"1 calculations; written: {runs}/manifest.csv" in capsys.readouterr().out
     assert cli.main(["dft", "write", f"--evaluation={evaluation}", f"--output={runs}"]) == 1
@@ -152,6 +174,7 @@ def test_command_line(evaluation, tmp_path, salt, capsys):
     arguments = [f"--evaluation={evaluation}", f"--runs={runs}", f"--hull={tmp_path / 'hull.csv'}"]
     assert cli.main(["dft", "collect", *arguments]) == 0
     assert "stable by DFT: 1 of 3 samples" in capsys.readouterr().out
+    assert reported == [str(evaluation)]
 
 
 def test_folders_of_something_else(evaluation, tmp_path):

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from crystal_jax.evaluate.candidates import COLUMNS, candidates
+from crystal_jax.evaluate.candidates import COLUMNS, candidates, write_cifs
 from crystal_jax.evaluate.structures import COLUMNS as ALL
 
 
@@ -26,3 +26,14 @@ def test_the_lowest_valid_unique_and_new_ones_come_first():
 def test_without_a_training_set_all_unique_ones_are_candidates():
     rows = table(name=["a", "b"], valid=[True, True], unique=[True, True])
     assert candidates(rows.assign(valid=True))["name"].tolist() == ["a", "b"]
+
+
+def test_each_candidate_has_a_file_and_earlier_ones_are_gone(tmp_path):
+    rows = table(name=["a", "b"], valid=[True, True], unique=[True, True], reduced_formula=["NaCl", "K2O"])
+    rows["e_above_hull"] = [0.2, 0.1]
+    (tmp_path / "00009_old.cif").write_text("")
+    write_cifs(candidates(rows.assign(valid=True)), {"a": "salt", "b": "oxide"}, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "00001_K2O.cif": "oxide",
+        "00002_NaCl.cif": "salt",
+    }

@@ -180,11 +180,24 @@ def _entries(path: Path) -> list[ComputedEntry]:
         if isinstance(found, dict):
             found = found.get("entry", found)  # a table's column
         rows = found.values() if isinstance(found, dict) else found
-        return [ComputedEntry.from_dict(row) for row in rows]
+        entries = [entry for row in rows if _is_gga(entry := ComputedEntry.from_dict(row))]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file of computed entries") from error
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path}: not a JSON file of pymatgen's computed entries ({error})") from error
+    if not entries:
+        raise UserError(f"{path}: no entry is of GGA or GGA+U; other functionals have another zero of energy")
+    return entries
+
+
+def _is_gga(entry: ComputedEntry) -> bool:
+    """Whether an energy compares with those of the potentials; files of the Materials Project mix functionals.
+
+    Where a file does not say, it does.
+    """
+    functional = str(entry.parameters.get("run_type", "GGA")).upper()
+    mixed = any("R2SCAN" in adjustment.name.upper() for adjustment in entry.energy_adjustments)
+    return functional.startswith(("GGA", "PBE")) and not mixed
 
 
 def _elements(entries: Iterable[ComputedEntry]) -> dict[str, float]:

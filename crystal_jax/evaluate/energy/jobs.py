@@ -6,13 +6,18 @@ the same call goes on with those that no journal has. Each worker loads the mode
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,7 @@ from crystal_jax.files import write_text
 
 _CHUNK = 64  # crystals that a worker takes at a time: some batches full, so that few batches are not
 _WORTH_A_PROCESS = 16  # crystals; loading the model takes a worker some seconds
-_FRUITLESS = 3  # times that workers may die before any of them finished a crystal
+_FRUITLESS = 3  # crystals that may kill their process one after the other; with more, it is not the crystals
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +74,12 @@ def relax_all(
 
     Raises:
         UserError: the folder is of another job, the model cannot be loaded, or workers die again and again.
+
+    A crystal that kills its process is found out, since it does so alone, too, and written down as crashed.
     """
     _claim(folder, job)
     texts = {key_of(cif): cif for cif in cifs}
-    fruitless = 0
+    died, before = False, -1
     with tqdm(total=len(texts), desc="relaxation", unit="crystal", disable=not progress) as bar:
         while True:
             rows = read_journals(folder)
@@ -80,16 +87,15 @@ def relax_all(
             bar.update(len(texts) - len(missing) - bar.n)
             if not missing:
                 return {key: rows[key] for key in texts}
+            # Few are relaxed in this process, which must not die of them.
+            alone = died and (len(rows) == before or _workers_for(missing, workers) == 1)
+            before = len(rows)
+            how = _one_by_one if alone else _finished
             try:
-                for _ in _finished([texts[key] for key in missing], job, folder, workers, ray_address):
+                for _ in how([texts[key] for key in missing], job, folder, workers, ray_address):
                     bar.update(1)
             except _WorkersDied:
-                fruitless = 0 if len(read_journals(folder)) > len(rows) else fruitless + 1
-                if fruitless == _FRUITLESS:
-                    raise UserError(
-                        f"workers were killed {_FRUITLESS} times before they finished a crystal; is there memory "
-                        "enough? lower --workers or --batch_atoms"
-                    ) from None
+                died = True
 
 
 class _WorkersDied(Exception):  # noqa: N818 - what is missing is done again
@@ -139,10 +145,10 @@ def _finished(
     cifs: Sequence[str], job: RelaxJob, folder: Path, workers: int | None, ray_address: str | None
 ) -> Iterator[None]:
     """Relaxes and writes; yields once for each crystal that is written."""
-    workers = min(available_workers() if workers is None else workers, -(-len(cifs) // _WORTH_A_PROCESS))
+    workers = _workers_for(cifs, workers)
     if ray_address is not None:
         yield from _on_ray(cifs, job, folder, ray_address)
-    elif workers <= 1:
+    elif workers == 1:
         yield from _relax_and_write(cifs, job, folder)
     else:
         run = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
@@ -153,9 +159,53 @@ def _finished(
             raise _WorkersDied from error
 
 
+def _workers_for(some: Sequence[str], workers: int | None) -> int:
+    return max(1, min(available_workers() if workers is None else workers, -(-len(some) // _WORTH_A_PROCESS)))
+
+
 def _chunks(cifs: Sequence[str], workers: int) -> list[Sequence[str]]:
     size = max(1, min(_CHUNK, -(-len(cifs) // workers)))
     return [cifs[begin : begin + size] for begin in range(0, len(cifs), size)]
+
+
+def _one_by_one(
+    cifs: Sequence[str], job: RelaxJob, folder: Path, workers: int | None, ray_address: str | None
+) -> Iterator[None]:
+    """Relaxes each alone, until it has found one that kills its process; yields when one is written.
+
+    Raises:
+        UserError: several died, one after the other.
+    """
+    deaths, waiting = 0, list(cifs)
+    while waiting:
+        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+            try:
+                while waiting:
+                    if ray_address is None:
+                        alone.submit(_of_worker, waiting[:1], job, folder).result()
+                    else:
+                        collections.deque(_on_ray(waiting[:1], job, folder, ray_address), maxlen=0)
+                    del waiting[0]
+                    yield
+                    if deaths:
+                        return  # the others can go on side by side
+            except (_WorkersDied, BrokenProcessPool):
+                deaths += 1
+        if waiting and deaths:
+            if deaths == _FRUITLESS:
+                raise UserError(
+                    f"{_FRUITLESS} crystals one after the other killed the processes that relaxed them alone; is there "
+                    "memory enough? lower --workers or --batch_atoms"
+                )
+            with _journal(folder) as write:
+                write(_crashed(waiting.pop(0)))
+            yield
+
+
+def _crashed(cif: str) -> dict[str, Any]:
+    structure = parse(Entry("", cif)).structure
+    assert structure is not None
+    return row_of(Relaxed(key_of(cif), "crashed", "it killed its process", None, None, 0, 0.0, Cell.of(structure)))
 
 
 def _of_worker(cifs: Sequence[str], job: RelaxJob, folder: Path) -> int:
@@ -164,14 +214,25 @@ def _of_worker(cifs: Sequence[str], job: RelaxJob, folder: Path) -> int:
 
 
 def _relax_and_write(cifs: Sequence[str], job: RelaxJob, folder: Path) -> Iterator[None]:
+    with _journal(folder) as write:
+        for row in relax_rows(cifs, job):
+            write(row)
+            yield
+
+
+@contextlib.contextmanager
+def _journal(folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What writes a row at once, to this process's own file."""
     path = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
     with path.open("a", encoding="utf-8") as file:
         if path.stat().st_size:
             file.write("\n")  # ends what a process of the same number may have left half written
-        for row in relax_rows(cifs, job):
+
+        def write(row: Mapping[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
-            yield
+
+        yield write
 
 
 def relax_rows(cifs: Sequence[str], job: RelaxJob) -> Iterator[dict[str, Any]]:
@@ -198,11 +259,9 @@ def _on_ray(cifs: Sequence[str], job: RelaxJob, folder: Path, address: str) -> I
     """The same on a cluster: rows come back one by one, and this process writes them."""
     from crystal_jax.evaluate.energy.cluster import stream
 
-    path = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
-    with path.open("a", encoding="utf-8") as file:
+    with _journal(folder) as write:
         for row in stream(lambda workers: _chunks(cifs, workers), job, address):
             if row is None:
                 raise _WorkersDied
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            write(row)
             yield

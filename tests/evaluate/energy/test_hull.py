@@ -6,7 +6,7 @@ import pytest
 from monty.serialization import dumpfn
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
-from pymatgen.entries.computed_entries import ComputedEntry
+from pymatgen.entries.computed_entries import ComputedEntry, ConstantEnergyAdjustment
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.hull import Hull, read_hull
@@ -136,3 +136,21 @@ def test_heights_of_known_materials_are_the_materials_projects(shared):
         same.append((above < 0.1) == (expected < 0.1))
     assert np.mean(errors) < 0.004
     assert np.mean(same) > 0.99
+
+
+def test_energies_of_other_functionals_are_left_out(tmp_path):
+    """As of R2SCAN in the Materials Project's files, whose zero is another."""
+    entries = [ComputedEntry(symbol, energy, parameters={"run_type": "GGA"}) for symbol, energy in ELEMENTS.items()]
+    below = 6 * -2.0 + 4 * -1.9 + 2 * -4.9
+    mixed = ConstantEnergyAdjustment(-1.0, name="MP GGA(+U)/R2SCAN mixing adjustment")
+    entries += [
+        ComputedEntry("Li4O2", below, parameters={"run_type": "GGA+U"}),
+        ComputedEntry("Li4O2", below - 50, parameters={"run_type": "R2SCAN"}),
+        ComputedEntry("Li4O2", below - 50, parameters={"run_type": "GGA"}, energy_adjustments=[mixed]),
+    ]
+    dumpfn(entries, tmp_path / "entries.json")
+    height = read_hull(tmp_path / "entries.json").height(Composition("Li2O"), 2 / 3 * -1.9 + 1 / 3 * -4.9 - 2)
+    assert height.above == pytest.approx(0)
+    dumpfn([entry for entry in entries if entry.parameters["run_type"] == "R2SCAN"], tmp_path / "other.json")
+    with pytest.raises(UserError, match="no entry is of GGA"):
+        read_hull(tmp_path / "other.json")

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy import jobs
 from crystal_jax.evaluate.energy.jobs import RelaxJob, key_of, read_journals, relax_all
 from crystal_jax.evaluate.energy.relax import RelaxSettings
+from tests.evaluate.energy import killers
 from tests.evaluate.energy.conftest import distorted
 
 ROOT = Path(__file__).parents[3]
@@ -132,6 +134,25 @@ def test_killing_the_driver_and_a_worker_loses_and_repeats_nothing(cifs, weights
     assert {row["status"] for row in rows} == {"converged"}
     found = read_journals(folder)
     assert all(found[key] == row for key, row in before.items())
+
+
+def test_crystals_that_kill_their_process_are_named(cifs, job, tmp_path, monkeypatch):
+    """And cost nothing but themselves; many in a row are the machine's fault."""
+    monkeypatch.setattr(jobs, "_of_worker", killers.of_worker)
+    # Workers of other tests do not find this one's function.
+    monkeypatch.syspath_prepend(ROOT)
+    get_reusable_executor().shutdown()
+    some = [cif.replace("Cl", "Po") if i in (7, 8, 30) else cif for i, cif in enumerate(cifs)]
+    assert sum("Po" in cif for cif in some) == 3
+    found = relax_all(some, job, tmp_path / "some", workers=2)
+    assert list(found) == [key_of(cif) for cif in some]
+    for cif, row in zip(some, found.values(), strict=True):
+        assert row["status"] == ("crashed" if "Po" in cif else "converged")
+    killer = found[key_of(some[7])]
+    assert killer["reason"] == "it killed its process"
+    assert killer["energy"] is None
+    with pytest.raises(UserError, match="3 crystals one after the other killed the processes"):
+        relax_all([cif.replace("Cl", "Po") for cif in cifs], job, tmp_path / "all", workers=2)
 
 
 def test_ray(cifs, job, tmp_path):

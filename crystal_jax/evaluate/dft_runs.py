@@ -1,0 +1,43 @@
+"""What density-functional theory found, kept beside an evaluation, so that judging the samples again does not lose it.
+
+`crystal-jax dft collect` writes the file; the columns `dft` and `e_above_hull_dft` are filled from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from crystal_jax.evaluate.energy.hull import STABLE
+from crystal_jax.evaluate.rate import Rate
+from crystal_jax.files import write_text
+
+FILE = "dft.csv"
+_COLUMNS = {"name": "str", "formula": "str", "dft": "str", "e_above_hull_dft": "float64"}
+
+
+def keep(rows: pd.DataFrame, folder: Path) -> None:
+    """Writes what is known of the samples that were computed."""
+    write_text(folder / FILE, rows.loc[rows["dft"].notna(), list(_COLUMNS)].to_csv(index=False))
+
+
+def fill_in(rows: pd.DataFrame, folder: Path) -> None:
+    """Fills the columns of the samples that the folder knows: those of the same name and formula."""
+    if not (folder / FILE).exists():
+        return
+    known = pd.read_csv(folder / FILE, dtype=_COLUMNS).set_index(["name", "formula"])
+    keys = pd.MultiIndex.from_frame(rows[["name", "formula"]])
+    for column in ("dft", "e_above_hull_dft"):
+        rows[column] = known[column].reindex(keys).astype(rows[column].dtype).to_numpy()
+
+
+def metrics_of(rows: pd.DataFrame, total: int) -> dict[str, Any]:
+    """`stable_dft`: samples below 0 eV/atom, of `total`; `dft_endings`: how runs ended. Nothing if there are none."""
+    if rows["dft"].isna().all():
+        return {}
+    return {
+        "stable_dft": Rate(int((rows["e_above_hull_dft"] < STABLE).sum()), total).as_dict(),
+        "dft_endings": rows["dft"].value_counts().to_dict(),
+    }

@@ -1,0 +1,17 @@
+"""Crystals that kill the process that relaxes them: here, those with polonium."""
+
+import os
+import signal
+
+from crystal_jax.evaluate.energy import jobs
+
+
+def of_worker(cifs, job, folder):
+    """In place of `jobs._of_worker`: writes what is finished, chunk by chunk."""
+    for cif in cifs:
+        if "Po" in cif:
+            os.kill(os.getpid(), signal.SIGKILL)
+    with jobs._journal(folder) as write:
+        for cif in cifs:
+            write({"key": jobs.key_of(cif), "status": "converged", "reason": ""})
+    return len(cifs)
