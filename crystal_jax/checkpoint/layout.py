@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -102,7 +103,12 @@ def to_tensor(array: np.ndarray, axes: Axes) -> np.ndarray:
 
 
 def load(source: PartSource, like: nnx.State) -> nnx.State:
-    """Reads a checkpoint onto the mesh: each device's shard is read for itself, and no array is ever whole.
+    """Reads a checkpoint onto the mesh: see `load_each`."""
+    return nnx.from_flat_state(dict(load_each(source, like)))
+
+
+def load_each(source: PartSource, like: nnx.State) -> Iterator[tuple[tuple[Any, ...], nnx.Variable]]:
+    """Reads parameter after parameter: each device's shard is read for itself, and no array is ever whole.
 
     Args:
         source: A checkpoint whose tensors can be read in parts.
@@ -112,17 +118,17 @@ def load(source: PartSource, like: nnx.State) -> nnx.State:
         UserError: the checkpoint lacks a tensor, or has an unknown or misshapen one.
     """
     check(source.path, source.shapes(), source.config)
+    for place, variable in nnx.to_flat_state(like):
+        yield place, variable.replace(_load_one(source, "/".join(map(str, place)), variable.get_value()))
 
-    def place(key_path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        path = path_of(key_path)
-        axes = axes_of(path, leaf.ndim)
 
-        def shard(where: tuple[slice, ...] | None) -> np.ndarray:
-            return _read_shard(source, path, leaf.shape, axes, where or ()).astype(leaf.dtype, copy=False)
+def _load_one(source: PartSource, path: str, leaf: Any) -> jax.Array:
+    axes = axes_of(path, leaf.ndim)
 
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+    def shard(where: tuple[slice, ...] | None) -> np.ndarray:
+        return _read_shard(source, path, leaf.shape, axes, where or ()).astype(leaf.dtype, copy=False)
 
-    return jax.tree_util.tree_map_with_path(place, like)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
 
 def _read_shard(source: PartSource, path: str, shape: Shape, axes: Axes, where: tuple[slice, ...]) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from crystal_jax.checkpoint.hf import HfSource, is_hf
-from crystal_jax.checkpoint.layout import load
+from crystal_jax.checkpoint.layout import load, load_each
 from crystal_jax.checkpoint.released import locate
 from crystal_jax.checkpoint.vocabulary import GrownSource
 from crystal_jax.checkpoint.workdir import best_step, difference, parse_experiment, read_experiment, restore_parameters
@@ -26,7 +27,7 @@ from crystal_jax.files import write_text
 from crystal_jax.model.architectures import make_model
 from crystal_jax.model.informed import informed
 from crystal_jax.model.lora import split
-from crystal_jax.model.quantize import quantize_state
+from crystal_jax.model.quantize import quantize_each
 from crystal_jax.provenance import provenance
 from crystal_jax.sharding import abstract, tree_shardings
 from crystal_jax.text.token_features import token_features
@@ -143,18 +144,19 @@ def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef
     graph, *like = abstract_parameters(experiment, mesh)
     lora = experiment.lora.rank > 0
     if experiment.base and not lora:
-        return graph, _base_parameters(experiment, like[0], mesh), like[1]
+        return graph, nnx.from_flat_state(dict(_each_of_base(experiment, like[0], mesh))), like[1]
     where = jax.tree.map(lambda leaf: leaf.sharding, tuple(like))
     # What the base brings is not drawn first: XLA leaves out what is not returned.
     wanted = slice(0, 1) if experiment.base else slice(0, 2)
     build = jax.jit(lambda key: _build(experiment, key)[1:][wanted], out_shardings=where[wanted])
     built = build(jax.random.key(experiment.train.seed))
-    frozen = _base_parameters(experiment, like[1], mesh) if experiment.base else built[1]
-    if experiment.quantize.kind != "none":
-        graph, _, like_frozen = abstract_parameters(experiment, mesh, experiment.quantize)
-        where_frozen = jax.tree.map(lambda leaf: leaf.sharding, like_frozen)
-        frozen = quantize_state(frozen, experiment.quantize, where=where_frozen, donate=True)
-    return graph, built[0], frozen
+    frozen = _each_of_base(experiment, like[1], mesh) if experiment.base else nnx.to_flat_state(built[1])
+    if experiment.quantize.kind == "none":
+        return graph, built[0], nnx.from_flat_state(dict(frozen))
+    # As they come: a base may fit in few bits only.
+    graph, _, like_frozen = abstract_parameters(experiment, mesh, experiment.quantize)
+    where_frozen = jax.tree.map(lambda leaf: leaf.sharding, like_frozen)
+    return graph, built[0], quantize_each(frozen, experiment.quantize, where=where_frozen, donate=True)
 
 
 def _build(
@@ -167,7 +169,9 @@ def _build(
     return split(model, experiment.lora)
 
 
-def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx.State:
+def _each_of_base(
+    experiment: Experiment, like: nnx.State, mesh: Mesh
+) -> Iterable[tuple[tuple[Any, ...], nnx.Variable]]:
     """The weights to begin with: of a Hugging Face folder, shard by shard, or of the workdir of another run."""
     path = locate(experiment.base)
     if not is_hf(path):
@@ -178,10 +182,11 @@ def _base_parameters(experiment: Experiment, like: nnx.State, mesh: Mesh) -> nnx
             )
         _check_equal(path, base.experiment.model, experiment.model)
         _check_language(path, base.experiment, experiment)
-        return jax.tree.map(lambda ours, to: jax.device_put(ours.astype(to.dtype), to.sharding), base.params, like)
+        put = jax.tree.map(lambda ours, to: jax.device_put(ours.astype(to.dtype), to.sharding), base.params, like)
+        return nnx.to_flat_state(put)
     if (path / _EXPORTED).is_file():
         _check_language(path, _read_exported(path)[0], experiment)
-    return load(base_source(path, experiment.model), like)
+    return load_each(base_source(path, experiment.model), like)
 
 
 def base_source(path: Path, cfg: ModelConfig) -> HfSource | GrownSource:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,23 +93,32 @@ def dequantize(packed: Quantized, cfg: QuantizationConfig, *, inputs: int, dtype
     return (relative * _spread(packed.scales, cfg, axis, codes.shape[axis])).astype(dtype)
 
 
-def quantize_state(
-    state: nnx.State, cfg: QuantizationConfig, *, where: nnx.State | None = None, donate: bool = False
+def quantize_state(state: nnx.State, cfg: QuantizationConfig, **options: Any) -> nnx.State:
+    """`quantize_each` of a state's parameters."""
+    return quantize_each(nnx.to_flat_state(state), cfg, **options)
+
+
+def quantize_each(
+    parameters: Iterable[tuple[tuple[Any, ...], nnx.Variable]],
+    cfg: QuantizationConfig,
+    *,
+    where: nnx.State | None = None,
+    donate: bool = False,
 ) -> nnx.State:
     """The parameters with each kernel of the blocks replaced by its codes and scales; the rest is passed on.
 
     One kernel after the other, and of each one layer after the other: beside the parameters themselves only a layer's
-    float32 copy is held.
+    float32 copy is held. If they come one by one and are donated, never more than one of them is wide.
 
     Args:
-        state: Parameters of a model without quantisation.
+        parameters: Of a model without quantisation, by their paths.
         cfg: How to quantise.
         where: The result's shardings, if they are not to be the compiler's choice.
         donate: Free each kernel as soon as its codes exist.
     """
     shardings = {} if where is None else {path: leaf.get_value() for path, leaf in nnx.to_flat_state(where)}
     flat = {}
-    for path, variable in nnx.to_flat_state(state):
+    for path, variable in parameters:
         *parent, name = path
         if name != "kernel":
             flat[path] = variable
