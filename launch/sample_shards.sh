@@ -2,11 +2,11 @@
 # Many samples as independent jobs, each with a seed of its own, and then one table of them.
 #
 #   launch/sample_shards.sh --shards=8 --num_samples=10000 --checkpoint=runs/7b --output=samples/7b \
-#       --engine=slurm --engine_options="--gpus=1"
+#       --engine=slurm --engine_options="--gpus=1" -- --top_p=0.9 --constraints=charge,distance
 #   launch/sample_shards.sh --action=merge --shards=8 --output=samples/7b
 #
 # --action=run      the jobs: samples go to OUTPUT/shard-0, OUTPUT/shard-1, …; a job that is started again goes on
-#          merge    OUTPUT/samples.csv of what all of them wrote
+#          merge    OUTPUT/samples.csv and samples.jsonl of what all of them wrote
 # --shards=4        how many jobs
 # --num_samples=10000    in all
 # --checkpoint=DIR  the workdir of a training run
@@ -14,6 +14,9 @@
 # --engine=local    one after another here; or xpk, skypilot, slurm
 # --engine_options=…     for launch/ENGINE.sh; jobs are named sample-0, sample-1, …
 # --dry_run         print the commands only
+#
+# Behind -- stand further flags of 'crystal-jax sample', for all jobs alike. A job on a slice of several hosts needs
+# --distributed, so that they draw it together.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/options.sh
@@ -22,6 +25,7 @@ action=run shards=4 num_samples=10000 checkpoint="" output="" temperature=1.0 se
 read_options "$@"
 need output
 read -ra options <<< "$engine_options"
+flags=(${command[@]+"${command[@]}"})
 
 sample() {
     local i share
@@ -29,7 +33,7 @@ sample() {
         # The first jobs take what does not divide.
         share=$((num_samples / shards + (i < num_samples % shards ? 1 : 0)))
         command=(sample "--checkpoint=$checkpoint" "--num_samples=$share" "--temperature=$temperature"
-            "--seed=$((seed + i))" "--output=$output/shard-$i")
+            "--seed=$((seed + i))" "--output=$output/shard-$i" ${flags[@]+"${flags[@]}"})
         case "$engine" in
             local) run "${PYTHON:-python3}" -m crystal_jax.cli "${command[@]}" ;;
             xpk | skypilot | slurm)
@@ -50,6 +54,10 @@ merge() {
         tail -n "+$((i > 0 ? 2 : 1))" "$output/shard-$i/samples.csv"
     done > "$output/samples.csv.part"
     mv "$output/samples.csv.part" "$output/samples.csv"
+    for ((i = 0; i < shards; i++)); do
+        cat "$output/shard-$i/samples.jsonl"
+    done > "$output/samples.jsonl.part"
+    mv "$output/samples.jsonl.part" "$output/samples.jsonl"
     echo "$output/samples.csv"
 }
 

@@ -155,11 +155,13 @@ def test_slurm_jobs_queue_themselves_again():
 @pytest.mark.parametrize("engine", ["local", "xpk", "skypilot", "slurm"])
 def test_shards_of_samples_add_up_and_have_seeds_of_their_own(engine):
     commands = shown(
-        "sample_shards.sh", f"--engine={engine}", "--shards=3", "--num_samples=10", "--checkpoint=c", "--output=o"
+        *("sample_shards.sh", f"--engine={engine}", "--shards=3", "--num_samples=10", "--checkpoint=c", "--output=o"),
+        *("--", "--distributed", "--constraints=charge,distance"),
     )
     wanted = [("--num_samples=4", "--seed=0"), ("--num_samples=3", "--seed=1"), ("--num_samples=3", "--seed=2")]
     for i, (words, (number, seed)) in enumerate(zip(commands, wanted, strict=True)):
         assert {number, seed, f"--output=o/shard-{i}", "sample"} <= set(words)
+        assert {"--distributed", "--constraints=charge,distance"} <= set(words)
         assert engine == "local" or words[0] == f"launch/{engine}.sh"
 
 
@@ -167,9 +169,11 @@ def test_shards_of_samples_become_one_table(tmp_path):
     for i in range(3):
         (tmp_path / f"shard-{i}").mkdir()
         (tmp_path / f"shard-{i}/samples.csv").write_text(f'gen_str,cif\n"a\n{i}","x\ny"\n')
+        (tmp_path / f"shard-{i}/samples.jsonl").write_text(f'{{"seed": {i}}}\n')
     done = call("sample_shards.sh", "--action=merge", "--shards=3", f"--output={tmp_path}")
     assert done.returncode == 0
     assert (tmp_path / "samples.csv").read_text() == "gen_str,cif\n" + "".join(f'"a\n{i}","x\ny"\n' for i in range(3))
+    assert (tmp_path / "samples.jsonl").read_text() == "".join(f'{{"seed": {i}}}\n' for i in range(3))
     done = call("sample_shards.sh", "--action=merge", "--shards=4", f"--output={tmp_path}")
     assert done.returncode == 2
     assert "shard-3/samples.csv is missing" in done.stderr
