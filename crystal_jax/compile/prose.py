@@ -75,8 +75,8 @@ What came before these figures:
   it was and to its own keys beside it; all layers' are written after the last one, row by row, each chip its own rows:
   12.3 GiB.
 - Weights and cache in the usual order of axes used to be rewritten in another order in every step, 44.7 GiB of traffic
-  of a 7B on v5e-16 with 512 rows instead of the 12.7 of then, so that the compiler had to be asked for its own. With the writes at
-  the end it asks for the usual one.
+  of a 7B on v5e-16 with 512 rows instead of the 12.7 of then, so that the compiler had to be asked for its own. With
+  the writes at the end it asks for the usual one.
 - Decoding at optimisation level O1 reads slices of the weights and the cache twice or three times: traffic of a 70B
   on v5e-64 was 2.56 times its weights and cache, at the default level 1.01.
 

@@ -1,0 +1,96 @@
+"""Tree search against plain sampling at an equal number of model calls: how low in energy is the best that they find?
+
+For each formula both write crystals of one formula unit with crystal-tiny; the reward is minus CHGNet's energy per
+atom, unrelaxed. A search counts its calls; plain sampling writes as many crystals as the same number allows, one call a
+token. Prompt and first line are read before, by both. See README.md.
+
+    PYTHONPATH=. python benchmarks/search_budget.py --budget=4000
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from pymatgen.core import Composition
+
+from crystal_jax.sample.run import sample
+from crystal_jax.sample.search import Reward, named_reward, search
+from crystal_jax.text.crystal_text import TextFormat
+
+_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+_parser.add_argument("--checkpoint", default="crystal-tiny")
+_parser.add_argument("--formulas", default="CaTiO3,LaFeO3,Li3PO4,ZnAl2S4,K2NaAlF6,Mg2SiO4")
+_parser.add_argument("--budget", type=int, default=4000, help="model calls of each contestant and formula")
+_parser.add_argument("--best", type=int, default=10, help="of how many the mean is taken, too")
+_parser.add_argument("--reward", default="chgnet")
+
+
+def main() -> None:
+    args = _parser.parse_args()
+    reward = named_reward(args.reward)
+    print(f"{args.budget} model calls each; eV/atom: the lowest, and the mean of the {args.best} lowest\n")
+    print(f"{'':10}  search: lowest  {args.best} lowest  crystals    plain: lowest  {args.best} lowest  crystals")
+    lower = []
+    for formula in args.formulas.split(","):
+        with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(io.StringIO()):
+            found = searched(args.checkpoint, formula, reward, args.budget, Path(place) / "search")
+            plain = sampled(args.checkpoint, formula, reward, args.budget, Path(place) / "plain")
+        pairs = zip(summary(found, args.best), summary(plain, args.best), strict=True)
+        lower.append([ours < theirs for ours, theirs in pairs])
+        columns = [
+            f"{best:14.3f}  {mean:9.3f}  {len(some):8}"
+            for some in (found, plain)
+            for best, mean in [summary(some, args.best)]
+        ]
+        print(f"{formula:10}  {'   '.join(columns)}", flush=True)
+    best, mean = np.sum(lower, axis=0)
+    print(f"\nlower by search: the lowest of {best}, the mean of {mean}, of {len(lower)} formulas")
+    print(f"load average at the end {os.getloadavg()[0]:.2f}")
+
+
+def summary(energies: list[float], best: int) -> tuple[float, float]:
+    """The lowest, and the mean of the `best` lowest, eV/atom."""
+    ranked = np.sort(energies)
+    return float(ranked[0]), float(ranked[:best].mean())
+
+
+def searched(checkpoint: str, formula: str, reward: Reward, budget: int, output: Path) -> list[float]:
+    """Energies of the different crystals that a search finds."""
+    search(
+        checkpoint,
+        output=output,
+        reward=reward,
+        reward_name="energy",
+        budget=budget,
+        conditions={"pretty_formula": formula},
+        max_atoms=int(Composition(formula).num_atoms),
+    )
+    return [-json.loads(line)["reward"] for line in (output / "samples.jsonl").open()]
+
+
+def sampled(checkpoint: str, formula: str, reward: Reward, budget: int, output: Path) -> list[float]:
+    """Energies of the different crystals that plain sampling writes with as many calls."""
+    atoms = int(Composition(formula).num_atoms)
+    sample(
+        checkpoint,
+        output=output,
+        num_samples=budget // (6 + 4 * atoms + 1),  # lengths and angles, atoms, the end
+        conditions={"pretty_formula": formula},
+        constraints=["formula"],
+        min_atoms=atoms,
+        max_atoms=atoms,
+    )
+    rows = [json.loads(line) for line in (output / "samples.jsonl").open()]
+    texts = {row["text"]: TextFormat(version=row["text_format"]) for row in rows}
+    return [-reward(text_format.decode(text)) for text, text_format in texts.items()]
+
+
+if __name__ == "__main__":
+    main()
