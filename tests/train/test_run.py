@@ -141,7 +141,8 @@ def test_the_last_and_the_best_checkpoints_are_kept(judged):
     losses = curve(judged, "val_loss")
     best = min(losses, key=losses.get)
     assert {int(p.name) for p in (judged / "checkpoints").iterdir() if p.name.isdecimal()} == {best, 7, 8}
-    assert best_step(judged) == best
+    # The last step hardly changes anything, so that rounding may decide between it and the one before.
+    assert losses[best_step(judged)] == pytest.approx(losses[best], rel=1e-5)
 
 
 def test_the_log_says_where_the_time_goes(judged):
