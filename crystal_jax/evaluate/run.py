@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -267,8 +268,9 @@ class _Stability:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Those that compute energies in this process; on a cluster they may not be here."""
-        return () if self.ray_address else ("torch", *_PACKAGE_OF.get(self.job.model.partition(":")[0], ()))
+        """Those that compute energies, where they are here: on a cluster they need not be."""
+        names = ("torch", *_PACKAGE_OF.get(self.job.model.partition(":")[0], ()))
+        return tuple(name for name in names if importlib.util.find_spec(name))
 
     def relaxed_cif(self, sample: Sample) -> str | None:
         """None where it was not relaxed, or could not be."""
