@@ -84,6 +84,10 @@ def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> No
         raise flags.Error(f"unexpected argument {extra[0]!r}; options are written --name=value")
 
 
+# Commands that leave an evaluation with new figures, and the flag that names its folder.
+_EVALUATION_OF = {"evaluate": "output", "dft collect": "evaluation"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
@@ -118,10 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _parse(flag_values, name, rest)
         module.main(flag_values)
-        if name == "evaluate":  # figures are made to be looked at
-            return main(["report", f"--evaluation={flag_values.output}"])
-        if name == "dft collect":
-            return main(["report", f"--evaluation={flag_values.evaluation}"])
+        if flag := _EVALUATION_OF.get(name):  # figures are made to be looked at
+            return main(["report", f"--evaluation={flag_values[flag].value}"])
     except flags.Error as error:
         print(f"crystal-jax {name}: {error} (see 'crystal-jax {name} --help')", file=sys.stderr)
         return 2
