@@ -23,7 +23,7 @@ from pathlib import Path
 WIDTH, MLP, VOCABULARY = 2048, 5504, 32_000  # half of 7B's
 DEPTHS = (1, 22)
 ROUTES = {  # what is made → what it is converted to
-    "hf": ("hf", "easylm", "mesh"),
+    "hf": ("hf", "easylm", "quantized", "mesh"),
     "peft": ("hf", "crystal_jax"),
     "crystal_jax": ("hf", "easylm", "peft"),
     "easylm": ("hf", "easylm"),

@@ -32,7 +32,7 @@ def get_config(variant: str = "lora") -> ml_collections.ConfigDict:
         dtype="float32",
     )
     config.lora = dict(rank=8 if lora else 0, alpha=32.0, targets=("q", "v"), dropout=0.05)
-    config.execution = dict(scan_layers=True, remat=True, loss_chunk=128)
+    config.execution = dict(scan_layers=True, remat=False, loss_chunk=128)
     config.text = dict(version="v2", coordinates="fractional")
     config.tokenizer = dict(name="huggingface", path="models/smollm2/tokenizer.json")
     config.task = dict(infill=0.34, conditions=True, translate=True, order="stored", loss="completion")
@@ -42,7 +42,7 @@ def get_config(variant: str = "lora") -> ml_collections.ConfigDict:
         name="adamw",
         peak_lr=1e-3,
         end_lr=0.0,
-        warmup_steps=50,
+        warmup_steps=20,
         b1=0.9,
         b2=0.95,
         weight_decay=0.0 if lora else 0.1,
@@ -50,11 +50,11 @@ def get_config(variant: str = "lora") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=1_000,
+        num_steps=150,
         log_every=5,
-        eval_every=100,
-        save_every=50,
-        eval_batches=8,
+        eval_every=25,
+        save_every=25,
+        eval_batches=4,
         keep=2,
         seed=0,
         best="val_loss",

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
 from crystal_jax.checkpoint.hf import HfSource, is_hf, write_hf
-from crystal_jax.checkpoint.layout import StateSource, load, path_of
+from crystal_jax.checkpoint.layout import PartSource, StateSource, load, path_of
 from crystal_jax.checkpoint.models import abstract_parameters, base_source, load_trained, write_exported
 from crystal_jax.checkpoint.peft import Adapter, MergedSource, adapter_of, read_peft, write_peft
 from crystal_jax.checkpoint.released import locate
@@ -30,6 +31,7 @@ from crystal_jax.model.lora import merge_adapters
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.tokenizer import load_tokenizer
 
+_ROUNDING = 0.05  # of the standard deviation of a vocabulary's numbers
 _ONE_DEVICE = MeshConfig(data=1, fsdp=1, tensor=1)
 
 
@@ -83,20 +85,22 @@ def export_adapter(workdir: Path, output: Path, *, step: int | None = None) -> N
 def import_model(base: Path, adapter: Path | None, output: Path, config: Mapping[str, Any]) -> None:
     """Makes a workdir of a Hugging Face model, with a PEFT adapter if one is given, to sample from.
 
-    `config` is the tree that `crystal-jax train` takes; what it says of the model and the adapter must be true.
+    `config` is the tree that `crystal-jax train` takes; what it says of the model and the adapter must be true. An
+    adapter may have a vocabulary with more rows than its base: with the mean of the old ones in each, as the reference
+    resizes it for its [PAD].
 
     Raises:
-        UserError: it is not, or the adapter has a vocabulary of its own (merge it with --to=hf first).
+        UserError: it is not, or the adapter's vocabulary is another (merge it with --to=hf first).
     """
     source = HfSource(base)
-    tree = dict(config) | {"base": str(base) if adapter else ""}
-    experiment = from_config_dict(tree, vocab_size=source.config.vocab_size)
     found = read_peft(adapter) if adapter else None
+    resized = found.resized if found else {}
+    rows = max([source.config.vocab_size, *map(len, resized.values())])
+    tree = dict(config) | {"base": str(base) if adapter else ""}
+    experiment = from_config_dict(tree, vocab_size=rows)
     if found is None and experiment.lora.rank:
         raise UserError(f"the config has lora.rank={experiment.lora.rank}, but {base} has no adapter; give --from=peft")
     if found is not None:
-        if found.resized:
-            raise UserError(f"{adapter} resizes the vocabulary of its base: merge them first, with --to=hf")
         for name in ("rank", "alpha", "rank_stabilized"):
             there, here = getattr(found.lora, name), getattr(experiment.lora, name)
             if there != here:
@@ -104,11 +108,29 @@ def import_model(base: Path, adapter: Path | None, output: Path, config: Mapping
         if set(found.lora.targets) != set(experiment.lora.targets):
             raise UserError(f"{adapter} adapts {found.lora.targets}, the config {experiment.lora.targets}")
     parts = base_source(base, experiment.model)
+    if found is not None:
+        _check_vocabulary(found, parts)
     _, like, _ = abstract_parameters(experiment, make_mesh(_ONE_DEVICE, jax.devices()[:1]))
     params = load(parts, like) if found is None else _place(found, source, like)
     claim(output, experiment)
     with open_checkpoints(output) as checkpoints:
         checkpoints.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+
+
+def _check_vocabulary(adapter: Adapter, base: PartSource) -> None:
+    """A run keeps no vocabulary beside its base: an adapter's must be the one that the run grows of it.
+
+    Raises:
+        UserError: it is not.
+    """
+    for name, theirs in adapter.resized.items():
+        ours = base.read_part(name, slice(0, len(theirs)), slice(None)).astype(np.float32)
+        # Types differ (a half here, float32 there), trained rows by more than that.
+        if np.abs(theirs.astype(np.float32) - ours).max() > _ROUNDING * ours.std():
+            raise UserError(
+                f"{adapter.path} brings rows of {name} that are neither its base's nor their mean: merge the two "
+                "first, with --to=hf"
+            )
 
 
 def _place(adapter: Adapter, base: HfSource, like: nnx.State) -> nnx.State:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from crystal_jax.checkpoint.shards import SHARD_BYTES, Entry, Shards, write_shards
 from crystal_jax.checkpoint.tensors import Shape, Source, check, expected_shapes, stream
 from crystal_jax.config import LlamaConfig
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9  # as transformers cuts
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-_SAFETENSORS: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BUFFERS = ("rotary_emb.inv_freq",)  # old files store this constant of the architecture
 LLAMA2_SPECIAL = (1, 2)  # ids of BOS and EOS
 _CONTEXT = 4096  # tokens, LLaMA-2's; nothing here depends on it
@@ -41,18 +37,13 @@ class HfSource:
     def __init__(self, directory: Path):
         self.path = directory
         self.config = read_config(directory)
-        self._files = _tensor_files(directory)
+        self._shards = Shards(directory, ignored=_BUFFERS)
 
     def shapes(self) -> dict[str, Shape]:
-        shapes = {}
-        for name, file in self._files.items():
-            with _open(file) as tensors:
-                shapes[name] = tuple(tensors.get_slice(name).get_shape())
-        return shapes
+        return self._shards.shapes()
 
     def read(self, name: str) -> np.ndarray:
-        with _open(self._files[name]) as tensors:
-            return tensors.get_tensor(name)
+        return self._shards.read(name)
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
@@ -61,8 +52,7 @@ class HfSource:
 
     def read_part(self, name: str, *where: slice) -> np.ndarray:
         """A rectangle of a tensor; the rest of it is not read."""
-        with _open(self._files[name]) as tensors:
-            return tensors.get_slice(name)[where]
+        return self._shards.read_part(name, *where)
 
 
 def is_hf(directory: Path) -> bool:
@@ -175,82 +165,7 @@ def write_hf(
         UserError: the source lacks or misshapes a tensor.
     """
     check(source.path, source.shapes(), source.config)
-    directory.mkdir(parents=True, exist_ok=True)
-    width, shapes = DTYPES[dtype].itemsize, expected_shapes(source.config)
-    sizes = {name: math.prod(shape) * width for name, shape in shapes.items()}
-    shards = list(_shards(sizes, shard_bytes))
-    tensors = stream(source, DTYPES[dtype])
-    where: dict[str, str] = {}
-    for i, names in enumerate(shards, start=1):
-        file = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write_safetensors(directory / file, {name: shapes[name] for name in names}, dtype, tensors)
-        where |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-        write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
+    kind = DTYPES[dtype]
+    entries = {name: Entry(shape, kind) for name, shape in expected_shapes(source.config).items()}
+    write_shards(directory, entries, stream(source, kind), shard_bytes=shard_bytes)
     write_text(directory / "config.json", json.dumps(config_json(source.config, dtype, special), indent=2) + "\n")
-
-
-def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Consecutive names whose tensors fit a shard together; a larger tensor has one of its own."""
-    names: list[str] = []
-    for name, size in sizes.items():
-        if names and sum(sizes[n] for n in names) + size > limit:
-            yield names
-            names = []
-        names.append(name)
-    yield names
-
-
-def _write_safetensors(
-    path: Path, shapes: Mapping[str, Shape], dtype: str, tensors: Iterator[tuple[str, np.ndarray]]
-) -> None:
-    """A file of the next tensors of a stream; the package's own writer wants all of them in memory at once.
-
-    The format is the length of a header as 8 bytes, the header in JSON, and the tensors' bytes, little-endian.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it, transformers refuses the file
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
-        header[name] = {"dtype": _SAFETENSORS[dtype], "shape": shape, "data_offsets": (begin, end)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _ in shapes:
-            np.ascontiguousarray(next(tensors)[1]).view(np.uint8).tofile(file)
-
-
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    """Which file holds each tensor, from the files themselves; an index must agree with them."""
-    index = directory / INDEX
-    if index.is_file():
-        stated = json.loads(index.read_text())["weight_map"]
-        files = [directory / file for file in sorted(set(stated.values()))]
-    elif (directory / SINGLE).is_file():
-        stated, files = None, [directory / SINGLE]
-    else:
-        raise UserError(f"{directory} has neither {SINGLE} nor {INDEX}")
-    found: dict[str, Path] = {}
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{index} names {file.name}, which is missing")
-        with _open(file) as tensors:
-            for name in list(tensors.keys()):
-                if name.endswith(_BUFFERS):
-                    continue
-                if name in found:
-                    raise UserError(f"{directory}: tensor {name} is in {found[name].name} and in {file.name}")
-                found[name] = file
-    for name, file in (stated or {}).items():
-        if not name.endswith(_BUFFERS) and (name not in found or found[name].name != file):
-            raise UserError(f"{index} places tensor {name} in {file}, which does not hold it")
-    return found
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no readable safetensors file: {error}") from error

@@ -119,10 +119,11 @@ def load_each(source: PartSource, like: nnx.State) -> Iterator[tuple[tuple[Any, 
     """
     check(source.path, source.shapes(), source.config)
     for place, variable in nnx.to_flat_state(like):
-        yield place, variable.replace(_load_one(source, "/".join(map(str, place)), variable.get_value()))
+        yield place, variable.replace(load_one(source, "/".join(map(str, place)), variable.get_value()))
 
 
-def _load_one(source: PartSource, path: str, leaf: Any) -> jax.Array:
+def load_one(source: PartSource, path: str, leaf: Any) -> jax.Array:
+    """One parameter of a checked source, with the shape, type and sharding of `leaf`."""
     axes = axes_of(path, leaf.ndim)
 
     def shard(where: tuple[slice, ...] | None) -> np.ndarray:

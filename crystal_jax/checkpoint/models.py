@@ -17,7 +17,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from crystal_jax.checkpoint.hf import HfSource, is_hf
-from crystal_jax.checkpoint.layout import load, load_each
+from crystal_jax.checkpoint.layout import PartSource, load, load_each
+from crystal_jax.checkpoint.quantized import QuantizedSource, is_quantized_base, load_quantized
 from crystal_jax.checkpoint.released import locate
 from crystal_jax.checkpoint.vocabulary import GrownSource
 from crystal_jax.checkpoint.workdir import best_step, difference, parse_experiment, read_experiment, restore_parameters
@@ -143,6 +144,7 @@ def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef
     """
     graph, *like = abstract_parameters(experiment, mesh)
     lora = experiment.lora.rank > 0
+    packed = _quantized_base(experiment)
     if experiment.base and not lora:
         return graph, nnx.from_flat_state(dict(_each_of_base(experiment, like[0], mesh))), like[1]
     where = jax.tree.map(lambda leaf: leaf.sharding, tuple(like))
@@ -150,6 +152,9 @@ def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef
     wanted = slice(0, 1) if experiment.base else slice(0, 2)
     build = jax.jit(lambda key: _build(experiment, key)[1:][wanted], out_shardings=where[wanted])
     built = build(jax.random.key(experiment.train.seed))
+    if packed is not None:
+        graph, _, like_frozen = abstract_parameters(experiment, mesh, experiment.quantize)
+        return graph, built[0], load_quantized(packed, like_frozen)
     frozen = _each_of_base(experiment, like[1], mesh) if experiment.base else nnx.to_flat_state(built[1])
     if experiment.quantize.kind == "none":
         return graph, built[0], nnx.from_flat_state(dict(frozen))
@@ -189,13 +194,32 @@ def _each_of_base(
     return load_each(base_source(path, experiment.model), like)
 
 
-def base_source(path: Path, cfg: ModelConfig) -> HfSource | GrownSource:
-    """A Hugging Face folder as the base of a model of this architecture, which may have a larger vocabulary.
+def _quantized_base(experiment: Experiment) -> PartSource | None:
+    """The base of a run, where it is kept in few bits.
+
+    Raises:
+        UserError: the run wants it in others.
+    """
+    if not experiment.base or not is_quantized_base(path := locate(experiment.base)):
+        return None
+    kept, wanted = QuantizedSource(path).quantization, experiment.quantize
+    if kept.kind != wanted.kind or (kept.kind != "int8" and kept.block_size != wanted.block_size):
+        raise UserError(
+            f"base {path} is kept in {kept.kind}, its blocks are {kept.block_size} weights: say so with "
+            f"--config.quantize.kind={kept.kind} --config.quantize.block_size={kept.block_size}, or give another base"
+        )
+    return base_source(path, experiment.model)
+
+
+def base_source(path: Path, cfg: ModelConfig) -> PartSource:
+    """A Hugging Face folder, or one in few bits, as the base of a model of this architecture.
+
+    The model may have a larger vocabulary.
 
     Raises:
         UserError: they differ in more than that and the type they compute in.
     """
-    source = HfSource(path)
+    source = QuantizedSource(path) if is_quantized_base(path) else HfSource(path)
     _check_equal(
         path, dataclasses.replace(source.config, vocab_size=max(source.config.vocab_size, cfg.vocab_size)), cfg
     )

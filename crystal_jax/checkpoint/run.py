@@ -9,16 +9,19 @@
   --from=gguf         a GGUF file, dequantised, with its tokenizer
   --from=llama2c      a llama2.c file (version 0)
 
+  --to=quantized      a base in few bits, for adapters; takes --quantize: int8, int4 or nf4
+
 An adapter is merged into its base, except in --to=peft, and --to=crystal_jax, which keeps it apart. --to=crystal_jax
 makes a workdir to sample from; it takes the --config of `crystal-jax train`, which says what tokenizer and text format
-the model was trained on.
+the model was trained on. --to=quantized rounds the kernels of the blocks as `config.quantize` would at the start of
+each run: give the folder as --config.base, with the same --config.quantize.kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from absl import flags
 from ml_collections import config_flags
@@ -26,7 +29,7 @@ from ml_collections import config_flags
 from crystal_jax.errors import UserError
 
 READ = ("hf", "meta", "easylm", "peft", "gguf", "llama2c", "crystal_jax")
-WRITE = ("hf", "easylm", "peft", "crystal_jax")
+WRITE = ("hf", "easylm", "peft", "crystal_jax", "quantized")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -42,6 +45,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "architecture",
         None,
         "For easylm, which does not state it: 7b, 13b, 70b, or a folder with config.json.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum("quantize", "int8", ("int8", "int4", "nf4"), "For --to=quantized.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "block_size",
+        64,
+        "For --to=quantized in 4 bits: weights that share a scale.",
+        lower_bound=1,
         flag_values=flag_values,
     )
     flags.DEFINE_integer("step", None, "A workdir's checkpoint; the last one by default.", flag_values=flag_values)
@@ -62,6 +73,8 @@ def main(flag_values: flags.FlagValues) -> None:
         base=Path(flag_values.base) if flag_values.base else None,
         architecture=flag_values.architecture,
         step=flag_values.step,
+        quantize=flag_values.quantize,
+        block_size=flag_values.block_size,
         config=flag_values.config.to_dict() if flag_values.config else None,
     )
     print(f"{flag_values.to}: {flag_values.output}")
@@ -77,6 +90,8 @@ def convert(
     base: Path | None = None,
     architecture: str | None = None,
     step: int | None = None,
+    quantize: Literal["int8", "int4", "nf4"] = "int8",
+    block_size: int = 64,
     config: Mapping[str, Any] | None = None,
 ) -> None:
     """Converts one checkpoint; the flags are the arguments.
@@ -90,8 +105,9 @@ def convert(
     if not input.exists():
         raise UserError(f"{input}: no such file or folder")
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.checkpoint import easylm, exchange, gguf, gguf_tokenizer, hf
+    from crystal_jax.checkpoint import easylm, exchange, gguf, gguf_tokenizer, hf, quantized
     from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
+    from crystal_jax.config import QuantizationConfig
 
     if write_as == "peft":
         if read_as != "crystal_jax":
@@ -114,10 +130,14 @@ def convert(
         return
     # Before the model is written: it may be one that has no equal in these files.
     inside = gguf_tokenizer.tokenizer_files(source.metadata()) if isinstance(source, gguf.GgufSource) else {}
-    if read_as == "crystal_jax":
+    if write_as == "quantized":
+        kept = QuantizationConfig(kind=quantize, block_size=block_size)
+        quantized.write_quantized(output, source, kept, dtype=dtype)
+    elif read_as == "crystal_jax":
         exchange.export_model(input, source, output, dtype=dtype, step=step)
         return
-    hf.write_hf(output, source, dtype=dtype)
+    else:
+        hf.write_hf(output, source, dtype=dtype)
     for name, content in inside.items():
         (output / name).write_bytes(content)
     copy_tokenizer(base if read_as == "peft" and base else input, output)

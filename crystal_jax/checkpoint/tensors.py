@@ -63,12 +63,16 @@ def expected_shapes(cfg: LlamaConfig) -> dict[str, Shape]:
 
 
 def check(path: Path, found: Mapping[str, Shape], cfg: LlamaConfig) -> None:
-    """Compares what a checkpoint holds with what its architecture needs, both ways.
+    """Compares what a checkpoint holds with what its architecture needs; see `compare`."""
+    compare(path, found, expected_shapes(cfg))
+
+
+def compare(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Compares the tensors of a checkpoint with those that should be there, both ways.
 
     Raises:
         UserError: a tensor is missing, unknown, or of another shape; the message names it.
     """
-    expected = expected_shapes(cfg)
     for what, names in (
         ("lacks", [name for name in expected if name not in found]),
         ("has unknown", [name for name in found if name not in expected]),

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.layout import PartSource
 from crystal_jax.checkpoint.tensors import Shape
 
 ROWED = ("model.embed_tokens.weight", "lm_head.weight")
@@ -14,12 +14,12 @@ _ROWS_AT_ONCE = 4096
 
 
 class GrownSource:
-    """A Hugging Face folder whose embedding and head have `rows` rows; each new one is the mean of the old.
+    """A checkpoint whose embedding and head have `rows` rows; each new one is the mean of the old.
 
     So the reference initialises the token it adds; a new token's logit is then never the largest.
     """
 
-    def __init__(self, base: HfSource, rows: int):
+    def __init__(self, base: PartSource, rows: int):
         self.path, self.dtype = base.path, base.dtype
         self.config = dataclasses.replace(base.config, vocab_size=rows)
         self._base, self._old = base, base.config.vocab_size
@@ -31,7 +31,7 @@ class GrownSource:
         return {name: (rows, *s[1:]) if name in ROWED else s for name, s in self._base.shapes().items()}
 
     def read_part(self, name: str, *where: slice) -> np.ndarray:
-        """As `HfSource.read_part`."""
+        """A rectangle of a tensor; the rest of it is not read."""
         if name not in ROWED:
             return self._base.read_part(name, *where)
         rows, *columns = where

@@ -17,6 +17,7 @@ from crystal_jax.checkpoint.hf import HfSource, write_hf
 from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.checkpoint.peft import MergedSource, read_peft
 from crystal_jax.config import MeshConfig
+from crystal_jax.errors import UserError
 from crystal_jax.sharding import make_mesh
 from tests.experiments import from_hugging_face, logits, training_config
 from tests.parity.models import BASE, hugging_face, logits_of
@@ -42,8 +43,9 @@ def base(tmp_path_factory):
     return folder
 
 
-def adapted(base, folder, modules, *, rows=None, stabilized=False):
-    """A PEFT adapter with random factors, saved in `folder`, and its model; `rows` resizes the vocabulary."""
+def adapted(base, folder, modules, *, rows=None, trained=False, stabilized=False):
+    """A PEFT adapter with random factors, saved in `folder`, and its model; `rows` resizes the vocabulary: new rows are
+    the mean of the old, as in the reference, where they are never `trained`."""
     model = transformers.LlamaForCausalLM.from_pretrained(base)
     model = peft.get_peft_model(
         model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, use_rslora=stabilized, task_type="CAUSAL_LM")
@@ -55,6 +57,10 @@ def adapted(base, folder, modules, *, rows=None, stabilized=False):
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        for part in (model.get_input_embeddings(), model.get_output_embeddings()) if rows else ():
+            part.weight[BASE["vocab_size"] :] = part.weight[: BASE["vocab_size"]].mean(dim=0)
+        if trained:
+            model.get_input_embeddings().weight[-1] += 0.1
     model.save_pretrained(folder)
     return model.eval()
 
@@ -99,6 +105,27 @@ def test_an_adapter_that_resizes_the_vocabulary(base, tmp_path):
     assert expected.shape[-1] == rows
     write_hf(tmp_path / "merged", MergedSource(HfSource(base), read_peft(tmp_path / "peft")), dtype="float32")
     np.testing.assert_allclose(logits(from_hugging_face(tmp_path / "merged"), jnp.asarray(IDS)), expected, atol=ATOL)
+
+
+def test_a_vocabulary_resized_as_in_the_reference_needs_no_merging(base, tmp_path):
+    rows = BASE["vocab_size"] + 2
+    expected = logits_of(adapted(base, tmp_path / "peft", ["q_proj", "v_proj"], rows=rows), IDS)
+    tree = config(base, targets=("q", "v"))
+    del tree["model"]["vocab_size"]  # the adapter says it
+    import_model(base, tmp_path / "peft", tmp_path / "workdir", tree)
+    trained = load_trained(tmp_path / "workdir", make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)))
+    found = logits(nnx.merge(trained.graph, trained.params), jnp.asarray(IDS))
+    assert found.shape[-1] == rows
+    np.testing.assert_allclose(found, expected, atol=ATOL)
+
+
+def test_another_vocabulary_is_named(base, tmp_path):
+    adapted(base, tmp_path / "peft", ["q_proj", "v_proj"], rows=BASE["vocab_size"] + 2, trained=True)
+    tree = config(base, targets=("q", "v"))
+    del tree["model"]["vocab_size"]
+    with pytest.raises(UserError, match=r"rows of \S+ that are neither its base's nor their mean"):
+        import_model(base, tmp_path / "peft", tmp_path / "workdir", tree)
+    assert not (tmp_path / "workdir").exists()
 
 
 def test_golden_adapter_of_real_weights(shared, tmp_path):
