@@ -25,22 +25,25 @@ from crystal_jax.sharding import BATCH, CACHE_RULES, on_mesh, tree_shardings
 from crystal_jax.text.first_line import FirstLine, Parts, Place, Wanted
 
 _ATTEMPTS = 1000  # at a composition that is admitted
+Admit = Callable[[Mapping[str, int]], bool]
 _STREAM = 0x434F4D50  # a composition's random numbers are not those of its crystal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class ToState:
     """A first line to be drawn.
 
     Attributes:
         index: Of its sample.
         prompt: Token ids, BOS included.
         wanted: What it must be.
+        admit: What else its composition must be; others are drawn again.
     """
 
     index: int
     prompt: tuple[int, ...]
     wanted: Wanted
+    admit: Admit = lambda composition: True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Stated:
         composition: What it says.
         ids: Token ids.
         log_probs: Of them and of the line's end, which is not among them: see `Rows` in sample/decode.py.
-        log_kept: Natural logarithm of the share of probability that `Asked.wanted` left.
+        log_kept: Natural logarithm of the share of probability that `ToState.wanted` left.
         rejected: Lines that were drawn before it and not admitted.
         admitted: Whether it is; if not, none of 1,000 was, and this is the last of them.
     """
@@ -95,7 +98,6 @@ class Compositions:
         language: Of its first lines.
         mesh: Where its parameters are.
         prompt_tokens: Length of the longest prompt, BOS included.
-        admit: What else a composition must be; others are drawn again.
         seed: Of the job.
         at_once: Lines drawn side by side; no influence on them.
     """
@@ -108,11 +110,10 @@ class Compositions:
         mesh: Mesh,
         *,
         prompt_tokens: int,
-        admit: Callable[[Mapping[str, int]], bool],
         seed: int,
         at_once: int = 64,
     ):
-        self._language, self._admit = language, admit
+        self._language = language
         at_once += -at_once % (mesh.shape["data"] * mesh.shape["fsdp"])
         self._prompt_tokens, self._at_once = prompt_tokens, at_once
         whole = NamedSharding(mesh, jax.P())
@@ -164,7 +165,7 @@ class Compositions:
         self._step = jax.jit(step, donate_argnums=1, out_shardings=(where, whole))
 
     def __call__(
-        self, params: nnx.State, asked: Sequence[Asked], *, temperature: float, top_p: float
+        self, params: nnx.State, asked: Sequence[ToState], *, temperature: float, top_p: float
     ) -> Iterator[Stated]:
         """The line of each, in order; `params` are the model's."""
         settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
@@ -179,14 +180,14 @@ class Compositions:
                 rows = self._write(params, [(some[i], attempt) for i, attempt in tries], settings)
                 for (i, attempt), row in zip(tries, rows, strict=True):
                     stated = row.stated or _NOTHING
-                    admitted = row.stated is not None and self._admit(dict(stated.composition))
+                    admitted = row.stated is not None and some[i].admit(dict(stated.composition))
                     if i not in found and (admitted or attempt == _ATTEMPTS - 1):
                         found[i] = dataclasses.replace(stated, rejected=attempt, admitted=admitted)
                 attempts += each
             yield from (found[i] for i in range(len(some)))
 
     def _write(
-        self, params: nnx.State, tries: Sequence[tuple[Asked, int]], settings: tuple[Array, Array]
+        self, params: nnx.State, tries: Sequence[tuple[ToState, int]], settings: tuple[Array, Array]
     ) -> list[_Row]:
         """A line for each of these, with the number of its attempt."""
         language = self._language

@@ -1,23 +1,35 @@
-"""What is asked for: conditions from flags or from a CSV file, each to be answered by several samples."""
+"""What is asked for: from flags or from a CSV file, each request to be answered by several samples.
+
+A request is a mapping. What has the name of a condition stands in the prompt and is a wish; what has one of `LIMITS` is
+kept to, beside what the whole job keeps to.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from crystal_jax.errors import UserError
-from crystal_jax.text.prompts import CONDITIONS, Conditions
+from crystal_jax.text.prompts import CONDITIONS
 
-_INTEGERS = {"spacegroup.number"}
+Asked = Mapping[str, Any]
+
+# What a request may be kept to, by the names of `Rules` in sample/rules.py and of the flags.
+LIMITS = ("elements", "without", "min_atoms", "max_atoms", "constraints")
+_INTEGERS = {"spacegroup.number", "min_atoms", "max_atoms"}
 _TEXTS = {"pretty_formula"}
+_LISTS = {"elements", "without", "constraints"}
 
 
-def read_conditions(path: Path) -> list[Conditions]:
-    """The conditions of each line of a CSV file.
+def read_requests(path: Path) -> list[Asked]:
+    """The request of each line of a CSV file.
 
     Its columns are those of the CDVAE data files: pretty_formula, formation_energy_per_atom (eV/atom), band_gap (eV),
-    e_above_hull (eV/atom), spacegroup.number. An empty cell is no condition; other columns are passed over.
+    e_above_hull (eV/atom), spacegroup.number; and `LIMITS`, of which some are lists, written as in "Li Fe P O" or as in
+    "['Fe', 'O']". An empty cell asks for nothing; other columns are passed over.
 
     Raises:
         UserError: no file, none of these columns, no lines, or a number that is none, by its line.
@@ -25,14 +37,14 @@ def read_conditions(path: Path) -> list[Conditions]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            named = [name for name in reader.fieldnames or () if name in CONDITIONS]
+            named = [name for name in reader.fieldnames or () if name in (*CONDITIONS, *LIMITS)]
             lines = [(reader.line_num, line) for line in reader]
     except OSError as error:
         raise UserError(f"--requests={path} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"--requests={path} is not a CSV file: {error}") from error
     if not named:
-        raise UserError(f"--requests={path} has none of the columns {', '.join(CONDITIONS)}")
+        raise UserError(f"--requests={path} has none of the columns {', '.join((*CONDITIONS, *LIMITS))}")
     if not lines:
         raise UserError(f"--requests={path} has no lines but its header")
     return [
@@ -41,9 +53,16 @@ def read_conditions(path: Path) -> list[Conditions]:
     ]
 
 
-def _value(path: Path, line: int, name: str, text: str) -> str | float | int:
+def conditions_of(asked: Asked) -> dict[str, Any]:
+    """What a request says in its prompt."""
+    return {name: value for name, value in asked.items() if name not in LIMITS}
+
+
+def _value(path: Path, line: int, name: str, text: str) -> str | float | int | list[str]:
     if name in _TEXTS:
         return text.strip()
+    if name in _LISTS:
+        return re.findall(r"\w+", text)
     try:
         number = float(text)
     except ValueError:
@@ -53,9 +72,9 @@ def _value(path: Path, line: int, name: str, text: str) -> str | float | int:
     return round(number) if name in _INTEGERS else number
 
 
-def check_conditions(asked: Sequence[Conditions]) -> None:
+def check_requests(asked: Sequence[Asked]) -> None:
     """Raises UserError where a space group is none of the 230."""
-    for conditions in asked:
-        group = conditions.get("spacegroup.number", 1)
+    for one in asked:
+        group = one.get("spacegroup.number", 1)
         if not 1 <= int(group) <= 230:
             raise UserError(f"there is no space group {group}: their numbers are 1 to 230")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import MIN_DISTANCE
@@ -48,6 +49,22 @@ class Rules:
             raise ValueError(f"unknown constraints {', '.join(sorted(unknown))}; there are: {', '.join(CONSTRAINTS)}")
         if self.min_distance < 0 or self.min_radii < 0:
             raise ValueError(f"min_distance={self.min_distance} and min_radii={self.min_radii} must not be negative")
+
+
+def narrowed(rules: Rules, asked: Mapping[str, Any]) -> Rules:
+    """The rules of a job, and what one request adds to them, by the names of `LIMITS` in sample/requests.py.
+
+    Raises:
+        ValueError: no element is left, or something that is asked for does not exist.
+    """
+    elements = allowed_elements(asked.get("elements", rules.elements), asked.get("without", ()))
+    return dataclasses.replace(
+        rules,
+        constraints=rules.constraints | set(asked.get("constraints", ())),
+        elements=allowed_elements([symbol for symbol in elements if symbol in rules.elements], ()),
+        min_atoms=max(rules.min_atoms, asked.get("min_atoms", rules.min_atoms)),
+        max_atoms=min(rules.max_atoms, asked.get("max_atoms", rules.max_atoms)),
+    )
 
 
 def make_guide(

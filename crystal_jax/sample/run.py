@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,9 +24,8 @@ from absl import flags
 
 from crystal_jax import processes
 from crystal_jax.errors import UserError
-from crystal_jax.sample.requests import check_conditions, read_conditions
+from crystal_jax.sample.requests import LIMITS, Asked, check_requests, conditions_of, read_requests
 from crystal_jax.text.crystal_text import ELEMENTS
-from crystal_jax.text.prompts import Conditions
 
 if TYPE_CHECKING:
     from crystal_jax.sample.questions import Question
@@ -73,7 +73,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "requests",
         None,
-        "Ask for the properties in each line of this CSV file (MP-20's columns).",
+        "Ask for what each line of this CSV file says: properties in MP-20's columns, which are wishes; elements, "
+        "without, min_atoms, max_atoms, constraints, which are kept to, beside the flags of these names.",
         flag_values=flag_values,
     )
     flags.DEFINE_list("elements", None, "Allow these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
@@ -122,7 +123,7 @@ def main(flag_values: flags.FlagValues) -> None:
         num_samples=flag_values.num_samples,
         temperature=_numbers("temperature", flag_values.temperature),
         top_p=_numbers("top_p", flag_values.top_p),
-        conditions=read_conditions(Path(requests)) if requests else asked,
+        conditions=read_requests(Path(requests)) if requests else asked,
         constraints=flag_values.constraints,
         elements=flag_values.elements or ELEMENTS,
         without=flag_values.without or (),
@@ -141,6 +142,10 @@ def main(flag_values: flags.FlagValues) -> None:
         print(f"samples: {path}")
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _numbers(flag: str, texts: Sequence[str]) -> list[float]:
     try:
         return [float(text) for text in texts]
@@ -155,7 +160,7 @@ def sample(
     num_samples: int = 1000,
     temperature: float | Sequence[float] = 1.0,
     top_p: float | Sequence[float] = 1.0,
-    conditions: Conditions | Sequence[Conditions] = (),
+    conditions: Asked | Sequence[Asked] = (),
     constraints: Sequence[str] = (),
     elements: Sequence[str] = ELEMENTS,
     without: Sequence[str] = (),
@@ -178,7 +183,8 @@ def sample(
         num_samples: How many there are in the end, of each of `conditions`.
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of the probability.
-        conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests.
+        conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests. A request may also
+            have elements, without, min_atoms, max_atoms and constraints of its own, which add to those below.
         constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to.
         elements: Elements that may occur.
         without: Elements that may not.
@@ -204,22 +210,23 @@ def sample(
     from crystal_jax.config import MeshConfig
     from crystal_jax.sample.job import Job
     from crystal_jax.sample.questions import Questions
-    from crystal_jax.sample.rules import Rules, allowed_elements, make_admission
+    from crystal_jax.sample.rules import Rules, allowed_elements
     from crystal_jax.sample.scheduler import Drawn, Engine, Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
     asked = [conditions] if isinstance(conditions, Mapping) else list(conditions) or [{}]
-    check_conditions(asked)
+    check_requests(asked)
     try:
         devices = make_mesh(MeshConfig.parse(mesh))
     except ValueError as error:
         raise UserError(str(error)) from error
     trained = load_trained(checkpoint, devices, step=step)
     experiment = trained.experiment
-    if any(asked) and not experiment.task.conditions:
-        names = dict.fromkeys(name for one in asked for name in one)
+    if (
+        names := dict.fromkeys(name for one in asked for name in conditions_of(one))
+    ) and not experiment.task.conditions:
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(names)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     settings = list(itertools.product(*(v if isinstance(v, Sequence) else [v] for v in (temperature, top_p))))
@@ -239,18 +246,19 @@ def sample(
             Request(index=0, prompt=(), temperature=t, top_p=p)
     except ValueError as error:
         raise UserError(str(error)) from error
-    admit = make_admission(rules, automaton)
-    compositions = questions.make_compositions(trained.graph, experiment.model, devices, seed=seed, admit=admit)
-    texts = questions.texts
+    compositions = questions.make_compositions(trained.graph, experiment.model, devices, seed=seed)
+    texts, used = questions.texts, questions.constraints
+    own = [{name: value for name, value in one.items() if name in LIMITS} for one in asked]
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
-        "prompt": texts[0] if len(texts) == 1 else hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+        "prompt": texts[0] if len(texts) == 1 else _digest("\0".join(texts)),
         "requests": len(texts),
+        "limits": _digest(json.dumps(own)) if any(own) else None,
         "constraints": sorted(constraints),
-        "oxidation_states": oxidation_states if "charge" in constraints else None,
-        "min_distance": min_distance if "distance" in constraints else None,
-        "min_radii": min_radii if "distance" in constraints else None,
+        "oxidation_states": oxidation_states if "charge" in used else None,
+        "min_distance": min_distance if "distance" in used else None,
+        "min_radii": min_radii if "distance" in used else None,
         "elements": rules.elements if rules.elements != ELEMENTS else "all",
         "min_atoms": min_atoms,
         "max_atoms": max_atoms,
@@ -309,7 +317,7 @@ def sample(
         return {
             "index": drawn.request.index,
             "status": "complete" if drawn.complete else "dead end",
-            "request": dict(question.conditions),
+            "request": dict(question.asked),
             "seed": seed,
             "prompt": question.text,
             "text": text,
@@ -318,7 +326,7 @@ def sample(
             "token_log_probs": [round(value, 4) for value in log_probs],
             "log_kept": round(log_kept, 4),
             "dead_ends": question.rejected + drawn.dead_ends,
-            "constraints": request["constraints"],
+            "constraints": sorted(question.rules.constraints),
             "checkpoint": trained.name,
             "text_format": experiment.text.version,
         }

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from crystal_jax.errors import UserError
-from crystal_jax.sample.requests import check_conditions
+from crystal_jax.sample.requests import check_requests
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal
 from crystal_jax.text.prompts import Conditions
 
@@ -124,7 +124,7 @@ def search(
             f"temperature={temperature}, exploration={exploration} not negative"
         )
     asked = dict(conditions or {})
-    check_conditions([asked])
+    check_requests([asked])
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty, and a search is not continued; choose another --output")
     # Late, so that --help and bad flags answer at once.

@@ -15,7 +15,7 @@ from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault
-from crystal_jax.sample.compositions import Asked, Compositions
+from crystal_jax.sample.compositions import Compositions, ToState
 from crystal_jax.sample.likelihood import Likelihood
 from crystal_jax.sample.run import sample
 from crystal_jax.sharding import make_mesh
@@ -43,11 +43,10 @@ def draws(stating):
             FirstLine(tokenizer, V3),
             mesh,
             prompt_tokens=len(prompt) + 3,  # there is room for a longer one
-            admit=admit,
             seed=1,
             at_once=at_once,
         )
-        asked = [Asked(index=index, prompt=prompt, wanted=wanted) for index in indices]
+        asked = [ToState(index=index, prompt=prompt, wanted=wanted, admit=admit) for index in indices]
         return dict(zip(indices, compositions(trained.params, asked, temperature=temperature, top_p=1.0), strict=True))
 
     return draw
@@ -105,7 +104,7 @@ def test_what_is_never_admitted_is_given_up(draws):
 def test_a_sample_without_a_composition_is_a_dead_end(stating, tmp_path, monkeypatch):
     """Of which there are two, the others are there; and it is reported, not drawn for ever."""
     offered = itertools.count()
-    monkeypatch.setattr("crystal_jax.sample.rules.make_admission", lambda *_: lambda counts: next(offered) >= 2000)
+    monkeypatch.setattr("crystal_jax.sample.questions.make_admission", lambda *_: lambda counts: next(offered) >= 2000)
     monkeypatch.setattr("crystal_jax.sample.compositions._ATTEMPTS", 100)
     monkeypatch.setattr("crystal_jax.sample.questions._AT_ONCE", 4)
     path = sample(stating, output=tmp_path / "out", num_samples=24, batch_size=8)

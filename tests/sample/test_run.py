@@ -9,7 +9,9 @@ from crystal_jax.checkpoint.workdir import best_step
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.sample.requests import read_requests
 from crystal_jax.sample.run import sample
+from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.train.run import train
 from tests.experiments import training_config
 
@@ -104,6 +106,53 @@ def test_a_model_with_adapters_samples_with_its_base(trained, dataset, tmp_path)
     train(config, workdir=tmp_path / "lora")
     sample(tmp_path / "lora", output=tmp_path / "out", num_samples=4, batch_size=4, max_atoms=2)
     assert len(rows_of(tmp_path / "out")) == 4
+
+
+def test_requests_have_limits_of_their_own(trained, tmp_path):
+    """Which add to those of the job, whichever way they come."""
+    file = tmp_path / "wishes.csv"
+    file.write_text(
+        "e_above_hull,elements,without,min_atoms,max_atoms,constraints\n"
+        "0.0,\"['Na', 'Cl', 'Xe']\",,,,charge\n"
+        ",Fe O,,3,3,\n"
+        ",,O Xe,,9,charge distance\n"
+    )
+    asked = read_requests(file)
+    assert asked[1:] == [
+        {"elements": ["Fe", "O"], "min_atoms": 3, "max_atoms": 3},
+        {"without": ["O", "Xe"], "max_atoms": 9, "constraints": ["charge", "distance"]},
+    ]
+    path = sample(trained, output=tmp_path / "out", num_samples=4, conditions=asked, without=["Xe"], max_atoms=4)
+    rows, table = rows_of(tmp_path / "out"), load_oxidation_table()
+    with path.open(newline="") as csv_file:
+        crystals = [Composition(line["formula"]) for line in csv.DictReader(csv_file)]
+    for row, crystal in zip(rows, crystals, strict=True):
+        number, symbols = row["index"] % 3, set(crystal.get_el_amt_dict())
+        assert row["request"] == json.loads(json.dumps(asked[number]))
+        assert ("energy above the convex hull is 0.0" in row["prompt"]) == (number == 0)
+        assert row["constraints"] == [["charge"], [], ["charge", "distance"]][number]
+        assert symbols <= [{"Na", "Cl"}, {"Fe", "O"}, set(ELEMENTS) - {"O", "Xe"}][number]
+        assert crystal.num_atoms == 3 if number == 1 else crystal.num_atoms <= 4
+        if number != 1:
+            assert compositional_fault(crystal, table) is None
+    with pytest.raises(UserError, match=r"another request \(other limits"):
+        sample(trained, output=tmp_path / "out", conditions=[*asked[:2], {}], without=["Xe"], max_atoms=4)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"elements": ["Xx"]}, "request 2: Not elements: Xx"),
+        ({"elements": ["O"]}, "request 2: A crystal needs at least one allowed element"),
+        ({"min_atoms": 5}, "request 2: min_atoms=5 must be at least 1 and at most max_atoms=4"),
+        ({"constraints": ["lattice"]}, "request 2: the constraint 'lattice' needs a requested space group"),
+        ({"colour": "red"}, "Unknown condition 'colour'"),
+    ],
+)
+def test_an_impossible_request_is_named_by_its_number(trained, tmp_path, second, message):
+    with pytest.raises(UserError, match=message):
+        sample(trained, output=tmp_path / "out", conditions=[{}, second], without=["O"], max_atoms=4)
+    assert not (tmp_path / "out").exists()
 
 
 def test_rules_by_name(trained, tmp_path):
