@@ -52,7 +52,7 @@ def fit(
     """Trains to `experiment.train.num_steps` and returns the last state.
 
     State and data position are saved together, so an interrupted run goes on as if it never stopped: the losses
-    are equal to the bit. On SIGTERM it saves at once.
+    are equal to the bit. On SIGTERM, and when Google announces that it will stop the machine, it saves at once.
 
     Args:
         experiment: What to train, and how long.
@@ -69,7 +69,7 @@ def fit(
 
     Raises:
         UserError: the loss is not finite, or too many steps in a row were not believed.
-        Preempted: SIGTERM came; the same command goes on from the step it had reached.
+        Preempted: SIGTERM came, or an announcement; the same command goes on from the step it had reached.
     """
     cfg = experiment.train
     state, last = setup.state, cfg.num_steps if stop_after is None else min(stop_after, cfg.num_steps)

@@ -7,7 +7,8 @@ already holds this run's checkpoints is continued, as if it had never stopped.
 On a pod the same command runs on every host, with --distributed, and the workdir lies on a disk that all of them see
 (docs/PODS.md). The batches do not depend on how many hosts there are, so a run may go on with more or fewer.
 
-Exit status 75 says that the machine was taken away (SIGTERM) and the state saved: run the same command again.
+Exit status 75 says that the machine is being taken away (SIGTERM, or an announcement of Google's metadata server) and
+the state saved: run the same command again.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def train(
 
     Raises:
         UserError: a bad configuration, data set or workdir; a loss that is not finite.
-        Preempted: SIGTERM came; call it again to go on.
+        Preempted: SIGTERM came, or an announcement; call it again to go on.
     """
     started = time.time()
     # Late, so that --help and bad flags answer at once.

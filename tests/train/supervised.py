@@ -44,9 +44,14 @@ def enter(workdir, process, num_processes, devices, port, cache):
         join(f"localhost:{port}", num_processes, process)
 
 
-def _train(config, workdir, *where, stop_after=None):
-    """One process of a run; ends with the exit status of the command line."""
-    enter(workdir, *where)
+def _train(config, workdir, process, num_processes, *where, stop_after=None, metadata_host=None):
+    """One process of a run; ends with the exit status of the command line.
+
+    Of several, the last one is on a machine that has a metadata server.
+    """
+    enter(workdir, process, num_processes, *where)
+    if metadata_host and process == num_processes - 1:
+        os.environ["GCE_METADATA_HOST"] = metadata_host
     from crystal_jax.errors import Preempted
     from crystal_jax.train.run import train
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.experiments import training_config
+from tests.train.metadata_server import MetadataServer, drop_what_waits
 from tests.train.supervised import PREEMPTED, Group, curve, run, run_and_kill, saved
 
 STEPS = 64
@@ -108,3 +109,32 @@ def test_sigterm_saves_at_once_and_says_so(alone, pair, config, cache, tmp_path,
     assert max(curve(workdir)) == step
     run(rarely, workdir, cache, processes=processes)
     assert curve(workdir) == curve(pair if processes == 2 else alone)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_googles_announcement_is_as_good_as_sigterm(alone, pair, config, cache, tmp_path, processes):
+    workdir = tmp_path / "run"
+    rarely = {**config, "train": {**config["train"], "save_every": STEPS}}
+    with (
+        MetadataServer() as server,
+        Group(rarely, workdir, cache, processes=processes, metadata_host=server.host) as group,
+    ):
+        while max(curve(workdir), default=0) < 3:
+            assert group.alive()
+            time.sleep(0.001)
+        server.until_somebody_waits()
+        server.announce("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
+        assert group.wait() == [PREEMPTED] * processes
+        (step,) = saved(workdir)
+        assert 3 <= step < STEPS
+        assert max(curve(workdir)) == step
+        # The machine is still there, and still to be stopped: the same command goes on to the end.
+        run(rarely, workdir, cache, processes=processes, metadata_host=server.host)
+    assert curve(workdir) == curve(pair if processes == 2 else alone)
+
+
+def test_a_metadata_server_that_fails_disturbs_nothing(alone, config, cache, tmp_path):
+    with MetadataServer(fails=drop_what_waits) as server:
+        run(config, tmp_path / "run", cache, metadata_host=server.host)
+        assert ("preempted", True) in server.requests
+    assert curve(tmp_path / "run") == curve(alone)
