@@ -98,8 +98,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
 def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:
     """Maps each array of a tree to the sharding of the first rule that matches its path; scalars are replicated.
 
-    Optimizer moments end in their parameter's path, so one table covers a whole train state. An axis of length one is
-    not split: int8 has one scale for all inputs of a kernel.
+    Optimizer moments end in their parameter's path, so one table covers a whole train state.
 
     Raises:
         ValueError: a path matches no rule, or a rule matches no path.
@@ -111,18 +110,29 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES
         if not leaf.ndim:
             return NamedSharding(mesh, P())
         path = jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
-        for pattern, spec in rules:
-            if re.search(pattern, path):
-                unused.discard(pattern)
-                spec = P(*(name if size > 1 else None for name, size in zip(spec, leaf.shape, strict=False)))
-                _check_divides(path, leaf.shape, spec, mesh)
-                return NamedSharding(mesh, spec)
-        raise ValueError(f"No sharding rule matches {path} of shape {leaf.shape}")
+        pattern, spec = rule_for(path, leaf.shape, rules)
+        unused.discard(pattern)
+        _check_divides(path, leaf.shape, spec, mesh)
+        return NamedSharding(mesh, spec)
 
     shardings = jax.tree_util.tree_map_with_path(sharding, tree)
     if unused:
         raise ValueError(f"Sharding rules that match no parameter: {sorted(unused)}")
     return shardings
+
+
+def rule_for(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]] = RULES) -> tuple[str, P]:
+    """The pattern of the first rule that matches a path, and what it means for an array of this shape.
+
+    An axis of length one is not split: int8 has one scale for all inputs of a kernel.
+
+    Raises:
+        ValueError: no rule matches.
+    """
+    for pattern, spec in rules:
+        if re.search(pattern, path):
+            return pattern, P(*(name if size > 1 else None for name, size in zip(spec, shape, strict=False)))
+    raise ValueError(f"No sharding rule matches {path} of shape {tuple(shape)}")
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

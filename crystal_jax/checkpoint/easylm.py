@@ -43,11 +43,11 @@ _NDARRAY = 1
 _WINDOW = 4096  # bytes; a key, or the head of an array, is shorter
 _OBJECT = msgpack.Unpacker.unpack
 _ARRAY_LENGTH, _MAP_LENGTH = msgpack.Unpacker.read_array_header, msgpack.Unpacker.read_map_header
-_WEIGHTS, _NOT_WEIGHTS = "params/params/", ("step", "opt_state/")  # in a train state
+WEIGHTS, _NOT_WEIGHTS = "params/params/", ("step", "opt_state/")  # in a train state
 T = TypeVar("T")
 
 
-def _names(cfg: LlamaConfig) -> dict[str, str]:
+def tensor_names(cfg: LlamaConfig) -> dict[str, str]:
     """EasyLM's name of each tensor and Hugging Face's, in the order in which EasyLM writes them."""
     names = {_EMBEDDING: "model.embed_tokens.weight", "transformer/ln_f/kernel": "model.norm.weight"}
     for i in range(cfg.num_layers):
@@ -70,7 +70,7 @@ class EasyLmSource:
 
     def __init__(self, path: Path, config: LlamaConfig):
         self.path, self.config = path, config
-        self._names = _names(config)
+        self._names = tensor_names(config)
         self._keys = {hf: key for key, hf in self._names.items()}
         self._buffer = _map(path)
         self._stored: dict[str, _Stored] = {}
@@ -123,7 +123,7 @@ def write_easylm(path: Path, source: Source, *, dtype: np.dtype | None = None) -
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             partial = Path(folder) / path.name
             with partial.open("wb") as file:
-                for key, name in _names(source.config).items():
+                for key, name in tensor_names(source.config).items():
                     tensor = _in_easylm_order(source, name)
                     blob = msgpack.packb(_packable(tensor if dtype is None else tensor.astype(dtype, copy=False)))
                     file.write(msgpack.packb((key.split("/"), blob)))
@@ -183,7 +183,7 @@ def _index(path: Path, buffer: mmap.mmap) -> Iterator[tuple[str, _Stored]]:
             name = "/".join(cursor.take(_OBJECT))
             end = cursor.binary()
             if not name.startswith(_NOT_WEIGHTS):
-                yield name.removeprefix(_WEIGHTS), _stored(cursor)
+                yield name.removeprefix(WEIGHTS), _stored(cursor)
                 cursor.expect(cursor.at == end, f"{name} is shorter than its record")
             cursor.at = end
     except (ValueError, TypeError, LookupError, struct.error, msgpack.UnpackException) as error:

@@ -55,6 +55,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=flag_values,
     )
+    flags.DEFINE_string(
+        "partition_rules",
+        None,
+        "For easylm: a JSON list of [regular expression, [mesh axis, null or list, ...]], EasyLM's partition rules. "
+        "Nothing is converted unless they place every parameter as it is placed here.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_integer("step", None, "A workdir's checkpoint; the last one by default.", flag_values=flag_values)
     config_flags.DEFINE_config_file(
         "config", None, "For --to=crystal_jax: FILE.py or FILE.py:variant.", flag_values=flag_values
@@ -72,12 +79,15 @@ def main(flag_values: flags.FlagValues) -> None:
         dtype=flag_values.dtype,
         base=Path(flag_values.base) if flag_values.base else None,
         architecture=flag_values.architecture,
+        partition_rules=Path(flag_values.partition_rules) if flag_values.partition_rules else None,
         step=flag_values.step,
         quantize=flag_values.quantize,
         block_size=flag_values.block_size,
         config=flag_values.config.to_dict() if flag_values.config else None,
     )
     print(f"{flag_values.to}: {flag_values.output}")
+    if flag_values.partition_rules:
+        print(f"{flag_values.partition_rules}: these rules map, so a mesh dp,fsdp,mp holds the same shards here")
 
 
 def convert(
@@ -89,6 +99,7 @@ def convert(
     dtype: str = "bfloat16",
     base: Path | None = None,
     architecture: str | None = None,
+    partition_rules: Path | None = None,
     step: int | None = None,
     quantize: Literal["int8", "int4", "nf4"] = "int8",
     block_size: int = 64,
@@ -98,14 +109,16 @@ def convert(
 
     Raises:
         UserError: the input is missing, damaged, or not what its format says; the output exists; the two formats do
-            not go together.
+            not go together; EasyLM's partition rules place a parameter differently.
     """
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output")
     if not input.exists():
         raise UserError(f"{input}: no such file or folder")
+    if partition_rules and read_as != "easylm":
+        raise UserError("--partition_rules are EasyLM's: they go with --from=easylm")
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.checkpoint import easylm, exchange, gguf, gguf_tokenizer, hf, quantized
+    from crystal_jax.checkpoint import easylm, easylm_rules, exchange, gguf, gguf_tokenizer, hf, quantized
     from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
     from crystal_jax.config import QuantizationConfig
 
@@ -125,6 +138,8 @@ def convert(
         exchange.import_model(base or input, adapter, output, config)
         return
     source = _open(read_as, input, base=base, architecture=architecture, step=step)
+    if partition_rules:
+        easylm_rules.check_rules(easylm_rules.read_rules(partition_rules), source.config)
     if write_as == "easylm":
         easylm.write_easylm(output, source, dtype=hf.DTYPES[dtype])
         return

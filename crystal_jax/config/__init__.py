@@ -19,6 +19,7 @@ from crystal_jax.config.model import (
     input_axes,
 )
 from crystal_jax.config.training import (
+    EASYLM_AXES,
     LOSSES,
     SAMPLE_RATES,
     DataConfig,
@@ -31,6 +32,7 @@ from crystal_jax.config.training import (
 )
 
 __all__ = [
+    "EASYLM_AXES",
     "LOSSES",
     "PROJECTIONS",
     "SAMPLE_RATES",

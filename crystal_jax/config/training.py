@@ -192,6 +192,9 @@ class GuardConfig:
 DEFAULT_GUARD = GuardConfig()
 
 
+EASYLM_AXES = {"dp": "data", "fsdp": "fsdp", "mp": "tensor"}  # its names of mesh axes → ours
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along each mesh axis; one of them may be -1, which is whatever is left."""
@@ -211,10 +214,9 @@ class MeshConfig:
             raise ValueError(
                 f"mesh {text!r}: EasyLM's '!' fixes the order of devices, which is chosen here; leave it out"
             )
-        easylm = {"dp": "data", "mp": "tensor"}
         names = [field.name for field in dataclasses.fields(cls)]
         parts = [part.strip().rpartition(":") for part in text.split(",")]
-        given = [easylm.get(name, name) or names[i] for i, (name, _, _) in enumerate(parts[: len(names)])]
+        given = [EASYLM_AXES.get(name, name) or names[i] for i, (name, _, _) in enumerate(parts[: len(names)])]
         try:
             sizes = dict(zip(given, (int(size) for _, _, size in parts), strict=True))
         except ValueError:
