@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pymatgen.core import Lattice
 from pymatgen.symmetry.groups import SpaceGroup
 from pymatgen.util.coord import pbc_shortest_vectors
@@ -21,17 +21,20 @@ _SLACK = 1e-4
 class CellForms:
     """The last angle is one with which there is a cell of some volume (the evaluator's smallest).
 
+    And no atom is too near to its own images: a vector of the lattice is at least as long as two atoms are apart.
+
     Args:
-        values: The values of the field `angle`, in the automaton's order.
+        lengths, angles: The values of these fields, in the automaton's order.
+        shortest: The shortest vector of the lattice, in Å.
     """
 
-    def __init__(self, values: Sequence[str]):
-        self._angles = np.array(values, float)
+    def __init__(self, *, lengths: Sequence[str], angles: Sequence[str], shortest: float = MIN_DISTANCE):
+        self._lengths, self._angles, self._shortest = np.array(lengths, float), np.array(angles, float), shortest
 
     def __call__(self, fields: Sequence[str]) -> Grant:
-        """Which γ there may be; it must be asked for once α and β are known."""
+        """Which lengths and which γ there may be; it must be asked for once α and β are known."""
         if len(fields) < _GAMMA:
-            return Grant({}, _GAMMA)
+            return Grant({"length": self._lengths >= self._shortest}, _GAMMA)
         if len(fields) > _GAMMA:
             return Grant({}, NEVER)
         a, b, c, alpha, beta = map(float, fields)
@@ -39,8 +42,26 @@ class CellForms:
         cosines = np.cos(np.radians(np.stack(np.broadcast_arrays(alpha, beta, self._angles))))
         squared = 1 - (cosines**2).sum(axis=0) + 2 * cosines.prod(axis=0)
         forms = (abs(alpha - beta) < self._angles) & (self._angles < min(alpha + beta, 360 - alpha - beta))
-        roomy = a * b * c * np.sqrt(np.maximum(squared, 0)) > MIN_VOLUME + _SLACK
-        return Grant({"angle": forms & roomy}, NEVER)
+        possible = forms & (a * b * c * np.sqrt(np.maximum(squared, 0)) > MIN_VOLUME + _SLACK)
+        ones, (cos_alpha, cos_beta, cos_gamma) = np.ones(possible.sum()), cosines[:, possible]
+        products = np.array([[ones, cos_gamma, cos_beta], [cos_gamma, ones, cos_alpha], [cos_beta, cos_alpha, ones]])
+        metrics = np.moveaxis(products, -1, 0) * np.outer([a, b, c], [a, b, c])
+        possible[possible] = _no_shorter_vector(self._shortest + _SLACK, metrics)
+        return Grant({"angle": possible}, NEVER)
+
+
+def _no_shorter_vector(length: float, metrics: Float[np.ndarray, "n 3 3"]) -> Bool[np.ndarray, " n"]:
+    """Whether all vectors of the lattices with these metric tensors have this length, but for the null vectors."""
+    # A vector's coefficients are its products with the reciprocal vectors: hardly ever are those of a short one 1 or
+    # more, and where they are, there are few to try.
+    reciprocal = np.sqrt(np.diagonal(np.linalg.inv(metrics), axis1=1, axis2=2))
+    most = np.floor(length * reciprocal).astype(int)
+    longer = np.ones(len(metrics), bool)
+    for i in np.flatnonzero(most.any(axis=1)):
+        vectors = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most[i])), axis=-1).reshape(-1, 3)
+        squares = np.einsum("ni,ij,nj->n", vectors, metrics[i], vectors)[vectors.any(axis=1)]
+        longer[i] = (squares >= length**2).all()
+    return longer
 
 
 class KeepsDistance:

@@ -93,7 +93,7 @@ def make_guide(
     if "distance" in rules.constraints:
         if ANY in values["z"]:
             raise ValueError("the constraint 'distance' needs a model that writes fractional coordinates")
-        guides.append(CellForms(values["angle"]))
+        guides.append(CellForms(lengths=values["length"], angles=values["angle"], shortest=rules.min_distance))
         guides.append(KeepsDistance(values["z"], shortest=rules.min_distance, radii=rules.min_radii))
     if "lattice" in rules.constraints:
         if spacegroup is None:

@@ -13,7 +13,7 @@ FRACTIONS = tuple(f"{i / 100:.2f}" for i in range(100))
 
 
 def test_angles_that_form_a_cell():
-    guide = CellForms(ANGLES)
+    guide = CellForms(lengths=LENGTHS, angles=ANGLES, shortest=0.0)
     rng = np.random.default_rng(0)
     for _ in range(50):
         alpha, beta = rng.integers(1, 180, 2)
@@ -26,6 +26,25 @@ def test_angles_that_form_a_cell():
             if abs(volume - MIN_VOLUME) > 1e-3:
                 sides = abs(alpha - beta) < int(gamma) < min(alpha + beta, 360 - alpha - beta)
                 assert is_open == (sides and volume > MIN_VOLUME), (alpha, beta, gamma)
+
+
+def test_atoms_keep_their_distance_from_their_own_images():
+    """Against pymatgen's neighbours of a single atom."""
+    guide = CellForms(lengths=LENGTHS, angles=ANGLES, shortest=1.5)
+    assert (guide([]).open["length"] == (np.array(LENGTHS, float) >= 1.5)).all()
+    judged = 0
+    for lengths in ((3.0, 3.1, 2.0), (9.9, 1.6, 4.0), (2.0, 2.0, 9.0)):
+        for alpha, beta in ((90, 90), (70, 110), (20, 35), (45, 50)):
+            found = guide([*map(str, lengths), str(alpha), str(beta)]).open["angle"]
+            for gamma, is_open in zip(ANGLES, found, strict=True):
+                if abs(alpha - beta) < int(gamma) < min(alpha + beta, 360 - alpha - beta):
+                    lattice = Lattice.from_parameters(*lengths, alpha, beta, float(gamma))
+                    atom = Structure(lattice, ["Na"], [[0, 0, 0]])
+                    if lattice.volume > 1.0:
+                        near = min((n.nn_distance for n in atom.get_neighbors(atom[0], 1.6)), default=1.6)
+                        assert is_open == (near >= 1.5 + 1e-4), (lengths, alpha, beta, gamma, near)
+                        judged += near < 1.5
+    assert judged > 20  # are too near
 
 
 @pytest.mark.parametrize("angles", [("90", "90", "90"), ("60", "60", "60"), ("35", "100", "110")])
