@@ -43,8 +43,8 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 # What reading a text token by token carries on.
 CACHE_RULES: tuple[tuple[str, P], ...] = (
-    (r"cache/(keys|values)/\d+$", CACHED),
-    (r"cache/(keys|values)$", P(None, *CACHED)),  # stacked along a layer axis
+    (r"cache/(keys|values)/\d+(/(codes|scales))?$", CACHED),
+    (r"cache/(keys|values)(/(codes|scales))?$", P(None, *CACHED)),  # stacked along a layer axis
     (r"cache/length$", BATCH),
 )
 # And what sampling does.

@@ -47,11 +47,12 @@ def test_meshes_that_do_not_fit(sizes, message):
 @pytest.mark.parametrize(
     ("stacked", "spec"), [(False, P(("data", "fsdp"), "tensor")), (True, P(None, ("data", "fsdp"), "tensor"))]
 )
-def test_texts_are_split_by_rows_and_caches_by_heads_too(stacked, spec):
+@pytest.mark.parametrize("coded", [False, True])
+def test_texts_are_split_by_rows_and_caches_by_heads_too(stacked, spec, coded):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
     tables = to_device(crystal_automaton(load_tokenizer("atom_coordinate"), TextFormat(), max_atoms=1))
     sizes = dict(rows=4, prompt_tokens=3, max_tokens=11)
-    rows = jax.eval_shape(lambda: free_rows(TINY, tables, **sizes, stacked=stacked))
+    rows = jax.eval_shape(lambda: free_rows(TINY, tables, **sizes, stacked=stacked, coded=coded))
     where = tree_shardings(rows, mesh, DECODE_RULES)
     assert {s.spec for s in jax.tree.leaves((where.cache.keys, where.cache.values))} == {spec}
     of_rows = jax.tree.leaves(where._replace(cache=where.cache.length))

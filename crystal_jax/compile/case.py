@@ -72,6 +72,7 @@ class Report:
     chips: int
     mesh: dict[str, int]
     base: str
+    cache: str
     rows: int
     length: int
     accumulate: int
@@ -103,6 +104,7 @@ def compile_case(
     what: str,
     mesh: MeshConfig | None = None,
     rows: int | None = None,
+    coded: bool = False,
     optimization_level: str = "default",
     compiler_options: Mapping[str, str] | None = None,
 ) -> Report:
@@ -115,13 +117,14 @@ def compile_case(
         what: train, prefill or decode.
         mesh: Another one than the configuration's; sampling has one of its own (`sampling_mesh`).
         rows: Rows that are sampled side by side; as many as fit by default.
+        coded: Sample with keys and values in 8 bits.
         optimization_level: JAX's: O1 compiles in a fraction of the time of `default`.
         compiler_options: Flags of XLA, by name.
 
     Raises:
         UserError: it does not fit the memory of a chip, or an array does not divide over the mesh.
     """
-    chosen, lowered = _lower(experiment, where, what, mesh, rows)
+    chosen, lowered = _lower(experiment, where, what, mesh, rows, coded)
     options = dict(compiler_options or {})
     begin = time.perf_counter()
     with _optimization(optimization_level):
@@ -138,6 +141,7 @@ def compile_case(
         chips=len(where.devices),
         mesh=dict(zip(AXES, chosen, strict=True)),
         base=experiment.model.dtype if experiment.quantize.kind == "none" else experiment.quantize.kind,
+        cache="int8" if coded else experiment.model.dtype,
         rows=lowered.rows,
         length=lowered.length,
         accumulate=experiment.optimizer.accumulate if what == "train" else 1,
@@ -163,7 +167,7 @@ def compile_case(
 
 
 def _lower(
-    experiment: Experiment, where: Topology, what: str, mesh: MeshConfig | None, rows: int | None
+    experiment: Experiment, where: Topology, what: str, mesh: MeshConfig | None, rows: int | None, coded: bool
 ) -> tuple[tuple[int, ...], Lowered]:
     if what == "train":
         built = make_mesh(mesh or experiment.mesh, where.devices)
@@ -175,8 +179,8 @@ def _lower(
     built = make_mesh(mesh or own, where.devices)
     if rows is None:
         states = abstract_parameters(experiment, built, experiment.quantize)[1:]
-        rows = sampling_rows(experiment.model, states, built, hbm=limit)
-    return built.devices.shape, lower(what, experiment, built, rows=rows)
+        rows = sampling_rows(experiment.model, states, built, hbm=limit, coded=coded)
+    return built.devices.shape, lower(what, experiment, built, rows=rows, coded=coded)
 
 
 @contextlib.contextmanager

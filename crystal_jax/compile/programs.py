@@ -51,13 +51,17 @@ class Lowered:
     length: int
 
 
-def lower(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) -> Lowered:
+def lower(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:
     """Lowers one of `WHATS`; nothing is allocated. Training has the rows of its configuration, sampling `rows`.
+
+    A `coded` cache is in 8 bits.
 
     Raises:
         UserError: an array does not divide over the mesh.
     """
-    return lower_train(experiment, mesh) if what == "train" else lower_sampling(what, experiment, mesh, rows=rows)
+    if what == "train":
+        return lower_train(experiment, mesh)
+    return lower_sampling(what, experiment, mesh, rows=rows, coded=coded)
 
 
 def lower_train(experiment: Experiment, mesh: Mesh) -> Lowered:
@@ -89,16 +93,19 @@ def sampling_mesh(model: ModelConfig, weights: int, *, devices: int, hbm: int) -
     return MeshConfig(data=devices // (tensor * fsdp), fsdp=fsdp, tensor=tensor)
 
 
-def sampling_rows(model: ModelConfig, states: tuple[nnx.State, ...], mesh: Mesh, *, hbm: int) -> int:
+def sampling_rows(
+    model: ModelConfig, states: tuple[nnx.State, ...], mesh: Mesh, *, hbm: int, coded: bool = False
+) -> int:
     """As many rows as leave a tenth of the memory free, a power of two on each part of the mesh."""
-    position = 2 * model.num_layers * model.num_kv_heads * model.head_dim * jnp.dtype(model.dtype).itemsize
+    head = model.head_dim + 4 if coded else model.head_dim * jnp.dtype(model.dtype).itemsize
+    position = 2 * model.num_layers * model.num_kv_heads * head
     row = position * (PROMPT_TOKENS + MAX_TOKENS) / mesh.shape["tensor"]
     free = 0.9 * hbm - arithmetic.bytes_on_a_chip(states)
     each = min(max(int(free / row), 1), _ROWS_AT_MOST)
     return 2 ** int(math.log2(each)) * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) -> Lowered:
+def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:
     """`read_prompts` (prefill, of one prompt) or `write` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
 
     The cache is updated in place. Each token is drawn: with as many rows, forced ones are not worth a step of several
@@ -134,8 +141,15 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int) 
             return write(nnx.merge(graph, params, frozen), tables, rows, grants)
 
     def begin(tables: DeviceAutomaton) -> Rows:
-        sizes = dict(prompt_tokens=PROMPT_TOKENS, max_tokens=MAX_TOKENS)
-        return free_rows(experiment.model, tables, rows=rows, **sizes, stacked=True)
+        return free_rows(
+            experiment.model,
+            tables,
+            rows=rows,
+            prompt_tokens=PROMPT_TOKENS,
+            max_tokens=MAX_TOKENS,
+            stacked=True,
+            coded=coded,
+        )
 
     held = params, frozen, tables
     blank = jax.eval_shape(begin, tables)

@@ -39,6 +39,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("rows", None, "Rows sampled side by side; by default what fits.", flag_values=flag_values)
     flags.DEFINE_enum(
+        "kv_cache",
+        "model",
+        ["model", "int8"],
+        "Sample with keys and values in the model's type, or in 8 bits.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
         "optimization_level", "default", ["default", "O1"], "O1 compiles several times faster.", flag_values=flag_values
     )
     flags.DEFINE_multi_string("xla", [], "A flag of the compiler, as NAME=VALUE.", flag_values=flag_values)
@@ -70,6 +77,7 @@ def main(flag_values: flags.FlagValues) -> None:
         whats=("train", "prefill", "decode") if flag_values.what == "all" else (flag_values.what,),
         mesh=mesh,
         rows=flag_values.rows,
+        coded=flag_values.kv_cache == "int8",
         optimization_level=flag_values.optimization_level,
         compiler_options=dict(option.split("=", 1) for option in flag_values.xla),
         output=Path(flag_values.output) if flag_values.output else None,
@@ -86,6 +94,7 @@ def compile_config(
     whats: Sequence[str] = ("train",),
     mesh: MeshConfig | None = None,
     rows: int | None = None,
+    coded: bool = False,
     optimization_level: str = "default",
     compiler_options: Mapping[str, str] | None = None,
     output: Path | None = None,
@@ -111,6 +120,7 @@ def compile_config(
             what=what,
             mesh=mesh,
             rows=rows,
+            coded=coded,
             optimization_level=optimization_level,
             compiler_options=compiler_options,
         )

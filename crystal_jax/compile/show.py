@@ -15,7 +15,7 @@ def show(report: Report) -> str:
     accumulated = f" in {report.accumulate} micro-batches" if report.accumulate > 1 else ""
     rows = [
         ("mesh", mesh),
-        ("base", report.base),
+        ("base", report.base + (f", cache {report.cache}" if report.what == "decode" else "")),
         ("batch", f"{report.rows} rows x {report.length}{accumulated}"),
         ("compiled in", f"{report.compile_seconds:.0f} s, optimisation level {report.optimization_level}"),
         ("HBM: arguments", _gib(memory["arguments"])),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from crystal_jax.model.cache import Coded
 
 
 def attend(
@@ -24,20 +26,19 @@ def attend(
 
 def attend_cached(
     q: Float[Array, "b t n h"],
-    keys: Float[Array, "b k h s"],
-    values: Float[Array, "b k s h"],
+    keys: Float[Array, "b k h s"] | Coded,
+    values: Float[Array, "b k s h"] | Coded,
     mask: Bool[Array, "b 1 t s"],
 ) -> Float[Array, "b t n h"]:
     """As `attend`, with the keys' positions last, as a layer's cache has them on CPU; it has no gradient of its own."""
-    q = _group(q, keys.shape[1])
+    q = _group(q, jax.tree.leaves(keys)[0].shape[1])
     b, k, g, t, h = q.shape
     # The g heads of a group and the t tokens are the rows of one product.
-    scores = jnp.einsum("bkqh,bkhs->bkqs", q.reshape(b, k, g * t, h), keys, preferred_element_type=jnp.float32)
+    scores = _scores("bkqh,bkhs->bkqs", q.reshape(b, k, g * t, h), keys)
     scores = jnp.where(mask[:, :, None], scores.reshape(b, k, g, t, -1), -jnp.inf).reshape(scores.shape)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
-    weights = weights.astype(values.dtype)
-    mixed = jnp.einsum("bkqs,bksh->bkqh", weights, values, preferred_element_type=jnp.float32) / total
+    mixed = _mixture("bkqs,bksh->bkqh", weights, values, q.dtype) / total
     return _ungroup(mixed.astype(q.dtype).reshape(q.shape))
 
 
@@ -45,12 +46,12 @@ class Past(NamedTuple):
     """What was read before.
 
     Attributes:
-        keys, values: Of any positions.
+        keys, values: Of any positions; `Coded`, they are rounded.
         filled: Which of them are to be attended to.
     """
 
-    keys: Float[Array, "b k s h"]
-    values: Float[Array, "b k s h"]
+    keys: Float[Array, "b k s h"] | Coded
+    values: Float[Array, "b k s h"] | Coded
     filled: Bool[Array, "b 1 1 s"]
 
 
@@ -63,21 +64,35 @@ def attend_after(
 ) -> Float[Array, "b t n h"]:
     """As `attend`, over the past and the keys given: one softmax over both, without an array that holds both."""
     q = _group(q, keys.shape[1])
-    parts = ((past.keys, past.values, past.filled), (keys, values, mask))
-    scores = [
-        jnp.where(mask[:, :, None], jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32), -jnp.inf)
-        for k, _, mask in parts
-    ]
+    parts: tuple[Any, ...] = ((past.keys, past.values, past.filled), (keys, values, mask))
+    scores = [jnp.where(mask[:, :, None], _scores("bkgth,bksh->bkgts", q, k), -jnp.inf) for k, _, mask in parts]
     top = jnp.maximum(*(part.max(axis=-1, keepdims=True) for part in scores))
     weights = [jnp.exp(part - top) for part in scores]
     mixed = jnp.add(
-        *(
-            jnp.einsum("bkgts,bksh->bkgth", part.astype(v.dtype), v, preferred_element_type=jnp.float32)
-            for part, (_, v, _) in zip(weights, parts, strict=True)
-        )
+        *(_mixture("bkgts,bksh->bkgth", part, v, q.dtype) for part, (_, v, _) in zip(weights, parts, strict=True))
     )
     total = jnp.add(*(part.sum(axis=-1, keepdims=True) for part in weights))
     return _ungroup((mixed / total).astype(q.dtype))
+
+
+def _scores(axes: str, q: Array, keys: Array | Coded) -> Float[Array, "b k ... s"]:
+    """Products of queries and keys; coded ones are multiplied as codes, and the result by their scales."""
+    if not isinstance(keys, Coded):
+        return jnp.einsum(axes, q, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(axes, q, keys.codes.astype(q.dtype), preferred_element_type=jnp.float32)
+    return scores * _beside(keys.scales, scores)
+
+
+def _mixture(axes: str, weights: Array, values: Array | Coded, dtype: jnp.dtype) -> Float[Array, "b k ... h"]:
+    """Values mixed by weights; where they are coded, the weights take their scales along."""
+    if isinstance(values, Coded):
+        weights, values = weights * _beside(values.scales, weights), values.codes
+    return jnp.einsum(axes, weights.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _beside(scales: Float[Array, "b k s"], of: Array) -> Array:
+    """Scales, broadcast to [b, k, ..., s]."""
+    return scales.reshape(*scales.shape[:2], *(1,) * (of.ndim - 3), -1)
 
 
 def _group(q: Float[Array, "b t n h"], key_heads: int) -> Float[Array, "b k g t h"]:

@@ -64,7 +64,7 @@ class Gpt2Block(nnx.Module):
         angles: None,
         attention: Attention,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
+    ) -> tuple[Float[Array, "b t d"], tuple[Any, Any]]:
         """The new x, and the keys and values that `attention` gives out."""
         project = projecting(self, dropout_key)
         y = self.attn_norm(x)

@@ -6,6 +6,8 @@ of the MLP.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -42,7 +44,7 @@ class Block(nnx.Module):
         angles: tuple[Array, Array],
         attention: Attention,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
+    ) -> tuple[Float[Array, "b t d"], tuple[Any, Any]]:
         """The new x, and the keys and values that `attention` gives out."""
         project = projecting(self, dropout_key)
         y = self.attn_norm(x)

@@ -16,14 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import UNQUANTIZED, ExecutionConfig, LoraConfig, ModelConfig, QuantizationConfig
 from crystal_jax.model.attention import Past, attend, attend_after, attend_cached
-from crystal_jax.model.cache import Cache, append, append_layer
+from crystal_jax.model.cache import Cache, append, append_layer, decode, encode
 from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.packing import packing
 from crystal_jax.sharding import split_rows, split_width
 
 # How a block's queries, keys and values are mixed: from q [b, t, n, h], k and v [b, t, k, h] to the mixture
 # [b, t, n, h], and the keys and values to be kept.
-Attention = Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]
+Attention = Callable[[Array, Array, Array], tuple[Array, tuple[Any, Any]]]
 
 
 def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
@@ -148,12 +148,17 @@ class Transformer(nnx.Module):
             # The cache is only read in the loop over the layers: as a carry, or as outputs, there would be two of it.
             causal, filled = _causal(t), (places < length[:, None])[:, None, None]
 
-            def beside(old_keys: Array, old_values: Array) -> Attention:
+            def beside(old_keys: Any, old_values: Any) -> Attention:
                 past = Past(old_keys, old_values, filled)
 
-                def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Any, Any]]:
                     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-                    return attend_after(past, q, keys, values, causal), (keys, values)
+                    if not cache.coded:
+                        return attend_after(past, q, keys, values, causal), (keys, values)
+                    # Rounded for this step, too: what is read does not depend on which tokens are read together.
+                    kept = encode(keys), encode(values)
+                    keys, values = (decode(part, q.dtype) for part in kept)
+                    return attend_after(past, q, keys, values, causal), kept
 
                 return attention
 
@@ -163,8 +168,8 @@ class Transformer(nnx.Module):
         seen = (places <= positions[..., None])[:, None]
         packed = None if budget is None or budget >= tokens.size else packing(count, t=t, budget=budget)
 
-        def written(old_keys: Array, old_values: Array) -> Attention:
-            def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+        def written(old_keys: Any, old_values: Any) -> Attention:
+            def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Any, Any]]:
                 if packed:
                     q, k, v = map(packed.unpack, (q, k, v))
                 kept = append_layer((old_keys, old_values), k.swapaxes(1, 2), v.swapaxes(1, 2), length)
@@ -197,7 +202,7 @@ class Transformer(nnx.Module):
         angles = self._angles(positions)
         graph, states = nnx.split(self.blocks)
 
-        def layer(x: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
+        def layer(x: Array, xs: tuple) -> tuple[Array, tuple[Any, Any]]:
             state, *own = xs
             x, kept = nnx.merge(graph, state)(x, angles, attention(*own))
             return split_width(x), kept

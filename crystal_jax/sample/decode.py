@@ -114,6 +114,7 @@ def free_rows(
     max_tokens: int,
     capacity: int | None = None,
     stacked: bool = False,
+    coded: bool = False,
 ) -> Rows:
     """Rows that write nothing yet.
 
@@ -125,6 +126,7 @@ def free_rows(
         max_tokens: Length of the longest text, EOS included.
         capacity: Of the cache, if it is not to hold the longest text yet.
         stacked: Loop over the layers (see `Cache`).
+        coded: Keep keys and values in 8 bits.
     """
     # A step writes as many tokens as it may force, wanted or not.
     room = max_tokens + tables.forced.shape[1]
@@ -132,7 +134,7 @@ def free_rows(
     ints, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows)
     limits = Limits(jnp.zeros((rows, elements), bool), jnp.zeros((rows, elements), jnp.int32), ints, ints)
     return Rows(
-        cache=empty_cache(cfg, batch=rows, capacity=capacity or prompt_tokens + room, stacked=stacked),
+        cache=empty_cache(cfg, batch=rows, capacity=capacity or prompt_tokens + room, stacked=stacked, coded=coded),
         logits=jnp.zeros((rows, columns)),
         state=jnp.full(rows, tables.end),
         written=ints,

@@ -137,6 +137,7 @@ class Engine:
         prompt_tokens: int,
         steps: int = 8,
         jump: bool = True,
+        coded: bool = False,
     ):
         """
         Args:
@@ -148,6 +149,7 @@ class Engine:
             prompt_tokens: Length of the longest prompt, BOS included.
             steps: Tokens drawn in each row between two looks of the host.
             jump: Append what the grammar forces without a step of its own.
+            coded: Keep keys and values in 8 bits.
 
         Raises:
             UserError: the longest text has more tokens than the model can read.
@@ -178,6 +180,7 @@ class Engine:
                 max_tokens=automaton.max_tokens,
                 capacity=self._sizes.capacities[0],
                 stacked=stacked,
+                coded=coded,
             )
 
         def advance(

@@ -11,7 +11,7 @@ from flax import nnx
 
 from crystal_jax.config import MeshConfig
 from crystal_jax.model.attention import attend
-from crystal_jax.model.cache import empty_cache
+from crystal_jax.model.cache import decode, empty_cache, encode
 from crystal_jax.sharding import make_mesh
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, extend, from_hugging_face, logits
 
@@ -73,6 +73,36 @@ def test_cached_decoding_equals_the_full_forward(tokens, tied, stacked):
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=1, tensor=2)])
+def test_in_8_bits_too_however_texts_are_cut(tokens, stacked, mesh):
+    """Token by token or in pieces, the same numbers are rounded; and rounding changes little."""
+    model, exact = build(TINY), logits(build(TINY), tokens)
+    cache, found = empty_cache(TINY, batch=2, capacity=15, stacked=stacked, coded=True), []
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((cache.keys, cache.values))} == {"int8", "float32"}
+    for token in tokens.T:
+        logit, cache = extend(model, token[:, None], jnp.ones(2, int), cache)
+        found.append(logit)
+    one_by_one = jnp.concatenate(found, axis=1)
+    with contextlib.ExitStack() as stack:
+        if mesh:
+            stack.enter_context(jax.set_mesh(make_mesh(mesh)))
+        in_pieces = read_in_pieces(model, tokens, stacked, coded=True)
+    np.testing.assert_allclose(in_pieces, one_by_one, atol=1e-4)
+    error = np.sqrt(((one_by_one - exact) ** 2).mean()) / exact.std()
+    assert 1e-4 < error < 0.02
+
+
+def test_what_is_coded_is_within_half_a_step():
+    wide = jax.random.normal(jax.random.key(0), (2, 3, 5, 8)).at[0, 0, 0].set(0)
+    for axis in (-1, -2):
+        coded = encode(wide, axis=axis)
+        assert coded.scales.shape == tuple(n for i, n in enumerate(wide.shape) if i != wide.ndim + axis)
+        error = jnp.abs(decode(coded, "float32", axis=axis) - wide)
+        assert (error <= jnp.expand_dims(coded.scales, axis) * 0.5001).all()
+        assert jnp.abs(coded.codes).max() == 127
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=1, tensor=2)])
 def test_rows_are_read_at_places_of_their_own(tokens, stacked, mesh):
     """Two rows that are read in pieces of other lengths; what is beyond a piece is overwritten by the next."""
     model, expected = build(TINY), logits(build(TINY), tokens)
@@ -83,8 +113,8 @@ def test_rows_are_read_at_places_of_their_own(tokens, stacked, mesh):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def read_in_pieces(model, tokens, stacked):
-    cache, found = empty_cache(model.cfg, batch=2, capacity=15, stacked=stacked), [[], []]
+def read_in_pieces(model, tokens, stacked, *, coded=False):
+    cache, found = empty_cache(model.cfg, batch=2, capacity=15, stacked=stacked, coded=coded), [[], []]
     place = [0, 0]
     for counts in ((4, 1), (0, 4), (3, 3), (4, 3)):
         chunk = jnp.stack([jnp.roll(tokens[row], -place[row])[:4] for row in range(2)])

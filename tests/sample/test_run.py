@@ -168,6 +168,12 @@ def test_rules_by_name(trained, tmp_path):
         assert sum(row["token_log_probs"]) == pytest.approx(row["log_prob"], abs=0.01)
 
 
+def test_a_cache_in_8_bits_is_another_request(trained, tmp_path):
+    sample(trained, output=tmp_path / "out", num_samples=2, max_atoms=2, kv_cache="int8")
+    with pytest.raises(UserError, match=r"another request \(other kv_cache\)"):
+        sample(trained, output=tmp_path / "out", num_samples=2, max_atoms=2)
+
+
 def test_the_best_checkpoint(trained, tmp_path):
     sample(trained, output=tmp_path / "out", num_samples=2, step="best", max_atoms=2)
     assert json.loads((tmp_path / "out/run.json").read_text())["request"]["step"] == best_step(trained)

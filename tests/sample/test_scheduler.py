@@ -87,6 +87,14 @@ def test_nor_on_the_mesh(short, reference, mesh):
     same(draw_some(short, short.engine(4, mesh=mesh)), reference)
 
 
+def test_nor_on_any_of_these_with_a_cache_in_8_bits(short, reference):
+    """Texts are others, since their tokens are drawn from slightly other probabilities; most are not."""
+    coded = draw_some(short, short.engine(3, jump=False, coded=True))
+    same(draw_some(short, short.engine(64, coded=True)), coded)
+    same(draw_some(short, short.engine(4, mesh=(1, 2, 2), coded=True)), coded)
+    assert sum(coded[i].ids == reference[i].ids for i in reference) >= 6
+
+
 def test_every_request_is_answered_once(reference):
     assert sorted(reference) == list(range(12))
     assert len({drawn.ids for drawn in reference.values()}) == 12
