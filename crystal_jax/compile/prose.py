@@ -56,7 +56,8 @@ A training step, changed in one thing at a time; 7B on v5e-16, 70B on v5e-64.
 ROWS = """
 Where several query heads share a key head, the compiler takes a layer's keys and values out of the cache before it
 multiplies. On v5e both fit the chip's own memory, which costs nothing; on v5p they do with fewer rows. But each weight
-that it reads is then of use to fewer rows, and it writes fewer crystals an hour:
+that it reads is then of use to fewer rows, and it writes fewer crystals an hour. With keys and values in 8 bits
+(`--kv_cache=int8`) there is half as much of them, and it writes more:
 """
 
 CHOICES = """

@@ -41,6 +41,7 @@ class Case:
         topology, what, num_slices: As the command's flags.
         mesh: Another mesh than the configuration's.
         rows: Rows sampled side by side; 0 is as many as fit.
+        coded: Keys and values in 8 bits.
         changes: Values of the configuration, by their dotted names.
         xla: Flags of the compiler.
         level: Another optimisation level than the table's.
@@ -54,6 +55,7 @@ class Case:
     num_slices: int = 1
     mesh: str = ""
     rows: int = 0
+    coded: bool = False
     changes: tuple[tuple[str, Any], ...] = ()
     xla: tuple[tuple[str, str], ...] = ()
     level: str = ""
@@ -65,6 +67,7 @@ class Case:
         parts = [self.size, self.variant, self.topology, self.what, self.mesh, self.level]
         parts += [f"{self.num_slices}slices"] if self.num_slices > 1 else []
         parts += [f"{self.rows}rows"] if self.rows else []
+        parts += ["coded"] if self.coded else []
         parts += [f"{name}={value}" for name, value in (*self.changes, *self.xla)]
         return re.sub(r"[^\w.=,-]", "-", "_".join(part for part in parts if part))
 
@@ -133,6 +136,9 @@ ROWS = tuple(
         ("int8", "8,1,8", (2048, 1024, 512)),
     )
     for rows in choices
+) + tuple(
+    Case(size="70b", variant=variant, topology="v5p:4x4x4", what="decode", level="default", coded=True)
+    for variant in ("tpu", "int8")
 )
 
 
@@ -165,6 +171,7 @@ def load_or_compile(case: Case, configs: Path, work: Path, *, level: str) -> Res
             what=case.what,
             mesh=MeshConfig.parse(case.mesh) if case.mesh else None,
             rows=case.rows or None,
+            coded=case.coded,
             optimization_level=case.level or level,
             compiler_options=dict(case.xla),
         ).to_json()
@@ -245,7 +252,9 @@ def _received(result: Result) -> str:
 def _time(result: Result) -> str:
     names = {"compute": "products", "memory": "HBM", "links": "links", "network": "network"}
     times = {name: result["estimate"][key] or 0.0 for key, name in names.items()}
-    return f"{1e3 * result['estimate']['step']:,.0f} ms ({max(times, key=lambda name: times[name])})"
+    milliseconds = 1e3 * result["estimate"]["step"]
+    shown = f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.1f}"
+    return f"{shown} ms ({max(times, key=lambda name: times[name])})"
 
 
 def training_table(results: Mapping[str, Result]) -> str:
@@ -300,7 +309,7 @@ def sampling_table(results: Mapping[str, Result]) -> str:
                 f"{result['cost']['bytes'] / _GIB:.1f}",
                 f"{result['cost']['bytes'] / needed:.2f}" if needed else "",
                 _received(result),
-                f"{1e3 * result['estimate']['step']:.1f} ms",
+                _time(result),
                 f"{hourly:,.0f}" if hourly else "",
                 f"{result['compile_seconds']:.0f}",
             ]
@@ -358,17 +367,18 @@ def choices_table(results: Mapping[str, Result]) -> str:
 
 def rows_table(results: Mapping[str, Result]) -> str:
     """Memory traffic and yield of a decode step, by how much is in a chip's share of it."""
-    head = ["70B decode on " + _where(ROWS[0]), "mesh", "rows", "HBM traffic, GiB", "/ weights and cache"]
+    head = ["70B decode on " + _where(ROWS[0]), "cache", "mesh", "rows", "HBM traffic, GiB", "/ weights and cache"]
     head += ["step, estimate", "crystals an hour, estimate"]
     done = [(case, results[case.key]) for case in ROWS if "refused" not in results[case.key]]
     rows = [
         [
             f"`{case.variant}`",
+            result["cache"],
             _mesh(result),
             f"{result['rows']:,}",
             f"{result['cost']['bytes'] / _GIB:.1f}",
             f"{result['cost']['bytes'] / result['expected_bytes']:.2f}",
-            f"{1e3 * result['estimate']['step']:.1f} ms",
+            _time(result),
             f"{result['estimate']['crystals_per_hour']:,.0f}",
         ]
         for case, result in done

@@ -10,7 +10,9 @@ REFUSED = "it needs 99.9GiB of a chip's memory, which has 15.75GiB"
 
 
 def test_every_case_has_a_file_of_its_own():
-    distinct = {(c.size, c.variant, c.topology, c.what, c.num_slices, c.mesh, c.rows, c.changes, c.xla) for c in CASES}
+    distinct = {
+        (c.size, c.variant, c.topology, c.what, c.num_slices, c.mesh, c.rows, c.coded, c.changes, c.xla) for c in CASES
+    }
     assert len({case.key for case in CASES}) == len(distinct)
 
 
