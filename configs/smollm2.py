@@ -4,8 +4,8 @@ Variants: `lora` adapts the pre-trained weights with the paper's task mix and ad
 architecture from nothing on the same tokens, so that the curves of the two show what pre-training brings.
 launch/smollm2.sh fetches the weights.
 
-Result:   not yet trained to the end
-Cost:     hours on 2 CPU cores; a run is continued by the same command
+Result:   validation loss after 264,000 tokens: 0.707 nats a token with `lora`, 1.073 from `scratch` (docs/RESULTS.md)
+Cost:     on one CPU core 49 minutes with `lora`, 65 from `scratch`; 12 and 18 GB of memory
 Command:  crystal-jax train --config=configs/smollm2.py:lora --workdir=runs/smollm2
 """
 
