@@ -5,8 +5,8 @@ architecture from nothing on the same tokens, so that the curves of the two show
 launch/smollm2.sh fetches the weights.
 
 Result:   validation loss after 264,000 tokens: 0.707 nats a token with `lora`, 1.073 from `scratch` (docs/RESULTS.md)
-Cost:     on one CPU core 49 minutes with `lora`, 65 from `scratch`; 12 and 18 GB of memory
-Command:  crystal-jax train --config=configs/smollm2.py:lora --workdir=runs/smollm2
+Cost:     on one CPU core 49 minutes with `lora`, 65 from `scratch`, which takes 17 GB of memory
+Command:  crystal-jax train --config=configs/smollm2.py:lora --workdir=runs/smollm2/lora
 """
 
 import ml_collections
