@@ -33,7 +33,7 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.model = dataclasses.asdict(LLAMA2["70b"])
     config.lora = dict(rank=8, alpha=32.0, targets=("q", "v"), dropout=0.05)
-    config.execution = dict(scan_layers=True, remat=True)
+    config.execution = dict(scan_layers=True, remat=True, keep_products=False, attention="einsum")
     config.text = dict(version="paper" if paper else "v2", coordinates="fractional")
     config.tokenizer = dict(name="llama2", path="models/llama2-70b/tokenizer.model")
     config.task = dict(

@@ -166,6 +166,12 @@ def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def on_tpu() -> bool:
+    """Whether what is being traced is for TPUs: the devices of `on_mesh`, there or not; without one, JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.platform) == "tpu"
+
+
 def split_rows(x: jax.Array) -> jax.Array:
     """Keeps the first axis of an activation, the rows of the batch, split over data and fsdp; nothing without a mesh.
 
@@ -189,10 +195,15 @@ def split_width(x: jax.Array) -> jax.Array:
     )
 
 
-def on_each_device(function: Callable, *, in_specs: Any, out_specs: Any) -> Callable:
-    """The function, run by each device on its own parts of the arrays; without a mesh, the function as it is."""
+def on_each_device(function: Callable, *, in_specs: Any, out_specs: Any, check: bool = True) -> Callable:
+    """The function, run by each device on its own parts of the arrays; without a mesh, the function as it is.
+
+    JAX can check over which axes results differ, but not through a hand-written kernel that does not say it.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return function if mesh.empty else jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    if mesh.empty:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -20,10 +20,13 @@ def train_flops(experiment: Experiment) -> float:
     """Operations of a training step of the whole batch, on all chips together.
 
     Each product is computed forward, and once more for the gradient of its input. A third time for the gradient of its
-    weights, where they are trained. And with recomputation a time more for the backward pass; but not the last of a
-    block, `down`: no gradient needs its output. Attention's two products have two gradients each.
+    weights, where they are trained. And with recomputation a time more for the backward pass, unless its output is
+    kept; but not the last of a block, `down`: no gradient needs its output. Attention's two products have two gradients
+    each; of kept products, the policy has splash kernels' and not the einsums'.
     """
-    cfg, lora, remat = experiment.model, experiment.lora, experiment.execution.remat
+    cfg, lora, execution = experiment.model, experiment.lora, experiment.execution
+    remat = execution.remat and not execution.keep_products
+    mixed_again = execution.remat and not (execution.keep_products and execution.attention == "splash")
     tokens = experiment.data.batch_size * experiment.data.seq_len
     trained = lora.rank == 0
     total = 0.0
@@ -34,7 +37,7 @@ def train_flops(experiment: Experiment) -> float:
             total += cfg.num_layers * 2 * lora.rank * (inputs + outputs) * (3 + recomputed)
     total += 2 * cfg.embed_dim * cfg.vocab_size * (2 + trained)
     pairs = 4 * experiment.data.seq_len * cfg.num_heads * cfg.head_dim
-    total += cfg.num_layers * pairs * (3 + remat)
+    total += cfg.num_layers * pairs * (3 + mixed_again)
     return tokens * total
 
 

@@ -22,6 +22,10 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 _FREE |= {"optimization-barrier", "add-dependency", "while", "call", "conditional"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _ELSEWHERE = {*COLLECTIVES, "custom-call"}  # within a fusion: a collective on its way
+# JAX's splash kernels by name, and their products of all pairs of places: q·k and weights·v forward; backward the first
+# again, and values·gradient, each kernel for itself, beside the gradients.
+_SPLASH = re.compile(r"%splash_m[hq]a_(fwd|dq|dkv)")
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _SEE_THROUGH = {"bitcast", "reshape", "convert", "copy", "transpose"}
 
 
@@ -42,7 +46,8 @@ class Cost:
         flops: Of products of matrices; a multiplication and an addition are two. Nothing else is counted.
         bytes: Read from and written to HBM.
         collectives: By kind.
-        kernels: Hand-written kernels called, whose products are not in `flops`.
+        kernels: Hand-written kernels called, whose products are not in `flops`; splash kernels are not among them, and
+            count in full, with the tiles that they skip.
         unknown_loops: Loops whose number of turns could not be read; they are counted as one turn.
     """
 
@@ -122,7 +127,9 @@ class _Counter:
             if fused:
                 self.cost.bytes += times * (_hbm(operand_shapes(computation, instruction)) + _hbm(instruction.shapes))
         elif opcode == "custom-call" and instruction.option(r'custom_call_target="(tpu_custom_call)"'):
-            self.cost.kernels += times
+            products = splash_flops(computation, instruction)
+            self.cost.flops += times * products
+            self.cost.kernels += 0 if products else times
         elif opcode in ("fusion", "async-start"):
             inner = self.program[str(instruction.called("calls"))]
             for part in inner:
@@ -177,6 +184,16 @@ def product_flops(computation: Computation, instruction: Instruction) -> int:
             left.sizes[left_axes.index(axis)], out.sizes[out_axes.index(axis)], *(w[int(axis)] for w in window)
         )
     return total
+
+
+def splash_flops(computation: Computation, instruction: Instruction) -> int:
+    """Multiplications and additions of a splash kernel, over all pairs of places of a row; 0 of another kernel."""
+    kernel = _SPLASH.match(instruction.name)
+    if kernel is None:
+        return 0
+    # After the arrays that say which tiles to skip, of integers, come queries and keys: [..., head, place, width].
+    q, keys, *_ = (shape for shape in operand_shapes(computation, instruction) if shape.dtype in ("bf16", "f32"))
+    return 2 * _SPLASH_PRODUCTS[kernel[1]] * q.elements * keys.sizes[-2]
 
 
 def _window(instruction: Instruction) -> tuple[Sequence[int], ...]:

@@ -81,9 +81,20 @@ What came before these figures:
 - Decoding at optimisation level O1 reads slices of the weights and the cache twice or three times: traffic of a 70B
   on v5e-64 was 2.56 times its weights and cache, at the default level 1.01.
 
-Not tried: attention that keeps its weights on the chip (flash or splash kernels). Its arrays of [1,024, 1,024] are 45 %
-of the HBM traffic of the 7B's step, but products take longer than all of that traffic. It would pay without
-recomputation, which in 4 micro-batches fits and saves 27 % of the products: then HBM traffic takes the time.
+Two choices that no shipped configuration makes yet, as neither has run on a TPU:
+
+- `execution.attention="splash"`: JAX's splash kernels keep attention's arrays of [1,024, 1,024] on the chip, and save
+  30 % of the HBM traffic of the 7B's step. Its products take longer than that traffic, so the estimate does not fall;
+  it rises by 2 %, because the kernels' backward passes compute the weights again, and are counted over all pairs of
+  places, of which they skip a quarter.
+- `execution.keep_products=True`: of a block, what its products with weights return is kept, and only what lies between
+  is computed again. That saves a quarter of the products. The 7B on v5e-16 then peaks at 14 GiB, or at 8 with
+  2 micro-batches; on v4-8, whose chips have four times the rows and twice the memory, neither would fit.
+
+They add up. With products kept, in 2 micro-batches, the einsums' traffic takes as long as the products; with splash it
+takes two thirds of that. If each operation took the longer of its own products and its own traffic, one after another,
+a step of the 7B would take 1,104 ms as shipped, 964 with splash, 991 with products kept in 2 micro-batches, and 811
+with both. No recomputation at all needs 4 micro-batches, with or without splash, and gathers the weights four times.
 
 ## Peaks
 """

@@ -102,6 +102,7 @@ SAMPLING = (
     *(Case(size=s, variant=v, topology=t, what="decode", level="default") for s, v, t in TARGETS),
     *(Case(size=s, variant=v, topology=t, what="prefill", level="default") for s, v, t in (TARGETS[0], TARGETS[-2])),
 )
+_SPLASH, _KEPT = ("execution.attention", "splash"), ("execution.keep_products", True)
 _WINDOWS = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
 
 
@@ -114,6 +115,15 @@ CHOICES = (
     _choice("products start before all of a weight is there (XLA's default)", xla=((_WINDOWS, "0"),)),
     _choice("no recomputation", changes=(("execution.remat", False),)),
     _choice("no recomputation, 4 micro-batches", changes=(("execution.remat", False), ("optimizer.accumulate", 4))),
+    _choice(
+        "no recomputation, splash attention, 4 micro-batches",
+        changes=(("execution.remat", False), _SPLASH, ("optimizer.accumulate", 4)),
+    ),
+    _choice("splash attention", changes=(_SPLASH,)),
+    _choice("products kept", changes=(_KEPT,)),
+    _choice("products kept, splash attention", changes=(_KEPT, _SPLASH)),
+    _choice("products kept, 2 micro-batches", changes=(_KEPT, ("optimizer.accumulate", 2))),
+    _choice("products kept, splash attention, 2 micro-batches", changes=(_KEPT, _SPLASH, ("optimizer.accumulate", 2))),
     _choice("4 micro-batches", changes=(("optimizer.accumulate", 4),)),
     _choice("fsdp 4, tensor 4", mesh="1,4,4"),
     _choice("128 rows of 512", changes=(("data.seq_len", 512), ("data.batch_size", 128))),
@@ -124,6 +134,13 @@ CHOICES = (
     _choice("XLA's default, as above", size="70b", where="v5e:8x8", xla=((_WINDOWS, "0"),)),
     _choice("fsdp 64", size="70b", where="v5e:8x8", mesh="1,64,1"),
     _choice("4 micro-batches", size="70b", where="v5e:8x8", changes=(("optimizer.accumulate", 4),)),
+    _choice("splash attention", size="70b", where="v5e:8x8", changes=(_SPLASH,)),
+    _choice(
+        "products kept, splash attention, 4 micro-batches",
+        size="70b",
+        where="v5e:8x8",
+        changes=(_KEPT, _SPLASH, ("optimizer.accumulate", 4)),
+    ),
 )
 
 

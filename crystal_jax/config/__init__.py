@@ -8,6 +8,7 @@ file, except where a default below says otherwise. No JAX here.
 from crystal_jax.config.experiment import Experiment, from_config_dict
 from crystal_jax.config.model import (
     PROJECTIONS,
+    SPLASH_TOKENS,
     UNQUANTIZED,
     ExecutionConfig,
     Gpt2Config,
@@ -36,6 +37,7 @@ __all__ = [
     "LOSSES",
     "PROJECTIONS",
     "SAMPLE_RATES",
+    "SPLASH_TOKENS",
     "UNQUANTIZED",
     "DataConfig",
     "ExecutionConfig",

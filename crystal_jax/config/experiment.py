@@ -8,6 +8,7 @@ from typing import Any
 
 from crystal_jax.config.check import require
 from crystal_jax.config.model import (
+    SPLASH_TOKENS,
     UNQUANTIZED,
     ExecutionConfig,
     LoraConfig,
@@ -85,6 +86,10 @@ class Experiment:
         )
         chunk = self.execution.loss_chunk
         require(not chunk or row % chunk == 0, f"execution.loss_chunk={chunk} does not divide data.seq_len={row}")
+        require(
+            self.execution.attention != "splash" or row % SPLASH_TOKENS == 0,
+            f"execution.attention='splash' takes rows of a multiple of {SPLASH_TOKENS} tokens, not data.seq_len={row}",
+        )
 
 
 def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 from crystal_jax.config.check import require
 from crystal_jax.errors import UserError
 
+# A row of packed tokens is cut into tiles of so many, the lanes of a TPU's registers, or of a multiple.
+SPLASH_TOKENS = 128
 # Projections of a block, in the order in which their adapters' dropout is numbered.
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -200,6 +202,10 @@ class ExecutionConfig:
     Attributes:
         scan_layers: One compiled block in a loop (short compilation: pods), or unrolled (faster on CPU).
         remat: Recompute a block's activations in the backward pass instead of keeping them.
+        keep_products: Of what `remat` would recompute, keep what products with weights and splash kernels return: a
+            quarter fewer operations, and several times the memory.
+        attention: How packed rows attend on a TPU: `einsum`, or `splash`, JAX's hand-written kernels, which save memory
+            traffic (docs/TPU.md). Elsewhere it is einsums either way.
         loss_chunk: Places of a row whose logits a training step computes at once, only those that count in the loss; it
             divides the row. 0: all places at once, which is faster where the vocabulary is small.
     """
@@ -207,6 +213,16 @@ class ExecutionConfig:
     scan_layers: bool
     remat: bool
     loss_chunk: int = 0
+    keep_products: bool = False
+    attention: Literal["einsum", "splash"] = "einsum"
 
     def __post_init__(self):
+        require(
+            self.attention in ("einsum", "splash"),
+            f"execution.attention={self.attention!r} is neither einsum nor splash",
+        )
+        require(
+            self.remat or not self.keep_products,
+            "execution.keep_products needs execution.remat, without which everything is kept",
+        )
         require(self.loss_chunk >= 0, f"execution.loss_chunk must not be negative, not {self.loss_chunk}")

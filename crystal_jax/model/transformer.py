@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from crystal_jax.config import UNQUANTIZED, ExecutionConfig, LoraConfig, ModelConfig, QuantizationConfig
+from crystal_jax.config import SPLASH_TOKENS, UNQUANTIZED, ExecutionConfig, LoraConfig, ModelConfig, QuantizationConfig
 from crystal_jax.model.attention import Past, attend, attend_after, attend_cached
 from crystal_jax.model.cache import Cache, append, append_layer, decode, encode
 from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.packing import packing
-from crystal_jax.sharding import split_rows, split_width
+from crystal_jax.model.splash import KEPT, attend_segments
+from crystal_jax.sharding import on_tpu, split_rows, split_width
 
 # How a block's queries, keys and values are mixed: from q [b, t, n, h], k and v [b, t, k, h] to the mixture
 # [b, t, n, h], and the keys and values to be kept.
@@ -34,6 +35,20 @@ def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
         return attend(q, keys, values, mask), (keys, values)
 
     return attention
+
+
+def within_segments(segments: Int[Array, "b t"], execution: ExecutionConfig) -> Attention:
+    """Tokens attend to the earlier ones of their own segment."""
+    t = segments.shape[1]
+    # Rows that are scored, not trained on, have any length.
+    if execution.attention == "splash" and on_tpu() and t % SPLASH_TOKENS == 0:
+
+        def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            return attend_segments(q, keys, values, segments), (keys, values)
+
+        return attention
+    return within(_causal(t) & (segments[:, :, None] == segments[:, None, :])[:, None])
 
 
 class Transformer(nnx.Module):
@@ -90,9 +105,7 @@ class Transformer(nnx.Module):
 
         Adapters drop inputs only where a key is given; equal keys drop the same ones, however layers are computed.
         """
-        t = tokens.shape[1]
-        causal = jnp.tril(jnp.ones((t, t), bool))
-        mask = (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
+        attention = within_segments(segments, self.execution)
         angles = self._angles(positions)
         graph, stacked = nnx.split(self.blocks)
 
@@ -101,10 +114,11 @@ class Transformer(nnx.Module):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.cfg.num_layers))
 
         def layer(x: Array, state: nnx.State, key: Array | None) -> Array:
-            return split_rows(nnx.merge(graph, state)(x, angles, within(mask), dropout_key=key)[0])
+            return split_rows(nnx.merge(graph, state)(x, angles, attention, dropout_key=key)[0])
 
         if self.execution.remat:
-            layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers)
+            policy = _keep_products() if self.execution.keep_products else None
+            layer = jax.checkpoint(layer, prevent_cse=not self.execution.scan_layers, policy=policy)
         x = split_rows(self._embed(tokens, positions))
         if self.execution.scan_layers:
             x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys))
@@ -241,6 +255,14 @@ class Transformer(nnx.Module):
     def _angles(self, positions: Int[Array, "b t"]) -> Any:
         """What every block is told of the positions."""
         raise NotImplementedError
+
+
+def _keep_products() -> Callable[..., Any]:
+    """Keeps what products with weights return, and what splash kernels do. Einsums of attention have batch axes."""
+    policies = jax.checkpoint_policies
+    return policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
+    )
 
 
 def _causal(t: int) -> Bool[Array, "1 1 t t"]:

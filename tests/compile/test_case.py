@@ -1,5 +1,7 @@
 """Programs of LLaMA-2 at full width, by the TPU's own compiler."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -49,6 +51,17 @@ def test_fsdp_gathers_each_layers_weights_and_not_activations(step):
     head = 2 * 4096 * 32_000 * 2
     assert 0.6 * passes * blocks * 3 / 4 < received < passes * blocks * 3 / 4 + 2 * head
     assert collectives["all-reduce"].bytes < 0.05 * received
+
+
+def test_splash_attention_saves_traffic_and_keeping_products_saves_operations(step, small_slice):
+    experiment, einsums = step
+    changed = dataclasses.replace(experiment.execution, attention="splash", keep_products=True)
+    experiment = dataclasses.replace(experiment, execution=changed)
+    report = compile_case(experiment, small_slice, config="7b", what="train", optimization_level="O1")
+    assert report.cost.kernels == 0  # splash kernels are counted
+    assert report.cost.flops == pytest.approx(report.expected_flops, rel=0.03)
+    assert report.cost.flops < 0.8 * einsums.cost.flops
+    assert report.cost.bytes < 0.9 * einsums.cost.bytes
 
 
 def test_the_report_says_it_all(step):

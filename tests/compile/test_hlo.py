@@ -1,5 +1,7 @@
 """Counting on programs whose cost is known: a few that XLA compiles for CPU, and single lines of its text."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from crystal_jax.compile.cost import count, product_flops, replica_groups, source_target_pairs
+from crystal_jax.compile.cost import count, product_flops, replica_groups, source_target_pairs, splash_flops
 from crystal_jax.compile.hlo import parse
 from crystal_jax.config import MeshConfig
 from crystal_jax.sharding import make_mesh
@@ -116,6 +118,16 @@ def program(line, *operands):
 def test_products_as_the_compiler_writes_them(line, operands, flops):
     entry = program(line, *operands)["%main"]
     assert product_flops(entry, entry["%r"]) == flops
+
+
+@pytest.mark.parametrize(("kernel", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
+def test_products_of_splash_kernels(kernel, products):
+    head, *operands = ["s8[1,2,2]{2,1,0}", "bf16[4,32,1024,128]{3,2,1,0}", "bf16[4,8,512,128]{3,2,1,0}"]
+    line = 'bf16[4,32,1024,128]{3,2,1,0} custom-call(%p0, %p1, %p2), custom_call_target="tpu_custom_call"'
+    text = program(line, head, *operands)["%main"]
+    call = dataclasses.replace(text["%r"], name=f"%splash_mha_{kernel}_segmented_no_residuals.1")
+    assert splash_flops(text, call) == 2 * products * 4 * 32 * 1024 * 512 * 128
+    assert count(program(line, head, *operands)).kernels == 1  # of another name
 
 
 def test_what_stays_on_the_chip_is_no_traffic():

@@ -64,12 +64,21 @@ def test_training_lowers_the_loss_and_compiles_once(plain):
     [
         {"optimizer": {"accumulate": 2}},
         {"execution": {"scan_layers": True, "remat": True}},
+        {"execution": {"scan_layers": True, "remat": True, "keep_products": True}},
         {"execution": {"loss_chunk": 4}},
         {"execution": {"loss_chunk": 4}, "mesh": {"data": 1, "fsdp": 2, "tensor": 2}},
         {"mesh": {"data": 1, "fsdp": 2, "tensor": 2}},
         {"mesh": {"data": -1, "fsdp": 1, "tensor": 1}},
     ],
-    ids=["accumulated", "scanned", "chunked", "chunked, tensor-parallel", "tensor-parallel", "data-parallel"],
+    ids=[
+        "accumulated",
+        "scanned",
+        "products kept",
+        "chunked",
+        "chunked, tensor-parallel",
+        "tensor-parallel",
+        "data-parallel",
+    ],
 )
 def test_how_it_is_computed_does_not_change_the_losses(plain, changes):
     losses, *_ = run(**changes)

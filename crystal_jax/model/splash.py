@@ -1,0 +1,53 @@
+"""Attention within packed rows by JAX's splash kernels: on a TPU, its weights never leave the chip's own memory."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from crystal_jax.config import SPLASH_TOKENS
+from crystal_jax.sharding import BATCH, CACHED, on_each_device
+
+# What a checkpoint policy calls the kernels' output and the logarithms of its sums.
+KEPT = "splash"
+# A tile of scores of 512 x 512 takes 1 MiB of a chip's own memory; tiles above the diagonal are skipped.
+_TILES = (512, 256, SPLASH_TOKENS)
+
+
+def attend_segments(
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b k t h"],
+    values: Float[Array, "b k t h"],
+    segments: Int[Array, "b t"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "b t n h"]:
+    """As `attend`, of each token to those of its own segment up to itself; padding is a segment like others.
+
+    Each device of a mesh has rows and heads of its own. Tokens are a multiple of `SPLASH_TOKENS`. Interpreted, the
+    kernels run on a CPU, slowly.
+    """
+    # Here, because Pallas takes a while to import, and only a TPU needs it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    t = q.shape[1]
+    tile = next(size for size in _TILES if t % size == 0)
+    tiles = splash.BlockSizes(
+        block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile, block_q_dq=tile, block_kv_dq=tile
+    )
+
+    def on_a_device(q: Array, keys: Array, values: Array, segments: Array) -> Array:
+        kernel = splash.make_splash_mha(
+            splash.MultiHeadMask([splash.CausalMask((t, t))] * q.shape[1]),
+            block_sizes=tiles,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name=KEPT,
+            interpret=interpret,
+        )
+        return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids)))(q, keys, values, segments)
+
+    scaled = (q * q.shape[-1] ** -0.5).swapaxes(1, 2)
+    specs = CACHED, CACHED, CACHED, BATCH
+    each = on_each_device(on_a_device, in_specs=specs, out_specs=CACHED, check=False)
+    return each(scaled, keys, values, segments).swapaxes(1, 2)
