@@ -92,9 +92,8 @@ Two choices that no shipped configuration makes yet, as neither has run on a TPU
   2 micro-batches; on v4-8, whose chips have four times the rows and twice the memory, neither would fit.
 
 They add up. With products kept, in 2 micro-batches, the einsums' traffic takes as long as the products; with splash it
-takes two thirds of that. If each operation took the longer of its own products and its own traffic, one after another,
-a step of the 7B would take 1,104 ms as shipped, 964 with splash, 991 with products kept in 2 micro-batches, and 811
-with both. No recomputation at all needs 4 micro-batches, with or without splash, and gathers the weights four times.
+takes two thirds of that. No recomputation at all needs 4 micro-batches, with or without splash, and gathers the weights
+four times.
 
 ## Peaks
 """
