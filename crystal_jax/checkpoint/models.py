@@ -202,26 +202,29 @@ def _quantized_base(experiment: Experiment) -> PartSource | None:
     """
     if not experiment.base or not is_quantized_base(path := locate(experiment.base)):
         return None
-    kept, wanted = QuantizedSource(path).quantization, experiment.quantize
+    source = QuantizedSource(path)
+    kept, wanted = source.quantization, experiment.quantize
     if kept.kind != wanted.kind or (kept.kind != "int8" and kept.block_size != wanted.block_size):
         raise UserError(
             f"base {path} is kept in {kept.kind}, its blocks are {kept.block_size} weights: say so with "
             f"--config.quantize.kind={kept.kind} --config.quantize.block_size={kept.block_size}, or give another base"
         )
-    return base_source(path, experiment.model)
+    return base_of(source, experiment.model)
 
 
 def base_source(path: Path, cfg: ModelConfig) -> PartSource:
-    """A Hugging Face folder, or one in few bits, as the base of a model of this architecture.
+    """`base_of` a Hugging Face folder."""
+    return base_of(HfSource(path), cfg)
 
-    The model may have a larger vocabulary.
+
+def base_of(source: PartSource, cfg: ModelConfig) -> PartSource:
+    """A checkpoint as the base of a model of this architecture, which may have a larger vocabulary.
 
     Raises:
         UserError: they differ in more than that and the type they compute in.
     """
-    source = QuantizedSource(path) if is_quantized_base(path) else HfSource(path)
     _check_equal(
-        path, dataclasses.replace(source.config, vocab_size=max(source.config.vocab_size, cfg.vocab_size)), cfg
+        source.path, dataclasses.replace(source.config, vocab_size=max(source.config.vocab_size, cfg.vocab_size)), cfg
     )
     return GrownSource(source, cfg.vocab_size) if cfg.vocab_size > source.config.vocab_size else source
 
