@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import ModelConfig, check_length
+from crystal_jax.evaluate.parallel import available_workers
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, make_limits, permitted, to_device
 from crystal_jax.sample.decode import (
     Prompts,
@@ -30,6 +31,7 @@ from crystal_jax.sample.decode import (
     write,
 )
 from crystal_jax.sample.guide import NEVER, Guide
+from crystal_jax.sample.lanes import lanes_for, side_by_side
 from crystal_jax.sample.sizes import only, several
 from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
 from crystal_jax.text.automaton import TokenAutomaton
@@ -119,11 +121,19 @@ class Seen(NamedTuple):
     log_kept: Float[Array, " b"]
 
 
+@dataclasses.dataclass
+class _Read:
+    """The prompts that a lane read last, and the number of each."""
+
+    number: dict[tuple[int, ...], int] = dataclasses.field(default_factory=dict)
+    prompts: Prompts | None = None
+
+
 class Engine:
     """Writes texts with one model, in a fixed number of rows, with functions that are compiled once.
 
     On a mesh the rows and the cache are split over its devices. On several hosts each runs the same engine with the
-    same requests: what decides about the rows is the same everywhere.
+    same requests: what decides about the rows is the same everywhere. On one CPU they are split over its cores.
     """
 
     def __init__(
@@ -138,6 +148,7 @@ class Engine:
         steps: int = 8,
         jump: bool = True,
         coded: bool = False,
+        lanes: int | None = None,
     ):
         """
         Args:
@@ -145,37 +156,39 @@ class Engine:
             cfg: Its configuration.
             automaton: The grammar.
             mesh: Where the parameters are.
-            rows: Texts written side by side; rounded up to a multiple of the devices that split them.
+            rows: Texts written side by side; rounded up to a multiple of the devices, or lanes, that split them.
             prompt_tokens: Length of the longest prompt, BOS included.
             steps: Tokens drawn in each row between two looks of the host.
             jump: Append what the grammar forces without a step of its own.
             coded: Keep keys and values in 8 bits.
+            lanes: Loops that share the rows, on one CPU; by default as many as it has cores, if there are rows enough.
 
         Raises:
             UserError: the longest text has more tokens than the model can read.
         """
         check_length(cfg, prompt_tokens + automaton.max_tokens - 1)  # nothing reads EOS
         self.mesh, self._automaton = mesh, automaton
-        self.rows = rows + -rows % (mesh.shape["data"] * mesh.shape["fsdp"])
+        packed = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        self._lanes = (lanes or lanes_for(rows, available_workers())) if packed else 1
+        split = self._lanes * mesh.shape["data"] * mesh.shape["fsdp"]
+        self._rows = (rows + -rows % split) // self._lanes
         self._prompt_tokens = prompt_tokens
-        self._read: tuple[dict[tuple[int, ...], int], Prompts] | None = None
         tables = to_device(automaton, jump=jump)
         stacked = mesh.devices.flat[0].platform == "tpu"
 
         # A CPU's step takes as long as it has rows and room. Elsewhere few programs are worth more than short ones.
         self._chunk = 1 + tables.forced.shape[1]
         room = automaton.max_tokens + self._chunk - 1
-        packed = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         if packed:
-            self._sizes = several(self.rows, prompt_tokens=prompt_tokens, room=room)
+            self._sizes = several(self._rows, prompt_tokens=prompt_tokens, room=room)
         else:
-            self._sizes = only(self.rows, prompt_tokens + room)
+            self._sizes = only(self._rows, prompt_tokens + room)
 
         def begin(tables: DeviceAutomaton) -> Rows:
             return free_rows(
                 cfg,
                 tables,
-                rows=self.rows,
+                rows=self._rows,
                 prompt_tokens=prompt_tokens,
                 max_tokens=automaton.max_tokens,
                 capacity=self._sizes.capacities[0],
@@ -244,12 +257,16 @@ class Engine:
         Raises:
             ValueError: a prompt is longer than `prompt_tokens`, or limits ask for what the grammar cannot write.
         """
+        return side_by_side(lambda some: self._lane(params, some), requests, lanes=self._lanes)
+
+    def _lane(self, params: nnx.State, requests: Iterator[Request]) -> Iterator[Drawn]:
+        """Writes what it gets of the requests; nothing of the engine changes, so several may run at once."""
         waiting, again = (Begun(request, 0) for request in requests), deque[Begun]()
-        given: list[Begun | None] = [None] * self.rows
-        every = np.ones((self.rows, len(self._automaton.values)), bool)
-        grants, changed = Grants(every, np.full(self.rows, NEVER)), True
-        rows, self._read = self._begin(self._tables), None
-        full, length, layers = False, np.zeros(self.rows, int), self._layers(params)
+        given: list[Begun | None] = [None] * self._rows
+        every = np.ones((self._rows, len(self._automaton.values)), bool)
+        grants, changed = Grants(every, np.full(self._rows, NEVER)), True
+        rows, read = self._begin(self._tables), _Read()
+        full, length, layers = False, np.zeros(self._rows, int), self._layers(params)
         while True:
             placed: dict[int, Begun] = {}
             for row, begun in enumerate(given):
@@ -258,7 +275,7 @@ class Engine:
                     length[row] = len(begun.request.prompt)
                     changed |= self._ask(grants, row, begun.request, ())
             for some in _few_prompts(placed):
-                rows = self._refill(self._tables, rows, *self._arrays(params, some, len(given)))
+                rows = self._refill(self._tables, rows, *self._arrays(params, some, len(given), read))
             texts = [row for row, begun in enumerate(given) if begun]
             if not texts:
                 return
@@ -310,11 +327,13 @@ class Engine:
             complete=complete,
         )
 
-    def _arrays(self, params: nnx.State, placed: Mapping[int, Begun], rows: int) -> tuple[Prompts, Wish, np.ndarray]:
+    def _arrays(
+        self, params: nnx.State, placed: Mapping[int, Begun], rows: int, read: _Read
+    ) -> tuple[Prompts, Wish, np.ndarray]:
         """What `fill` takes for so many rows: the prompts, the wishes, and which prompt goes where."""
         for begun in placed.values():
             self._check(begun.request)
-        number, prompts = self._prompts(params, {begun.request.prompt: None for begun in placed.values()})
+        number, prompts = self._prompts(params, {begun.request.prompt: None for begun in placed.values()}, read)
         source = np.full(rows, -1, np.int32)
         for row, begun in placed.items():
             source[row] = number[begun.request.prompt]
@@ -331,18 +350,18 @@ class Engine:
         return prompts, wish, source
 
     def _prompts(
-        self, params: nnx.State, wanted: Iterable[tuple[int, ...]]
+        self, params: nnx.State, wanted: Iterable[tuple[int, ...]], read: _Read
     ) -> tuple[dict[tuple[int, ...], int], Prompts]:
         """The prompts, read together, and the number of each; those of the last time serve again if they can."""
         number = {prompt: i for i, prompt in enumerate(wanted)}
-        if self._read is None or not number.keys() <= self._read[0].keys():
+        if read.prompts is None or not number.keys() <= read.number.keys():
             # In powers of two, so that few sizes are compiled.
             tokens = np.zeros((1 << (len(number) - 1).bit_length(), self._prompt_tokens), np.int32)
             count = np.ones(len(tokens), np.int32)
             for prompt, i in number.items():
                 tokens[i, : len(prompt)], count[i] = prompt, len(prompt)
-            self._read = number, self._prefill(params, self._tables, tokens, count)
-        return self._read
+            read.number, read.prompts = number, self._prefill(params, self._tables, tokens, count)
+        return read.number, read.prompts
 
     def _check(self, request: Request) -> None:
         if len(request.prompt) > self._prompt_tokens:

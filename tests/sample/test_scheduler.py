@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 from collections import Counter
 
 import jax
@@ -66,15 +67,32 @@ def test_nor_on_how_rows_are_moved_to_smaller_and_larger_arrays(short, reference
     assert len(set(capacities)) > 1
 
 
+def test_nor_on_lanes(short, reference):
+    """Two of four rows each, which share twelve requests and one set of compiled programs."""
+    engine = short.engine(7, lanes=2)
+    lanes, compiled = [], []
+    advance = engine._advance
+
+    def noted(*args):
+        lanes.append(threading.current_thread().name)
+        compiled.append(advance._cache_size())
+        return advance(*args)
+
+    engine._advance = noted
+    same(draw_some(short, engine), reference)
+    assert set(lanes) == {"lane 0", "lane 1"}
+    assert max(compiled) <= len(engine._sizes.capacities)  # rows do not change: there are few
+
+
 def test_nor_on_how_many_prompts_are_read_together(short, reference, monkeypatch):
     monkeypatch.setattr(scheduler, "_MOST_PROMPTS", 1)
     engine = short.engine(12)
     read, most = engine._prompts, []
 
-    def noted(params, wanted):
+    def noted(params, wanted, last):
         wanted = list(wanted)
         most.append(len(wanted))
-        return read(params, wanted)
+        return read(params, wanted, last)
 
     engine._prompts = noted
     same(draw_some(short, engine), reference)

@@ -1,0 +1,79 @@
+import threading
+import time
+
+import pytest
+
+from crystal_jax.sample.lanes import FEWEST_ROWS, lanes_for, side_by_side
+
+
+def doubled(items):
+    for item in items:
+        time.sleep(0.001)
+        yield 2 * item
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 5])
+def test_every_item_is_worked_on_once(lanes):
+    assert sorted(side_by_side(doubled, range(50), lanes=lanes)) == list(range(0, 100, 2))
+
+
+def test_items_are_shared():
+    """Both wait until the other one has an item."""
+    both = threading.Barrier(2, timeout=10)
+
+    def work(items):
+        for item in items:
+            both.wait()
+            yield item, threading.current_thread().name
+
+    assert len({name for _, name in side_by_side(work, range(2), lanes=2)}) == 2
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_error_of_one_ends_all(lanes):
+    def work(items):
+        for item in items:
+            if item == 3:
+                raise ValueError("item 3")
+            yield item
+
+    endless = iter(range(10**9))
+    with pytest.raises(ValueError, match="item 3"):
+        list(side_by_side(work, endless, lanes=lanes))
+    assert not lanes_alive()
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_so_does_an_error_of_the_items(lanes):
+    def items():
+        yield 1
+        raise KeyError("second")
+
+    with pytest.raises(KeyError, match="second"):
+        list(side_by_side(doubled, items(), lanes=lanes))
+    assert not lanes_alive()
+
+
+def test_who_stops_listening_stops_the_work():
+    taken = []
+
+    def items():
+        for i in range(10**9):
+            taken.append(i)
+            yield i
+
+    results = side_by_side(doubled, items(), lanes=3)
+    next(results)
+    results.close()
+    assert not lanes_alive()
+    number = len(taken)
+    time.sleep(0.02)
+    assert len(taken) == number < 1000
+
+
+def test_lanes_for_rows_and_cores():
+    assert [lanes_for(rows, 4) for rows in (1, FEWEST_ROWS, 2 * FEWEST_ROWS, 100 * FEWEST_ROWS)] == [1, 1, 2, 4]
+
+
+def lanes_alive():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("lane ")]
