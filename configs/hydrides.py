@@ -62,10 +62,10 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=8_000 if base else 500,
+        num_steps=4_000 if base else 200,
         log_every=20,
-        eval_every=1_000 if base else 50,
-        save_every=1_000 if base else 50,
+        eval_every=500 if base else 20,
+        save_every=500 if base else 20,
         eval_batches=32 if base else 8,
         keep=1,
         seed=0,

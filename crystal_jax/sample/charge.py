@@ -8,8 +8,8 @@ compounds.
 
 For a fixed threshold of electronegativity each element is a cation or an anion. What further atoms can bring is then a
 set of pairs (number of atoms, sum of charges). It is kept as the bits of one integer, bit
-`atoms · width + charge + zero`, so that adding an atom of charge q to every pair at once is a shift by `width + q`. Near
-the end of a text few atoms may follow, and the integers are short.
+`atoms · width + charge + zero`, so that adding an atom of charge q to every pair at once is a shift by `width + q`.
+Near the end of a text few atoms may follow, and the integers are short.
 """
 
 from __future__ import annotations
