@@ -124,6 +124,8 @@ def hugging_face_twin(experiment: Experiment, weights: nnx.State) -> transformer
         )
     )
     tensors = {name: torch.tensor(tensor) for name, tensor in stream(StateSource(weights, cfg))}
+    if cfg.tie_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     model.load_state_dict(tensors)
     return model
 
