@@ -67,7 +67,8 @@ def side_by_side(work: Callable[[Iterator[In]], Iterator[Out]], items: Iterable[
             error = raised
         results.put(_Ended(error))
 
-    threads = [threading.Thread(target=lane, name=f"lane {i}") for i in range(lanes)]
+    # Daemons, so that a program whose generator is never closed can end.
+    threads = [threading.Thread(target=lane, name=f"lane {i}", daemon=True) for i in range(lanes)]
     for thread in threads:
         thread.start()
     try:

@@ -12,6 +12,7 @@ On a pod the same command runs on every host, with --distributed, and the output
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -347,6 +348,7 @@ def sample(
     for t, p in settings:
         folder = output / f"temperature={t},top_p={p}" if len(settings) > 1 else output
         job = Job(folder, {**request, "temperature": t, "top_p": p}, total=total)
-        job.write(map(row, draw(job.missing, t, p)))
+        with contextlib.closing(draw(job.missing, t, p)) as drawn:  # a full disk ends the threads that draw, too
+            job.write(map(row, drawn))
         written.append(job.finish(experiment.text, model_name=trained.name, extxyz=extxyz))
     return written[0] if len(written) == 1 else output

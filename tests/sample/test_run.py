@@ -1,5 +1,6 @@
 import csv
 import json
+import threading
 
 import ase.io
 import pytest
@@ -9,6 +10,8 @@ from crystal_jax.checkpoint.workdir import best_step
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.sample import lanes, scheduler
+from crystal_jax.sample.output import SamplesFile
 from crystal_jax.sample.requests import read_requests
 from crystal_jax.sample.run import sample
 from crystal_jax.text.crystal_text import ELEMENTS
@@ -52,6 +55,37 @@ def test_a_stopped_job_goes_on_and_gives_the_same_samples(trained, samples, tmp_
         file.write('{"index": 8, "te')  # the machine went down while a line was written
     sample(trained, output=output, num_samples=20, batch_size=4, seed=3)
     assert [row["text"] for row in rows_of(output)] == [row["text"] for row in rows_of(samples)]
+
+
+@pytest.fixture
+def two_lanes(monkeypatch):
+    monkeypatch.setattr(lanes, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(scheduler, "available_workers", lambda: 2)
+
+
+def test_lanes_give_the_same_samples(trained, samples, tmp_path, two_lanes):
+    sample(trained, output=tmp_path / "out", num_samples=20, batch_size=8, seed=3)
+    assert [row["text"] for row in rows_of(tmp_path / "out")] == [row["text"] for row in rows_of(samples)]
+
+
+def test_a_full_disk_ends_all_lanes(trained, samples, tmp_path, two_lanes, monkeypatch):
+    append, written = SamplesFile.append, []
+
+    def full(self, rows):
+        if len(written) == 2:
+            raise OSError("No space left on device")
+        written.append(rows)
+        append(self, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SamplesFile, "append", full)
+        with pytest.raises(OSError, match="No space") as error:
+            sample(trained, output=tmp_path / "out", num_samples=20, batch_size=8, seed=3)
+    assert error.tb  # its frames are alive, and what they hold
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane ")]
+    assert len(rows_of(tmp_path / "out")) == 2
+    sample(trained, output=tmp_path / "out", num_samples=20, batch_size=8, seed=3)
+    assert [row["text"] for row in rows_of(tmp_path / "out")] == [row["text"] for row in rows_of(samples)]
 
 
 def test_another_request_may_not_overwrite(trained, samples):
