@@ -17,7 +17,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -315,7 +315,7 @@ def sample(
             else:
                 given_up.append(request)
 
-    def draw(indices: Sequence[int], temperature: float, top_p: float) -> Iterator[Drawn]:
+    def draw(indices: Sequence[int], temperature: float, top_p: float) -> Generator[Drawn, None, None]:
         given_up: list[Request] = []
         yield from engine.run(trained.params, requests(indices, temperature, top_p, given_up))
         for request in given_up:
