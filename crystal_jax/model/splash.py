@@ -6,6 +6,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import SPLASH_TOKENS
+from crystal_jax.errors import UserError
 from crystal_jax.sharding import BATCH, CACHED, on_each_device
 
 # What a checkpoint policy calls the kernels' output and the logarithms of its sums.
@@ -26,7 +27,16 @@ def attend_segments(
 
     Each device of a mesh has rows and heads of its own. Tokens are a multiple of `SPLASH_TOKENS`. Interpreted, the
     kernels run on a CPU, slowly.
+
+    Raises:
+        UserError: the rows do not divide over the devices that split them.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and q.shape[0] % (parts := mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise UserError(
+            f"execution.attention='splash': the {q.shape[0]} rows of a micro-batch do not divide over the {parts} "
+            "devices of 'data' x 'fsdp'; choose data.batch_size / optimizer.accumulate a multiple, or 'einsum'"
+        )
     # Here, because Pallas takes a while to import, and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 

@@ -134,3 +134,13 @@ def test_bad_choices_are_named():
     config = training_config("", execution={"attention": "splash"}, data={"seq_len": 200})
     with pytest.raises(UserError, match=r"rows of a multiple of 128 tokens, not data\.seq_len=200"):
         from_config_dict(config, vocab_size=98)
+
+
+def test_rows_that_do_not_divide_are_named():
+    q = jax.ShapeDtypeStruct((3, TOKENS, HEADS, WIDTH), jnp.float32)
+    keys = jax.ShapeDtypeStruct((3, HEADS, TOKENS, WIDTH), jnp.float32)
+    with (
+        on_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=1), jax.devices()[:4])),
+        pytest.raises(UserError, match="the 3 rows of a micro-batch do not divide over the 4 devices"),
+    ):
+        jax.eval_shape(splash, q, keys, keys, jax.ShapeDtypeStruct((3, TOKENS), jnp.int32))
