@@ -257,16 +257,17 @@ class Engine:
         Raises:
             ValueError: a prompt is longer than `prompt_tokens`, or limits ask for what the grammar cannot write.
         """
-        return side_by_side(lambda some: self._lane(params, some), requests, lanes=self._lanes)
+        layers = self._layers(params)
+        return side_by_side(lambda some: self._lane(params, layers, some), requests, lanes=self._lanes)
 
-    def _lane(self, params: nnx.State, requests: Iterator[Request]) -> Iterator[Drawn]:
+    def _lane(self, params: nnx.State, layers: list[nnx.State] | None, requests: Iterator[Request]) -> Iterator[Drawn]:
         """Writes what it gets of the requests; nothing of the engine changes, so several may run at once."""
         waiting, again = (Begun(request, 0) for request in requests), deque[Begun]()
         given: list[Begun | None] = [None] * self._rows
         every = np.ones((self._rows, len(self._automaton.values)), bool)
         grants, changed = Grants(every, np.full(self._rows, NEVER)), True
         rows, read = self._begin(self._tables), _Read()
-        full, length, layers = False, np.zeros(self._rows, int), self._layers(params)
+        full, length = False, np.zeros(self._rows, int)
         while True:
             placed: dict[int, Begun] = {}
             for row, begun in enumerate(given):
