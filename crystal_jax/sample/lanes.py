@@ -7,33 +7,33 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-FEWEST_ROWS = 32  # of a lane; with fewer, what a step does once for all rows is done too often
+ROWS_OF_A_LANE = 32  # with fewer, what a step does once for all rows is done too often
 
 
 def lanes_for(rows: int, cores: int) -> int:
     """How many loops so many rows are worth."""
-    return max(1, min(cores, rows // FEWEST_ROWS))
+    return max(1, min(cores, rows // ROWS_OF_A_LANE))
 
 
 class _Shared(Generic[In]):
-    """An iterator that several threads may ask, one at a time, until it is closed."""
+    """An iterator that several threads may ask, one at a time, until they are to stop."""
 
-    def __init__(self, items: Iterable[In]):
-        self._items, self._lock, self.closed = iter(items), threading.Lock(), False
+    def __init__(self, items: Iterable[In], stop: threading.Event):
+        self._items, self._lock, self._stop = iter(items), threading.Lock(), stop
 
     def __iter__(self) -> Iterator[In]:
         return self
 
     def __next__(self) -> In:
         with self._lock:
-            if self.closed:
+            if self._stop.is_set():
                 raise StopIteration
             return next(self._items)
 
@@ -45,33 +45,36 @@ class _Ended:
     error: BaseException | None = None
 
 
-def side_by_side(work: Callable[[Iterator[In]], Iterator[Out]], items: Iterable[In], *, lanes: int) -> Iterator[Out]:
+def side_by_side(
+    work: Callable[[Iterator[In], threading.Event], Iterator[Out]], items: Iterable[In], *, lanes: int
+) -> Generator[Out, None, None]:
     """Yields what `work` makes of the items, in no particular order; each of several `work` takes some of them.
 
-    An error in one of them, or in the items, ends all and is raised here. So does closing this generator; it waits for
-    what they are at.
+    An error in one of them, or in the items, ends all and is raised here. So does closing this generator: the event is
+    then set, which `work` looks at as often as it can stop, and this waits until it does. Results that nobody asks for
+    are kept.
     """
+    stop = threading.Event()
     if lanes == 1:
-        yield from work(iter(items))
+        yield from work(iter(items), stop)
         return
-    shared, results = _Shared(items), SimpleQueue[Out | _Ended]()
+    shared, results = _Shared(items, stop), SimpleQueue[Out | _Ended]()
 
     def lane() -> None:
         error = None
         try:
-            for result in work(shared):
+            for result in work(shared, stop):
                 results.put(result)
-                if shared.closed:
-                    break
         except BaseException as raised:  # it is raised again, where someone can catch it
             error = raised
         results.put(_Ended(error))
 
-    # Daemons, so that a program whose generator is never closed can end.
-    threads = [threading.Thread(target=lane, name=f"lane {i}", daemon=True) for i in range(lanes)]
-    for thread in threads:
-        thread.start()
+    threads: list[threading.Thread] = []
     try:
+        for i in range(lanes):
+            # Daemons, so that a program whose generator is never closed can end.
+            threads.append(threading.Thread(target=lane, name=f"lane {i}", daemon=True))
+            threads[-1].start()
         running = lanes
         while running:
             result = results.get()
@@ -82,6 +85,6 @@ def side_by_side(work: Callable[[Iterator[In]], Iterator[Out]], items: Iterable[
             else:
                 running -= 1
     finally:
-        shared.closed = True
+        stop.set()
         for thread in threads:
             thread.join()

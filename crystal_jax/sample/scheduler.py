@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -161,7 +163,7 @@ class Engine:
             steps: Tokens drawn in each row between two looks of the host.
             jump: Append what the grammar forces without a step of its own.
             coded: Keep keys and values in 8 bits.
-            lanes: Loops that share the rows, on one CPU; by default as many as it has cores, if there are rows enough.
+            lanes: Loops that share the rows, on one CPU; by default one for 32 rows, at most as many as it has cores.
 
         Raises:
             UserError: the longest text has more tokens than the model can read.
@@ -251,16 +253,18 @@ class Engine:
 
         self._keys = jax.jit(jax.vmap(key))
 
-    def run(self, params: nnx.State, requests: Iterable[Request]) -> Iterator[Drawn]:
+    def run(self, params: nnx.State, requests: Iterable[Request]) -> Generator[Drawn, None, None]:
         """Yields each request's text as soon as it is finished, in no particular order; `params` are the model's.
 
         Raises:
             ValueError: a prompt is longer than `prompt_tokens`, or limits ask for what the grammar cannot write.
         """
         layers = self._layers(params)
-        return side_by_side(lambda some: self._lane(params, layers, some), requests, lanes=self._lanes)
+        return side_by_side(functools.partial(self._lane, params, layers), requests, lanes=self._lanes)
 
-    def _lane(self, params: nnx.State, layers: list[nnx.State] | None, requests: Iterator[Request]) -> Iterator[Drawn]:
+    def _lane(
+        self, params: nnx.State, layers: list[nnx.State] | None, requests: Iterator[Request], stop: threading.Event
+    ) -> Iterator[Drawn]:
         """Writes what it gets of the requests; nothing of the engine changes, so several may run at once."""
         waiting, again = (Begun(request, 0) for request in requests), deque[Begun]()
         given: list[Begun | None] = [None] * self._rows
@@ -268,7 +272,7 @@ class Engine:
         grants, changed = Grants(every, np.full(self._rows, NEVER)), True
         rows, read = self._begin(self._tables), _Read()
         full, length = False, np.zeros(self._rows, int)
-        while True:
+        while not stop.is_set():
             placed: dict[int, Begun] = {}
             for row, begun in enumerate(given):
                 if begun is None and (begun := again.popleft() if again else next(waiting, None)):

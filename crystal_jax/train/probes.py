@@ -5,6 +5,7 @@ The one place where training looks ahead, at the sampler and the evaluator: a lo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 
@@ -59,7 +60,8 @@ class Probe:
             Request(index=i, prompt=question.head, seed=self._seed, limits=question.limits)
             for i, question in self._questions(range(self._number), stating)
         )
-        verdicts = np.array([self._judge(drawn) for drawn in self._engine.run(params, requests)])
+        with contextlib.closing(self._engine.run(params, requests)) as samples:
+            verdicts = np.array([self._judge(drawn) for drawn in samples])
         return dict(zip(SAMPLE_RATES, verdicts.mean(axis=0).tolist(), strict=True))
 
     @quiet()

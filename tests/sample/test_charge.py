@@ -7,6 +7,7 @@ from pymatgen.core import Composition
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault
+from crystal_jax.sample import charge
 from crystal_jax.sample.charge import ChargeBalance
 from crystal_jax.text.automaton import END
 from crystal_jax.text.crystal_text import ELEMENTS
@@ -68,6 +69,21 @@ def test_every_way_that_the_guide_leaves_open_ends_in_a_valid_composition():
             symbols.append(str(value))
             assert len(symbols) <= 20
         assert is_valid({s: symbols.count(s) for s in symbols}), symbols
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 3), (1, 9), (12, 16), (1, 20)])
+def test_what_is_open_does_not_depend_on_how_short_the_sums_are_kept(monkeypatch, least, most):
+    """Sums of all atoms that a cell may have, as in the formula, against shorter ones, for random compositions."""
+    rng = np.random.default_rng(most)
+    elements = [str(e) for e in rng.choice(sorted(ELEMENTS), 30, replace=False)]
+    guide = ChargeBalance(TABLE, VALUES, elements=elements, min_atoms=least, max_atoms=most)
+    whole = ChargeBalance(TABLE, VALUES, elements=elements, min_atoms=least, max_atoms=most)
+    for _ in range(15):
+        symbols = [str(e) for e in rng.choice(elements[:12], rng.integers(most + 1))]
+        monkeypatch.setattr(charge, "_FURTHER", (1, 2, 4, 8))
+        found = opened(guide, symbols)
+        monkeypatch.setattr(charge, "_FURTHER", ())
+        assert found == opened(whole, symbols), symbols
 
 
 def test_it_must_be_asked_again_after_the_next_element():

@@ -3,10 +3,10 @@ import time
 
 import pytest
 
-from crystal_jax.sample.lanes import FEWEST_ROWS, lanes_for, side_by_side
+from crystal_jax.sample.lanes import ROWS_OF_A_LANE, lanes_for, side_by_side
 
 
-def doubled(items):
+def doubled(items, stop):
     for item in items:
         time.sleep(0.001)
         yield 2 * item
@@ -21,7 +21,7 @@ def test_items_are_shared():
     """Both wait until the other one has an item."""
     both = threading.Barrier(2, timeout=10)
 
-    def work(items):
+    def work(items, stop):
         for item in items:
             both.wait()
             yield item, threading.current_thread().name
@@ -31,7 +31,7 @@ def test_items_are_shared():
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_an_error_of_one_ends_all(lanes):
-    def work(items):
+    def work(items, stop):
         for item in items:
             if item == 3:
                 raise ValueError("item 3")
@@ -71,8 +71,27 @@ def test_who_stops_listening_stops_the_work():
     assert len(taken) == number < 1000
 
 
+def test_who_is_at_a_long_item_is_told_to_stop():
+    begun = threading.Event()
+
+    def work(items, stop):
+        for item in items:
+            if item:
+                begun.set()
+                assert stop.wait(10)
+                return
+            yield item
+
+    results = side_by_side(work, range(10), lanes=2)
+    assert next(results) == 0
+    assert begun.wait(10)
+    results.close()
+    assert not lanes_alive()
+
+
 def test_lanes_for_rows_and_cores():
-    assert [lanes_for(rows, 4) for rows in (1, FEWEST_ROWS, 2 * FEWEST_ROWS, 100 * FEWEST_ROWS)] == [1, 1, 2, 4]
+    rows = [1, *(number * ROWS_OF_A_LANE for number in (1, 2, 100))]
+    assert [lanes_for(number, 4) for number in rows] == [1, 1, 2, 4]
 
 
 def lanes_alive():

@@ -3,10 +3,13 @@ import json
 import threading
 
 import ase.io
+import jax
 import pytest
 from pymatgen.core import Composition, Structure
 
+from crystal_jax import sharding
 from crystal_jax.checkpoint.workdir import best_step
+from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
@@ -59,13 +62,25 @@ def test_a_stopped_job_goes_on_and_gives_the_same_samples(trained, samples, tmp_
 
 @pytest.fixture
 def two_lanes(monkeypatch):
-    monkeypatch.setattr(lanes, "FEWEST_ROWS", 4)
+    """Of four rows each, on one device; the names of those that began."""
+    one_device = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda sizes: one_device)
+    monkeypatch.setattr(lanes, "ROWS_OF_A_LANE", 4)
     monkeypatch.setattr(scheduler, "available_workers", lambda: 2)
+    begin, began = scheduler.Engine._lane, set()
+
+    def noted(*args):
+        began.add(threading.current_thread().name)
+        return begin(*args)
+
+    monkeypatch.setattr(scheduler.Engine, "_lane", noted)
+    return began
 
 
 def test_lanes_give_the_same_samples(trained, samples, tmp_path, two_lanes):
     sample(trained, output=tmp_path / "out", num_samples=20, batch_size=8, seed=3)
     assert [row["text"] for row in rows_of(tmp_path / "out")] == [row["text"] for row in rows_of(samples)]
+    assert two_lanes == {"lane 0", "lane 1"}
 
 
 def test_a_full_disk_ends_all_lanes(trained, samples, tmp_path, two_lanes, monkeypatch):
