@@ -161,6 +161,11 @@ def _parts(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in _names(names))
 
 
+def row_parts(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
     """Within a step that is being traced: `split_rows` means this mesh."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

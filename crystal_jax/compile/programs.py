@@ -17,7 +17,7 @@ from crystal_jax.compile import arithmetic
 from crystal_jax.config import Experiment, MeshConfig, ModelConfig
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants
 from crystal_jax.sample.decode import Prompts, Rows, free_rows, read_prompts, write
-from crystal_jax.sharding import DECODE_RULES, abstract, on_mesh, tree_shardings
+from crystal_jax.sharding import DECODE_RULES, abstract, on_mesh, row_parts, tree_shardings
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.train.step import plan
 
@@ -102,7 +102,7 @@ def sampling_rows(
     row = position * (PROMPT_TOKENS + MAX_TOKENS) / mesh.shape["tensor"]
     free = 0.9 * hbm - arithmetic.bytes_on_a_chip(states)
     each = min(max(int(free / row), 1), _ROWS_AT_MOST)
-    return 2 ** int(math.log2(each)) * mesh.shape["data"] * mesh.shape["fsdp"]
+    return 2 ** int(math.log2(each)) * row_parts(mesh)
 
 
 def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import SPLASH_TOKENS
 from crystal_jax.errors import UserError
-from crystal_jax.sharding import BATCH, CACHED, on_each_device
+from crystal_jax.sharding import BATCH, CACHED, on_each_device, row_parts
 
 # What a checkpoint policy calls the kernels' output and the logarithms of its sums.
 KEPT = "splash"
@@ -32,7 +32,7 @@ def attend_segments(
         UserError: the rows do not divide over the devices that split them.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and q.shape[0] % (parts := mesh.shape["data"] * mesh.shape["fsdp"]):
+    if not mesh.empty and q.shape[0] % (parts := row_parts(mesh)):
         raise UserError(
             f"execution.attention='splash': the {q.shape[0]} rows of a micro-batch do not divide over the {parts} "
             "devices of 'data' x 'fsdp'; choose data.batch_size / optimizer.accumulate a multiple, or 'einsum'"

@@ -21,7 +21,7 @@ from crystal_jax.config import ModelConfig
 from crystal_jax.model.cache import Cache, empty_cache, put_rows
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.decode import draw
-from crystal_jax.sharding import BATCH, CACHE_RULES, on_mesh, tree_shardings
+from crystal_jax.sharding import BATCH, CACHE_RULES, on_mesh, row_parts, tree_shardings
 from crystal_jax.text.first_line import FirstLine, Parts, Place, Wanted
 
 _ATTEMPTS = 1000  # at a composition that is admitted
@@ -114,7 +114,7 @@ class Compositions:
         at_once: int = 64,
     ):
         self._language = language
-        at_once += -at_once % (mesh.shape["data"] * mesh.shape["fsdp"])
+        at_once += -at_once % row_parts(mesh)
         self._prompt_tokens, self._at_once = prompt_tokens, at_once
         whole = NamedSharding(mesh, jax.P())
         stacked = mesh.devices.flat[0].platform == "tpu"

@@ -73,8 +73,9 @@ def side_by_side(
     try:
         for i in range(lanes):
             # Daemons, so that a program whose generator is never closed can end.
-            threads.append(threading.Thread(target=lane, name=f"lane {i}", daemon=True))
-            threads[-1].start()
+            thread = threading.Thread(target=lane, name=f"lane {i}", daemon=True)
+            thread.start()
+            threads.append(thread)
         running = lanes
         while running:
             result = results.get()

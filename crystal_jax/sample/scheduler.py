@@ -35,7 +35,7 @@ from crystal_jax.sample.decode import (
 from crystal_jax.sample.guide import NEVER, Guide
 from crystal_jax.sample.lanes import lanes_for, side_by_side
 from crystal_jax.sample.sizes import only, several
-from crystal_jax.sharding import DECODE_RULES, on_mesh, tree_shardings
+from crystal_jax.sharding import DECODE_RULES, on_mesh, row_parts, tree_shardings
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
 
@@ -172,7 +172,7 @@ class Engine:
         self.mesh, self._automaton = mesh, automaton
         packed = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         self._lanes = (lanes or lanes_for(rows, available_workers())) if packed else 1
-        split = self._lanes * mesh.shape["data"] * mesh.shape["fsdp"]
+        split = self._lanes * row_parts(mesh)
         self._rows = (rows + -rows % split) // self._lanes
         self._prompt_tokens = prompt_tokens
         tables = to_device(automaton, jump=jump)
