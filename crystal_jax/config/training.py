@@ -127,6 +127,8 @@ class TrainConfig:
             has the share of it that training reaches (MFU); 0 leaves that out.
         token_features: Share of the variance of a token's first embedding that comes from what the token means
             (text/token_features.py), so that tokens alike begin alike; 0 draws all of it independently.
+        dropout: Share of what blocks add to the residual stream that a training step sets to zero (GPT-2's
+            `resid_pdrop`): against learning by heart what is read many times.
     """
 
     num_steps: int
@@ -140,6 +142,7 @@ class TrainConfig:
     samples: int = 0
     peak_tflops: float = 0.0
     token_features: float = 0.0
+    dropout: float = 0.0
 
     def __post_init__(self):
         for name in ("num_steps", "log_every", "eval_every", "save_every", "eval_batches", "keep"):
@@ -150,6 +153,7 @@ class TrainConfig:
             0 <= self.token_features <= 1,
             f"train.token_features={self.token_features} is not a share between 0 and 1",
         )
+        require(0 <= self.dropout < 1, f"train.dropout={self.dropout} is not a share below 1")
         require(
             self.best in LOSSES or self.best in SAMPLE_RATES,
             f"train.best={self.best!r} is none of {', '.join((*LOSSES, *SAMPLE_RATES))}",

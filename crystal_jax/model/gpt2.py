@@ -19,7 +19,7 @@ from crystal_jax.config import (
     LoraConfig,
     QuantizationConfig,
 )
-from crystal_jax.model.layers import Projection, projecting
+from crystal_jax.model.layers import Dropout, Projection, projecting
 from crystal_jax.model.transformer import Attention, Transformer
 
 
@@ -63,10 +63,10 @@ class Gpt2Block(nnx.Module):
         x: Float[Array, "b t d"],
         angles: None,
         attention: Attention,
-        dropout_key: Array | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Any, Any]]:
         """The new x, and the keys and values that `attention` gives out."""
-        project = projecting(self, dropout_key)
+        project = projecting(self, dropout)
         y = self.attn_norm(x)
         mixed, kept = attention(project("q", y), project("k", y), project("v", y))
         x = x + project("o", mixed)

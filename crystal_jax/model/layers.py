@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,18 @@ from jaxtyping import Array, Float
 
 from crystal_jax.config import PROJECTIONS, UNQUANTIZED, LoraConfig, ModelConfig, QuantizationConfig
 from crystal_jax.model.quantize import Quantized, dequantize, quantize
+
+
+class Dropout(NamedTuple):
+    """What a training step drops (Srivastava et al., 2014); equal keys drop the same, however layers are computed.
+
+    Attributes:
+        key: Decides which elements.
+        rate: Share of what a block adds to the residual stream. What adapters drop, `LoraConfig.dropout` says.
+    """
+
+    key: Array
+    rate: float = 0.0
 
 
 class Projection(nnx.Module):
@@ -54,7 +67,8 @@ class Projection(nnx.Module):
         # A frozen base is kept in the type it computes in; trained weights need float32's small updates.
         param_dtype = self.dtype if lora.rank else jnp.float32
         # What is added to the residual stream starts smaller, by the number of additions (GPT-2's rule).
-        damping = (2 * cfg.num_layers) ** -0.5 if outs == "d" else 1.0
+        self.adds = outs == "d"
+        damping = (2 * cfg.num_layers) ** -0.5 if self.adds else 1.0
         init = nnx.initializers.truncated_normal(damping * fan_in**-0.5)
         kernel = init(rngs.params(), (*shape_in, *shape_out), param_dtype)
         self.quantization, self.inputs = quantization, len(ins)
@@ -75,16 +89,18 @@ class Projection(nnx.Module):
             self.down, self.up = f"{x},{ins}r->btr", f"btr,r{outs}->{y}"
             self.scale, self.dropout = lora.scale, lora.dropout
 
-    def __call__(self, x: Array, dropout_key: Array | None = None) -> Array:
-        """The projection of x; with a key, the adapter sees x after dropout."""
+    def __call__(self, x: Array, dropout: Dropout | None = None) -> Array:
+        """The projection of x; while training, the adapter sees x after dropout."""
         y = self._base_product(x)
         if self.biased:
             y += self.bias[...].astype(self.dtype)
         if self.adapted:
-            if dropout_key is not None:
-                x = dropout(x, self.dropout, dropout_key)
+            if dropout is not None and self.dropout:
+                x = drop(x, self.dropout, dropout.key)
             low = self._product(self.down, x, self.lora_a[...])
             y += self.scale * self._product(self.up, low, self.lora_b[...])
+        if self.adds and dropout is not None and dropout.rate:
+            y = drop(y, dropout.rate, jax.random.fold_in(dropout.key, 0))
         return y
 
     def _base_product(self, x: Array) -> Array:
@@ -113,18 +129,20 @@ class Projection(nnx.Module):
         return (x.reshape(-1, fan_in) @ weights.reshape(fan_in, -1)).reshape(*x.shape[:2], *outs)
 
 
-def projecting(block: nnx.Module, dropout_key: Array | None) -> Callable[[str, Array], Array]:
-    """`project(name, x)` by a block's projections; with a key each of them drops other elements, as PEFT's do."""
+def projecting(block: nnx.Module, dropout: Dropout | None) -> Callable[[str, Array], Array]:
+    """`project(name, x)` by a block's projections; while training, each of them drops other elements, as PEFT's do."""
 
     def project(name: str, x: Array) -> Array:
-        key = None if dropout_key is None else jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
-        return getattr(block, name)(x, key)
+        if dropout is None:
+            return getattr(block, name)(x)
+        key = jax.random.fold_in(dropout.key, PROJECTIONS.index(name))
+        return getattr(block, name)(x, dropout._replace(key=key))
 
     return project
 
 
-def dropout(x: Array, rate: float, key: Array) -> Array:
-    """Sets a share of x to zero and enlarges the rest, so that the expectation stays (Srivastava et al., 2014)."""
+def drop(x: Array, rate: float, key: Array) -> Array:
+    """Sets a share of x to zero and enlarges the rest, so that the expectation stays."""
     kept = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(kept, x / (1 - rate), 0)
 

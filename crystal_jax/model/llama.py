@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import LlamaConfig, LoraConfig, QuantizationConfig
-from crystal_jax.model.layers import Projection, RMSNorm, projecting
+from crystal_jax.model.layers import Dropout, Projection, RMSNorm, projecting
 from crystal_jax.model.rotary import rotary, rotate
 from crystal_jax.model.transformer import Attention, Transformer
 
@@ -43,10 +43,10 @@ class Block(nnx.Module):
         x: Float[Array, "b t d"],
         angles: tuple[Array, Array],
         attention: Attention,
-        dropout_key: Array | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Any, Any]]:
         """The new x, and the keys and values that `attention` gives out."""
-        project = projecting(self, dropout_key)
+        project = projecting(self, dropout)
         y = self.attn_norm(x)
         q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
         mixed, kept = attention(q, k, v)

@@ -18,6 +18,7 @@ from crystal_jax.config import SPLASH_TOKENS, UNQUANTIZED, ExecutionConfig, Lora
 from crystal_jax.model.attention import Past, attend, attend_after, attend_cached
 from crystal_jax.model.cache import Cache, append, append_layer, decode, encode
 from crystal_jax.model.cross_entropy import counted_cross_entropy
+from crystal_jax.model.layers import Dropout
 from crystal_jax.model.packing import packing
 from crystal_jax.model.splash import KEPT, attend_segments
 from crystal_jax.sharding import on_tpu, split_rows, split_width
@@ -89,32 +90,34 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "b t"],
         positions: Int[Array, "b t"],
         segments: Int[Array, "b t"],
-        dropout_key: Array | None = None,
+        dropout: Dropout | None = None,
     ) -> Float[Array, "b t v"]:
         """Logits of packed rows; see `hidden`."""
-        return self.unembed(self.hidden(tokens, positions, segments, dropout_key))
+        return self.unembed(self.hidden(tokens, positions, segments, dropout))
 
     def hidden(
         self,
         tokens: Int[Array, "b t"],
         positions: Int[Array, "b t"],
         segments: Int[Array, "b t"],
-        dropout_key: Array | None = None,
+        dropout: Dropout | None = None,
     ) -> Float[Array, "b t d"]:
         """Packed rows after the last block: a token sees the earlier tokens of its own segment; segment 0 is padding.
 
-        Adapters drop inputs only where a key is given; equal keys drop the same ones, however layers are computed.
+        A training step says what is dropped; without that, nothing is.
         """
         attention = within_segments(segments, self.execution)
         angles = self._angles(positions)
         graph, stacked = nnx.split(self.blocks)
 
-        keys = None
-        if dropout_key is not None and self.lora.dropout:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.cfg.num_layers))
+        keys, rate = None, 0.0
+        if dropout is not None and (dropout.rate or self.lora.dropout):
+            rate = dropout.rate
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout.key, jnp.arange(self.cfg.num_layers))
 
         def layer(x: Array, state: nnx.State, key: Array | None) -> Array:
-            return split_rows(nnx.merge(graph, state)(x, angles, attention, dropout_key=key)[0])
+            own = None if key is None else Dropout(key, rate)
+            return split_rows(nnx.merge(graph, state)(x, angles, attention, own)[0])
 
         if self.execution.remat:
             policy = _keep_products() if self.execution.keep_products else None

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from crystal_jax.checkpoint.models import abstract_parameters, initial_parameters
 from crystal_jax.config import DataConfig, Experiment, GuardConfig
+from crystal_jax.model.layers import Dropout
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import BATCH, abstract, on_mesh, tree_shardings
 from crystal_jax.text.fields import CLASSES
@@ -78,9 +79,17 @@ def plan(experiment: Experiment, mesh: Mesh) -> Plan:
     # Looked up together with the frozen weights: alone, adapters would leave most rules of the table unused.
     where, _ = tree_shardings((state, frozen), mesh)
     accumulate = experiment.optimizer.accumulate
-    dropout_seed = experiment.train.seed if experiment.lora.rank and experiment.lora.dropout else None
+    adapters_drop = experiment.lora.rank and experiment.lora.dropout
+    dropout_seed = experiment.train.seed if adapters_drop or experiment.train.dropout else None
     train_step = make_train_step(
-        graph, optimizer, where, mesh, guard=experiment.guard, accumulate=accumulate, dropout_seed=dropout_seed
+        graph,
+        optimizer,
+        where,
+        mesh,
+        guard=experiment.guard,
+        accumulate=accumulate,
+        dropout=experiment.train.dropout,
+        dropout_seed=dropout_seed,
     )
     return Plan(
         state=abstract(state, where),
@@ -109,19 +118,19 @@ def setup(experiment: Experiment, mesh: Mesh) -> Setup:
 
 
 def loss_sum(
-    model: Transformer, batch: Batch, dropout_key: Array | None = None
+    model: Transformer, batch: Batch, dropout: Dropout | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy in nats over the targets that count, summed, and how many they are."""
     count = batch["weights"].sum()
     if not (chunk := model.execution.loss_chunk):
-        return weighted_losses(model, batch, dropout_key).sum(), count
-    x = model.hidden(batch["tokens"], batch["positions"], batch["segments"], dropout_key)
+        return weighted_losses(model, batch, dropout).sum(), count
+    x = model.hidden(batch["tokens"], batch["positions"], batch["segments"], dropout)
     return model.cross_entropy(x, batch["targets"], batch["weights"], chunk=chunk), count
 
 
-def weighted_losses(model: Transformer, batch: Batch, dropout_key: Array | None = None) -> Float[Array, "b t"]:
+def weighted_losses(model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Float[Array, "b t"]:
     """Cross-entropy in nats of every target; 0 where it does not count."""
-    logits = model(batch["tokens"], batch["positions"], batch["segments"], dropout_key)
+    logits = model(batch["tokens"], batch["positions"], batch["segments"], dropout)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     return losses * batch["weights"]
 
@@ -134,6 +143,7 @@ def make_train_step(
     *,
     guard: GuardConfig,
     accumulate: int,
+    dropout: float = 0.0,
     dropout_seed: int | None = None,
 ) -> TrainStep:
     """Returns jitted `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
@@ -142,15 +152,16 @@ def make_train_step(
     it is computed. The new state is pinned to the shardings of the old: left to the compiler they may drift, and
     then the second step compiles again. A step that the guard does not believe changes its count and nothing else.
 
-    What the adapters drop depends on `dropout_seed` (None: nothing is dropped), the step and the micro-batch alone, so
-    a resumed run repeats an uninterrupted one without any random state in its checkpoints.
+    What is dropped depends on `dropout_seed` (None: nothing is), the step and the micro-batch alone, so a resumed run
+    repeats an uninterrupted one without any random state in its checkpoints. `dropout` is `Dropout.rate`.
     """
 
     def gradients(
         params: nnx.State, frozen: nnx.State, batch: Batch, key: Array | None
     ) -> tuple[Array, Array, nnx.State]:
         def objective(params: nnx.State) -> tuple[Array, Array]:
-            return loss_sum(nnx.merge(graph, params, frozen), batch, key)
+            dropped = None if key is None else Dropout(key, dropout)
+            return loss_sum(nnx.merge(graph, params, frozen), batch, dropped)
 
         (total, count), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return total, count, grads

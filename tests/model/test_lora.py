@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from crystal_jax.config import PROJECTIONS, LoraConfig, QuantizationConfig
-from crystal_jax.model.layers import dropout
+from crystal_jax.model.layers import Dropout, drop
 from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import count_parameters, merge_adapters, split
 from crystal_jax.model.presets import LLAMA2
@@ -77,8 +77,8 @@ def dropped_logits(execution, seed, lora=DROPPING):
     state = nnx.state(randomised(build(TINY, LORA)))
     ones = jnp.ones_like(TOKENS)
     positions = jnp.broadcast_to(jnp.arange(7), TOKENS.shape)
-    key = None if seed is None else jax.random.key(seed)
-    return jax.jit(lambda state: nnx.merge(graph, state)(TOKENS, positions, ones, key))(state)
+    dropped = None if seed is None else Dropout(jax.random.key(seed))
+    return jax.jit(lambda state: nnx.merge(graph, state)(TOKENS, positions, ones, dropped))(state)
 
 
 def test_dropout_depends_on_its_key_alone():
@@ -90,26 +90,28 @@ def test_dropout_depends_on_its_key_alone():
     assert abs(dropped_logits(UNROLLED, None) - first).max() > 0.01
 
 
-def test_without_dropout_a_key_changes_nothing_of_the_program():
-    def program(lora, key):
+def test_without_a_rate_dropout_changes_nothing_of_the_program():
+    def program(lora, dropout):
         graph, state = nnx.split(build(TINY, lora, SCANNED))
         ones = jnp.ones_like(TOKENS)
-        return str(jax.make_jaxpr(lambda state: nnx.merge(graph, state)(TOKENS, ones, ones, key))(state))
+        return str(jax.make_jaxpr(lambda state: nnx.merge(graph, state)(TOKENS, ones, ones, dropout))(state))
 
-    key = jax.random.key(0)
-    assert program(LORA, key) == program(LORA, None) == program(DROPPING, None) != program(DROPPING, key)
+    none, some = (Dropout(jax.random.key(0), rate) for rate in (0.0, 0.1))
+    plain = program(LORA, None)
+    assert plain == program(LORA, none) == program(DROPPING, None)
+    assert len({plain, program(DROPPING, none), program(LORA, some), program(DROPPING, some)}) == 4
 
 
 def test_dropout_keeps_the_expectation_and_reaches_the_adapter_only():
     x = jnp.ones((4, 50, 100))
-    dropped = dropout(x, 0.3, jax.random.key(0))
+    dropped = drop(x, 0.3, jax.random.key(0))
     np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
     assert dropped.mean() == pytest.approx(1, abs=0.02)
     # B is zero in a fresh adapter, so all that dropout could change is the base's product.
     graph, state = nnx.split(build(lora=DROPPING))
     ones = jnp.ones_like(TOKENS)
-    with_key, without = (nnx.merge(graph, state)(TOKENS, ones, ones, key) for key in (jax.random.key(0), None))
-    np.testing.assert_array_equal(with_key, without)
+    dropping, without = (nnx.merge(graph, state)(TOKENS, ones, ones, d) for d in (Dropout(jax.random.key(0)), None))
+    np.testing.assert_array_equal(dropping, without)
 
 
 @pytest.mark.parametrize(("field", "value"), [("dropout", 1.0), ("dropout", -0.1), ("rank", -1)])

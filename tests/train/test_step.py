@@ -7,13 +7,14 @@ from flax import nnx
 from crystal_jax.checkpoint.models import abstract_parameters, initial_parameters, load_trained
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
+from crystal_jax.model.layers import Dropout
 from crystal_jax.model.lora import count_parameters
 from crystal_jax.model.quantize import dequantize_state
 from crystal_jax.sharding import make_mesh, put_batch
 from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 from crystal_jax.train.run import train
 from crystal_jax.train.step import loss_sum, setup
-from tests.experiments import training_config
+from tests.experiments import GPT2_MODEL, training_config
 
 VOCABULARY = 98
 
@@ -166,6 +167,31 @@ def test_dropout_is_decided_by_the_step(accumulate):
     assert loss(3) != loss(2)
 
 
+@pytest.mark.parametrize("model", [None, GPT2_MODEL], ids=["llama", "gpt2"])
+def test_blocks_drop_what_they_add(model):
+    changes = {} if model is None else {"model": model}
+    plain, _, _ = run(steps=1, **changes)
+    dropped, parts, state = run(steps=1, train={"dropout": 0.3}, **changes)
+    assert 1e-3 < abs(dropped[0] - plain[0]) < 0.5
+    elsewhere, _, _ = run(steps=1, train={"dropout": 0.3}, mesh={"data": 1, "fsdp": 2, "tensor": 2}, **changes)
+    np.testing.assert_allclose(elsewhere, dropped, rtol=1e-5)
+    assert "threefry" not in parts.eval_step.lower(state.params, parts.frozen, batch()).as_text()
+
+
+def test_nothing_is_left_if_blocks_drop_all_but_a_millionth():
+    experiment = experiment_with(train={"dropout": 0.999999})
+    graph, params, frozen = initial_parameters(experiment, make_mesh(experiment.mesh))
+    model, rows = nnx.merge(graph, params, frozen), batch()
+    read = [jnp.asarray(rows[name]) for name in ("tokens", "positions", "segments")]
+    hidden = model.hidden(*read, Dropout(jax.random.key(0), experiment.train.dropout))
+    np.testing.assert_array_equal(hidden, params["embedding"][...][rows["tokens"]])
+
+
+def test_a_share_that_cannot_be_dropped_is_refused():
+    with pytest.raises(UserError, match=r"train.dropout=1 is not a share below 1"):
+        experiment_with(train={"dropout": 1})
+
+
 def test_each_micro_batch_drops_inputs_of_its_own():
     changes = DROPPING | {"optimizer": {**ADAPTERS["optimizer"], "accumulate": 2}}
     _, parts, state = run(steps=2, **changes)
@@ -174,7 +200,7 @@ def test_each_micro_batch_drops_inputs_of_its_own():
     experiment = experiment_with(**changes)
     graph, _, _ = abstract_parameters(experiment, make_mesh(experiment.mesh))
     key = jax.random.fold_in(jax.random.key(experiment.train.seed), 2)
-    alone = jax.jit(lambda params, key: loss_sum(nnx.merge(graph, params, parts.frozen), rows, key))
+    alone = jax.jit(lambda params, key: loss_sum(nnx.merge(graph, params, parts.frozen), rows, Dropout(key)))
     (first, count), (second, _) = (alone(state.params, jax.random.fold_in(key, i)) for i in (0, 1))
     assert abs(first - second) > 1e-4
     _, metrics = parts.train_step(state, parts.frozen, twice)
