@@ -53,7 +53,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         accumulate=1,
     )
     config.train = dict(
-        num_steps=8_400 if scratch else 500,
+        num_steps=16_000 if scratch else 500,
         log_every=20,
         eval_every=500 if scratch else 100,
         save_every=500 if scratch else 100,
@@ -63,6 +63,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         best="val_loss",
         samples=0,
         token_features=0.8 if scratch else 0.0,
+        dropout=0.1 if scratch else 0.0,
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = "" if scratch else "crystal-tiny"

@@ -50,8 +50,9 @@ CACHE_RULES: tuple[tuple[str, P], ...] = (
 # And what sampling does.
 DECODE_RULES: tuple[tuple[str, P], ...] = (
     *CACHE_RULES,
-    (r"(logits|state|written|columns|counts|log_probs|log_kept)$", BATCH),
-    (r"wish/(key|temperature|top_p)$", BATCH),
+    (r"(logits|state|written|columns|log_probs|log_kept|strayed)$", BATCH),
+    (r"progress/(counts|least|site)$", BATCH),
+    (r"wish/(key|temperature|top_p|strict)$", BATCH),
     (r"limits/(elements|formula|min_atoms|max_atoms)$", BATCH),
 )
 # Rows that a run may do without: LLaMA-2 has no biases and no position embedding, tied embeddings have no head, full

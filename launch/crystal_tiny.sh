@@ -12,11 +12,11 @@ crystal-jax train --config=configs/crystal_tiny.py:scratch --config.data.directo
 [ -d "$runs/crystal-tiny" ] \
     || crystal-jax convert --from=crystal_jax --to=hf --dtype=float16 --input="$runs/train" --output="$runs/crystal-tiny"
 for temperature in 1.0 0.7; do
-    for options in "" --constraints=charge,distance; do
-        name="$temperature$(tr -c '[:alnum:]' _ <<< "$options")"
-        # shellcheck disable=SC2086
-        crystal-jax sample --checkpoint="$runs/crystal-tiny" --num_samples=10000 --temperature="$temperature" $options \
-            --output="$runs/samples/$name"
+    for constraints in "" charge,distance; do
+        name="$temperature${constraints:+,$constraints}"
+        number=$([ -z "$constraints" ] && echo 10000 || echo 1000)
+        crystal-jax sample --checkpoint="$runs/crystal-tiny" --num_samples="$number" --temperature="$temperature" \
+            --constraints="$constraints" --output="$runs/samples/$name"
         crystal-jax evaluate --samples="$runs/samples/$name/samples.csv" --reference="$data:test" \
             --train_reference="$data:train" --output="$runs/evaluations/$name"
     done

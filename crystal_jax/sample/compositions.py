@@ -38,12 +38,14 @@ class ToState:
         prompt: Token ids, BOS included.
         wanted: What it must be.
         admit: What else its composition must be; others are drawn again.
+        first: How many lines of this sample were drawn before.
     """
 
     index: int
     prompt: tuple[int, ...]
     wanted: Wanted
     admit: Admit = lambda composition: True
+    first: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Stated:
         ids: Token ids.
         log_probs: Of them and of the line's end, which is not among them: see `Rows` in sample/decode.py.
         log_kept: Natural logarithm of the share of probability that `ToState.wanted` left.
-        rejected: Lines that were drawn before it and not admitted.
+        rejected: Lines of its sample that were drawn before it, not admitted or not kept to.
         admitted: Whether it is; if not, none of 1,000 was, and this is the last of them.
     """
 
@@ -177,12 +179,13 @@ class Compositions:
                 # As many attempts at once as there are rows for; of those that are admitted, the first counts.
                 each = min(self._at_once // len(missing), _ATTEMPTS - attempts)
                 tries = [(i, attempt) for i in missing for attempt in range(attempts, attempts + each)]
-                rows = self._write(params, [(some[i], attempt) for i, attempt in tries], settings)
+                rows = self._write(params, [(some[i], some[i].first + attempt) for i, attempt in tries], settings)
                 for (i, attempt), row in zip(tries, rows, strict=True):
                     stated = row.stated or _NOTHING
                     admitted = row.stated is not None and some[i].admit(dict(stated.composition))
                     if i not in found and (admitted or attempt == _ATTEMPTS - 1):
-                        found[i] = dataclasses.replace(stated, rejected=attempt, admitted=admitted)
+                        rejected = some[i].first + attempt
+                        found[i] = dataclasses.replace(stated, rejected=rejected, admitted=admitted)
                 attempts += each
             yield from (found[i] for i in range(len(some)))
 

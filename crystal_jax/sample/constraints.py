@@ -1,7 +1,7 @@
 """What each row may write next, as tables and arrays on the device.
 
-Two things decide it: the grammar, whose automaton all rows share, and the row's own limits on its composition. Both
-work on *columns*: indices into the few tokens that the grammar uses.
+Three things decide it: the grammar, whose automaton all rows share; the order of the sites, where they have one; and
+the row's own limits on its composition. All work on *columns*: indices into the few tokens that the grammar uses.
 """
 
 from __future__ import annotations
@@ -16,10 +16,31 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 from pymatgen.core import Composition
 
-from crystal_jax.text.automaton import END, TokenAutomaton
+from crystal_jax.text.automaton import ANY, END, TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
 _INDEX = {symbol: i for i, symbol in enumerate(ELEMENTS)}
+
+
+class SiteOrder(NamedTuple):
+    """Sites that ascend: each one's x is larger than the last one's, or as large and then its y, or then its z.
+
+    The three are the digits of one number, a site's, in the base R: how many coordinates there are.
+
+    Attributes:
+        rank: Of a coordinate, how many are smaller; other values are beyond all. Shape [n].
+        worth: What one of the coordinate that a state is in is worth: R² of x, R of y, 1 of z. Shape [n_states].
+        drawn: Rank of the coordinate that a column completes, or -1; shape [n_kinds, k].
+        forced: Worth of the coordinate that what is forced after a state completes; shape [n_states].
+        closed: Whether that was a z; shape [n_states].
+    """
+
+    rank: Int[Array, " n"]
+    worth: Int[Array, " n_states"]
+    drawn: Int[Array, "n_kinds k"]
+    forced: Int[Array, " n_states"]
+    closed: Bool[Array, " n_states"]
 
 
 class DeviceAutomaton(NamedTuple):
@@ -40,6 +61,7 @@ class DeviceAutomaton(NamedTuple):
         elements: Indices of the values of the field `element`, which are the last ones; its end is left out. Shape [v].
         start, end: The state before the first token, and the one after EOS.
         units: 1 to the most formula units that there is room for; shape [m].
+        order: Of the sites, if they have one.
     """
 
     token_ids: Int[Array, " k"]
@@ -58,10 +80,17 @@ class DeviceAutomaton(NamedTuple):
     start: Int[Array, ""]
     end: Int[Array, ""]
     units: Int[Array, " m"]
+    order: SiteOrder | None = None
 
 
-def to_device(automaton: TokenAutomaton, *, jump: bool = True) -> DeviceAutomaton:
-    """The tables as they are looked up; without `jump` no state forces anything, and each token is drawn."""
+def to_device(automaton: TokenAutomaton, *, jump: bool = True, sorted_sites: bool = False) -> DeviceAutomaton:
+    """The tables as they are looked up.
+
+    Args:
+        automaton: The grammar.
+        jump: States force what they leave no choice about; otherwise each token is drawn.
+        sorted_sites: Sites ascend, so that a strict row can tell. Not where tokens do not tell coordinates apart.
+    """
     runs = [_forced_run(automaton, state) if jump else () for state in range(len(automaton.next_state))]
     forced = np.zeros((len(runs), max(map(len, runs))), np.int32)
     elements = [_INDEX[value] for value in automaton.values[automaton.fields["element"]] if value != END]
@@ -92,10 +121,37 @@ def to_device(automaton: TokenAutomaton, *, jump: bool = True) -> DeviceAutomato
         start=np.int32(automaton.start),
         end=np.int32(automaton.end),
         units=np.arange(1, automaton.max_atoms + 1, dtype=np.int32),
+        order=_site_order(automaton, runs) if sorted_sites else None,
     )
     return DeviceAutomaton(**jax.tree.map(jnp.asarray, arrays))
 
 
+def _site_order(automaton: TokenAutomaton, runs: Sequence[Sequence[int]]) -> SiteOrder | None:
+    """The tables of a `SiteOrder`, given the columns that are forced after each state."""
+    values = automaton.values[automaton.fields["z"]]
+    if not automaton.separate or ANY in values:
+        return None
+    ranks = {value: i for i, value in enumerate(sorted(values, key=float))}
+    rank = np.full(len(automaton.values) + 1, _BEYOND, np.int32)
+    rank[-1] = -1  # of no value
+    for place in automaton.fields["xy"], automaton.fields["z"]:
+        rank[place] = [ranks[value] for value in automaton.values[place]]
+    drawn = rank[automaton.done]
+    drawn[drawn == _BEYOND] = -1
+    part = (automaton.turn - LATTICE_WORDS) % ATOM_WORDS  # 1, 2, 3 are x, y, z
+    worth = len(ranks) ** np.where((automaton.turn > LATTICE_WORDS) & (part > 0), 3 - part, 0).astype(np.int32)
+    forced, closed = np.zeros(len(runs), np.int32), np.zeros(len(runs), bool)
+    for begin, run in enumerate(runs):
+        state = begin
+        for column in run:
+            if (found := drawn[automaton.kind[state], column]) >= 0:  # once a run: there are more values than one
+                forced[begin], closed[begin] = found * worth[state], worth[state] == 1
+            state = automaton.next_state[state, column]
+    arrays = dict(rank=rank[:-1], worth=worth, drawn=drawn, forced=forced, closed=closed)
+    return SiteOrder(**jax.tree.map(jnp.asarray, arrays))
+
+
+_BEYOND = 1 << 30
 _LONGEST_RUN = 8  # of forced tokens: every step has room for so many, also where fewer are forced
 
 
@@ -203,14 +259,39 @@ class Grants(NamedTuple):
     until: Any
 
 
+class Progress(NamedTuple):
+    """What a row has written, as far as it decides what may follow.
+
+    Attributes:
+        counts: Atoms of each element; shape [b, e].
+        least: The smallest number that its next site may have, or the one that is begun (see `SiteOrder`); shape [b].
+        site: That of the one that is begun, with 0 for what it lacks; shape [b].
+    """
+
+    counts: Int[Array, "b e"]
+    least: Int[Array, " b"]
+    site: Int[Array, " b"]
+
+
+def nothing_written(rows: int) -> Progress:
+    """The beginning of texts."""
+    return Progress(jnp.zeros((rows, len(ELEMENTS)), jnp.int32), *jnp.zeros((2, rows), jnp.int32))
+
+
 def permitted(
-    tables: DeviceAutomaton, limits: Limits, grants: Grants, counts: Int[Array, "b e"], state: Int[Array, " b"]
+    tables: DeviceAutomaton,
+    limits: Limits,
+    grants: Grants,
+    progress: Progress,
+    state: Int[Array, " b"],
+    strict: Bool[Array, " b"],
 ) -> Bool[Array, "b k"]:
-    """The columns that limits and guides leave open, given how many atoms of each element a row has.
+    """The columns that limits and guides leave open, and in strict rows the order of the sites.
 
     An element is open if some composition within the limits has one more of it; the end, if this one is within them. A
     column is open if one of the values that are possible after it is.
     """
+    counts = progress.counts
     total, size = counts.sum(axis=-1), limits.formula.sum(axis=-1)
     asked = size > 0
     whole = tables.units[:, None] * limits.formula[:, None]  # [b, m, e]
@@ -223,19 +304,28 @@ def permitted(
     may_end = jnp.where(asked, exact, total >= limits.min_atoms)
 
     elements = jnp.concatenate([open_elements[:, tables.elements], may_end[:, None]], axis=1)
-    others = grants.open.shape[1] - elements.shape[1]
-    values = jnp.concatenate([grants.open[:, :others], grants.open[:, others:] & elements], axis=1)
+    granted = grants.open
+    if (order := tables.order) is not None:
+        worth = order.worth[state]
+        granted &= (order.rank >= (progress.least // worth - progress.site // worth)[:, None]) | ~strict[:, None]
+    others = granted.shape[1] - elements.shape[1]
+    values = jnp.concatenate([granted[:, :others], granted[:, others:] & elements], axis=1)
     before = jnp.pad(jnp.cumsum(values, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))  # open values before each one
     kind = tables.kind[state]
     ends = jnp.take_along_axis(before, tables.last[kind], axis=1)
     return ends > jnp.take_along_axis(before, tables.first[kind], axis=1)
 
 
-def count_atoms(
-    tables: DeviceAutomaton, counts: Int[Array, "b e"], state: Int[Array, " b"], column: Int[Array, " b"]
-) -> Int[Array, "b e"]:
-    """The numbers of atoms after a column and what it forces; either may complete an element symbol."""
-    every = jnp.arange(counts.shape[-1])
-    drawn = tables.complete[tables.kind[state], column]
-    forced = tables.completed[tables.next_state[state, column]]
-    return counts + (drawn[:, None] == every) + (forced[:, None] == every)
+def proceed(tables: DeviceAutomaton, progress: Progress, state: Int[Array, " b"], column: Int[Array, " b"]) -> Progress:
+    """The progress after a column and what it forces; either may complete an element symbol, or a coordinate."""
+    counts, least, site = progress
+    every, kind, after = jnp.arange(counts.shape[-1]), tables.kind[state], tables.next_state[state, column]
+    drawn, forced = tables.complete[kind, column], tables.completed[after]
+    counts += (drawn[:, None] == every).astype(jnp.int32) + (forced[:, None] == every)
+    if (order := tables.order) is not None:
+        rank, worth = order.drawn[kind, column], order.worth[state]
+        drawn_part = jnp.where(rank >= 0, rank * worth, 0)
+        for part, closed in (drawn_part, (rank >= 0) & (worth == 1)), (order.forced[after], order.closed[after]):
+            site += part
+            least, site = jnp.where(closed, site + 1, least), jnp.where(closed, 0, site)
+    return Progress(counts, least, site)

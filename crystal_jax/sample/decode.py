@@ -17,7 +17,15 @@ from crystal_jax.config import ModelConfig
 from crystal_jax.model.cache import Cache, empty_cache, put_rows
 from crystal_jax.model.cache import resize as resize_cache
 from crystal_jax.model.transformer import Transformer
-from crystal_jax.sample.constraints import DeviceAutomaton, Grants, Limits, count_atoms, permitted
+from crystal_jax.sample.constraints import (
+    DeviceAutomaton,
+    Grants,
+    Limits,
+    Progress,
+    nothing_written,
+    permitted,
+    proceed,
+)
 from crystal_jax.text.crystal_text import ELEMENTS
 
 # Tokens a step that a row of a crystal wants, drawn and forced: 1.85 on average with LLaMA-2's tokens. With this many,
@@ -56,6 +64,24 @@ def _outside_nucleus(probabilities: Float[Array, "b k"], top_p: Float[Array, "b 
     return probabilities < smallest
 
 
+def strays(
+    keys: Key[Array, " b"],
+    logits: Float[Array, "b k"],
+    limited: Float[Array, "b k"],
+    temperature: Float[Array, " b"],
+) -> Bool[Array, " b"]:
+    """Whether a draw from `logits` would have been none that `limited` has.
+
+    Where it would have been, `draw` from what is limited is that draw. So texts that never stray have the probabilities
+    that the model gives them among all that keep to the limits; those that are made to do not (Park et al.,
+    arXiv:2405.21047).
+    """
+    heat = jnp.where(temperature == 0, 1, temperature)[:, None]
+    kept = jax.nn.logsumexp(limited / heat, axis=-1) - jax.nn.logsumexp(logits / heat, axis=-1)
+    others = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys)
+    return others > jnp.exp(kept)
+
+
 class Wish(NamedTuple):
     """What is asked of a text, an array element a row.
 
@@ -63,12 +89,14 @@ class Wish(NamedTuple):
         key: Of its random numbers; with the number of a token it decides the draw.
         temperature, top_p: See `draw`.
         limits: Of its composition.
+        strict: The text is given up as soon as it would not keep to its limits by itself; otherwise it is made to.
     """
 
     key: Key[Array, " b"]
     temperature: Float[Array, " b"]
     top_p: Float[Array, " b"]
     limits: Limits
+    strict: Bool[Array, " b"]
 
 
 class Rows(NamedTuple):
@@ -80,10 +108,11 @@ class Rows(NamedTuple):
         state: Where each is in the grammar; a free row is at the end.
         written: Tokens written, EOS included.
         columns: Those tokens, as columns of the grammar.
-        counts: Atoms of each element so far.
+        progress: What of them decides what may follow.
         log_probs: Natural logarithm of the model's probability of each token, at temperature 1, among those that the
             grammar admits; 0 of a forced one.
-        log_kept: Natural logarithm of the share of probability that the limits left, multiplied over the tokens.
+        log_kept: Natural logarithm of the share of probability that limits and order left, multiplied over the tokens.
+        strayed: Strict ones that are given up.
         wish: What is asked of each.
     """
 
@@ -92,9 +121,10 @@ class Rows(NamedTuple):
     state: Int[Array, " b"]
     written: Int[Array, " b"]
     columns: Int[Array, "b n"]
-    counts: Int[Array, "b e"]
+    progress: Progress
     log_probs: Float[Array, "b n"]
     log_kept: Float[Array, " b"]
+    strayed: Bool[Array, " b"]
     wish: Wish
 
 
@@ -139,10 +169,11 @@ def free_rows(
         state=jnp.full(rows, tables.end),
         written=ints,
         columns=jnp.zeros((rows, room), jnp.int32),
-        counts=jnp.zeros((rows, elements), jnp.int32),
+        progress=nothing_written(rows),
         log_probs=jnp.zeros((rows, room)),
         log_kept=floats,
-        wish=Wish(jax.random.split(jax.random.key(0), rows), floats, floats, limits),
+        strayed=jnp.zeros(rows, bool),
+        wish=Wish(jax.random.split(jax.random.key(0), rows), floats, floats, limits, jnp.zeros(rows, bool)),
     )
 
 
@@ -173,9 +204,10 @@ def fill(tables: DeviceAutomaton, rows: Rows, prompts: Prompts, wish: Wish, sour
         state=choose(rows.state, jnp.broadcast_to(tables.start, rows.state.shape)),
         written=choose(rows.written, jnp.zeros_like(rows.written)),
         columns=rows.columns,
-        counts=choose(rows.counts, jnp.zeros_like(rows.counts)),
+        progress=jax.tree.map(lambda old: choose(old, jnp.zeros_like(old)), rows.progress),
         log_probs=rows.log_probs,
         log_kept=choose(rows.log_kept, jnp.zeros_like(rows.log_kept)),
+        strayed=rows.strayed & ~fresh,
         wish=jax.tree.map(choose, rows.wish, wish),
     )
 
@@ -192,17 +224,20 @@ def write(
     """Draws a token in each row, appends what the grammar forces after it, and reads all of them at once.
 
     The draw depends on the row's key and on how many tokens it has, so a text does not depend on its neighbours, nor on
-    whether forced tokens are drawn one by one. A row stays as it is that is at the end, waits for its guide, or has
-    nothing left that it may write; so does one whose tokens would go beyond the `budget` for all rows, for one step.
+    whether forced tokens are drawn one by one. A row stays as it is that is at the end, waits for its guide, strays, or
+    has nothing left that it may write; so does one, for one step, whose tokens would go beyond the `budget` for all.
     `layers` and `budget` are those of `Transformer.extend`.
     """
     within = jnp.where(tables.allowed[rows.state], rows.logits, -jnp.inf)
     log_probs = jax.nn.log_softmax(within, axis=-1)
-    open_columns = permitted(tables, rows.wish.limits, grants, rows.counts, rows.state)
+    wish = rows.wish
+    open_columns = permitted(tables, wish.limits, grants, rows.progress, rows.state, wish.strict)
     limited = jnp.where(open_columns, within, -jnp.inf)
     running = advances(tables, rows, grants) & (limited > -jnp.inf).any(axis=-1)
-    keys = jax.vmap(jax.random.fold_in)(rows.wish.key, rows.written)
-    column = draw(keys, limited, rows.wish.temperature, rows.wish.top_p)
+    keys = jax.vmap(jax.random.fold_in)(wish.key, rows.written)
+    strayed = running & wish.strict & strays(keys, within, limited, wish.temperature)
+    running &= ~strayed
+    column = draw(keys, limited, wish.temperature, wish.top_p)
 
     state = tables.next_state[rows.state, column]
     ended = state == tables.end
@@ -227,10 +262,11 @@ def write(
         state=tables.after[state],
         written=rows.written + added,
         columns=_put(rows.columns, columns, rows.written),
-        counts=count_atoms(tables, rows.counts, rows.state, column),
+        progress=proceed(tables, rows.progress, rows.state, column),
         log_probs=_put(rows.log_probs, jnp.concatenate([chosen[:, None], forced], axis=1), rows.written),
         log_kept=rows.log_kept + jnp.minimum(kept, 0),
-        wish=rows.wish,
+        strayed=rows.strayed | strayed,
+        wish=wish,
     )
 
     def moved(now: Array, old: Array) -> Array:
@@ -240,7 +276,7 @@ def write(
     return new._replace(
         logits=moved(new.logits, rows.logits),
         state=moved(new.state, rows.state),
-        counts=moved(new.counts, rows.counts),
+        progress=jax.tree.map(moved, new.progress, rows.progress),
         log_kept=moved(new.log_kept, rows.log_kept),
     )
 
@@ -274,5 +310,5 @@ def budget_of(rows: int, tables: DeviceAutomaton) -> int:
 
 
 def advances(tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Bool[Array, " b"]:
-    """Rows that are neither at the end nor at a field for which they wait."""
-    return (rows.state != tables.end) & (tables.turn[rows.state] < grants.until)
+    """Rows that have not strayed, and are neither at the end nor at a field for which they wait."""
+    return (rows.state != tables.end) & ~rows.strayed & (tables.turn[rows.state] < grants.until)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from flax import nnx
@@ -48,7 +48,7 @@ class Question(NamedTuple):
 
     @property
     def rejected(self) -> int:
-        """First lines that were drawn before its own and not admitted."""
+        """First lines that were drawn before its own, and not admitted or not kept to."""
         return self.stated.rejected if self.stated else 0
 
     @property
@@ -146,9 +146,16 @@ class Questions:
         return Compositions(graph, cfg, self.first_line, mesh, prompt_tokens=most, seed=seed, at_once=at_once)
 
     def __call__(
-        self, indices: Sequence[int], state: Callable[[Sequence[ToState]], Iterator[Stated]] | None = None
+        self,
+        indices: Sequence[int],
+        state: Callable[[Sequence[ToState]], Iterator[Stated]] | None = None,
+        *,
+        first: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[int, Question]]:
-        """Pairs of a sample's number and its question; `state` draws first lines, where there are any."""
+        """Pairs of a sample's number and its question; `state` draws first lines, where there are any.
+
+        `first` has how many of a sample were drawn before.
+        """
         for begin in range(0, len(indices), _AT_ONCE):
             some = indices[begin : begin + _AT_ONCE]
             questions = [self._questions[index % len(self._questions)] for index in some]
@@ -156,7 +163,13 @@ class Questions:
                 yield from zip(some, questions, strict=True)
                 continue
             lines = [
-                ToState(index=index, prompt=question.prompt, wanted=question.wanted, admit=question.admit)
+                ToState(
+                    index=index,
+                    prompt=question.prompt,
+                    wanted=question.wanted,
+                    admit=question.admit,
+                    first=first.get(index, 0) if first else 0,
+                )
                 for index, question in zip(some, questions, strict=True)
             ]
             for index, question, line in zip(some, questions, state(lines), strict=True):

@@ -13,11 +13,10 @@ On a pod the same command runs on every host, with --distributed, and the output
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,9 +28,9 @@ from crystal_jax.sample.requests import LIMITS, Asked, check_requests, condition
 from crystal_jax.text.crystal_text import ELEMENTS
 
 if TYPE_CHECKING:
-    from crystal_jax.sample.questions import Question
-    from crystal_jax.sample.scheduler import Drawn
+    from crystal_jax.sample.answers import Answer
 
+REDRAWS = 8
 # Conditions by name, and their flags.
 _FLAGS = {
     "pretty_formula": "formula",
@@ -97,6 +96,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "min_radii", 0.0, "Or this share of the sum of their covalent radii, if more.", flag_values=flag_values
     )
+    flags.DEFINE_integer(
+        "redraws",
+        REDRAWS,
+        "How often a crystal is begun again that does not keep to its composition, to --constraints or to the order of "
+        "its sites by itself, before another composition is tried. 0: it is made to at once, the order aside.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_integer("batch_size", 128, "Rows decoded side by side.", flag_values=flag_values)
     flags.DEFINE_enum(
         "kv_cache",
@@ -140,6 +146,7 @@ def main(flag_values: flags.FlagValues) -> None:
         oxidation_states=flag_values.oxidation_states,
         min_distance=flag_values.min_distance,
         min_radii=flag_values.min_radii,
+        redraws=flag_values.redraws,
         batch_size=flag_values.batch_size,
         kv_cache=flag_values.kv_cache,
         seed=flag_values.seed,
@@ -178,6 +185,7 @@ def sample(
     oxidation_states: str = "smact14",
     min_distance: float = 0.5,
     min_radii: float = 0.0,
+    redraws: int = REDRAWS,
     batch_size: int = 128,
     kv_cache: Literal["model", "int8"] = "model",
     seed: int = 0,
@@ -203,6 +211,8 @@ def sample(
         oxidation_states: The table for the constraint `charge`: smact14 or icsd24.
         min_distance: For the constraint `distance`, in Å.
         min_radii: For it, too: or this share of the sum of two covalent radii, if that is more.
+        redraws: How often a crystal is begun again that does not keep to its rules, or to the order of its sites, by
+            itself, before another composition is tried; see sample/answers.py. 0: it is made to keep to them at once.
         batch_size: Rows decoded side by side; no influence on the samples.
         kv_cache: Keep keys and values in the model's type or, rounded, in 8 bits.
         seed: Sample i depends on it and on i alone.
@@ -213,16 +223,19 @@ def sample(
     Raises:
         UserError: no such checkpoint, an impossible setting, or an output directory of another request.
     """
-    if num_samples < 1 or batch_size < 1:
-        raise UserError(f"num_samples={num_samples} and batch_size={batch_size} must be positive")
+    if num_samples < 1 or batch_size < 1 or redraws < 0:
+        raise UserError(
+            f"num_samples={num_samples} and batch_size={batch_size} must be positive, redraws={redraws} not negative"
+        )
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint.models import load_trained
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
+    from crystal_jax.sample.answers import answers
     from crystal_jax.sample.job import Job
     from crystal_jax.sample.questions import Questions
     from crystal_jax.sample.rules import Rules, allowed_elements
-    from crystal_jax.sample.scheduler import Drawn, Engine, Request
+    from crystal_jax.sample.scheduler import Engine, Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
@@ -273,11 +286,13 @@ def sample(
         "elements": rules.elements if rules.elements != ELEMENTS else "all",
         "min_atoms": min_atoms,
         "max_atoms": max_atoms,
+        "redraws": redraws,
         "kv_cache": kv_cache,
         "seed": seed,
         "text_format": experiment.text.version,
         "coordinates": experiment.text.coordinates,
         "tokenizer": tokenizer.name,
+        "site_order": experiment.task.order,
     }
     total = num_samples * len(asked)
     engine = Engine(
@@ -288,41 +303,11 @@ def sample(
         rows=min(batch_size, total),
         prompt_tokens=questions.head_tokens,
         coded=kv_cache == "int8",
+        sorted_sites=experiment.task.order == "sorted",
     )
 
-    open_questions: dict[int, Question] = {}
-
-    def requests(
-        indices: Sequence[int], temperature: float, top_p: float, given_up: list[Request]
-    ) -> Iterator[Request]:
-        """What is asked of the engine; samples with no composition that is admitted are `given_up` instead."""
-        state = None
-        if compositions:
-            state = functools.partial(compositions, trained.params, temperature=temperature, top_p=top_p)
-        for index, question in questions(indices, state):
-            open_questions[index] = question
-            request = Request(
-                index=index,
-                prompt=question.head,
-                seed=seed,
-                temperature=temperature,
-                top_p=top_p,
-                limits=question.limits,
-                guide=question.guide,
-            )
-            if question.stated is None or question.stated.admitted:
-                yield request
-            else:
-                given_up.append(request)
-
-    def draw(indices: Sequence[int], temperature: float, top_p: float) -> Generator[Drawn, None, None]:
-        given_up: list[Request] = []
-        yield from engine.run(trained.params, requests(indices, temperature, top_p, given_up))
-        for request in given_up:
-            yield Drawn(request=request, ids=(), log_probs=(), log_kept=0.0, dead_ends=1, complete=False)
-
-    def row(drawn: Drawn) -> dict[str, Any]:
-        question = open_questions.pop(drawn.request.index)
+    def row(answer: Answer) -> dict[str, Any]:
+        question, drawn, dead_ends = answer
         text = completion_text(tokenizer, question.text, question.head, drawn.ids)
         log_probs, log_kept = question.log_probs(drawn)
         if drawn.complete:
@@ -338,7 +323,7 @@ def sample(
             "log_prob": round(sum(log_probs), 4),
             "token_log_probs": [round(value, 4) for value in log_probs],
             "log_kept": round(log_kept, 4),
-            "dead_ends": question.rejected + drawn.dead_ends,
+            "dead_ends": dead_ends,
             "constraints": sorted(question.rules.constraints),
             "checkpoint": trained.name,
             "text_format": experiment.text.version,
@@ -348,7 +333,18 @@ def sample(
     for t, p in settings:
         folder = output / f"temperature={t},top_p={p}" if len(settings) > 1 else output
         job = Job(folder, {**request, "temperature": t, "top_p": p}, total=total)
-        with contextlib.closing(draw(job.missing, t, p)) as drawn:  # a full disk ends the threads that draw, too
-            job.write(map(row, drawn))
+        found = answers(
+            engine,
+            trained.params,
+            questions,
+            compositions,
+            job.missing,
+            seed=seed,
+            temperature=t,
+            top_p=p,
+            redraws=redraws,
+        )
+        with contextlib.closing(found):  # a full disk ends the threads that draw, too
+            job.write(map(row, found))
         written.append(job.finish(experiment.text, model_name=trained.name, extxyz=extxyz))
     return written[0] if len(written) == 1 else output

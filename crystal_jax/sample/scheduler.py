@@ -40,6 +40,7 @@ from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
 
 _MOST_PROMPTS = 32  # read together
+ATTEMPTS = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,11 @@ class Request:
         top_p: Draw from the smallest set of tokens that holds this share of probability.
         limits: Of the composition, from `make_limits`.
         guide: Further rules, asked once or twice an atom.
-        attempts: How often the text is begun before it is given up: a guide may come to a field that nothing may fill.
+        first: Number of its first attempt, which like `index` decides the random numbers.
+        attempts: How often the text is begun, redraws aside, before it is given up: a guide may come to a field that
+            nothing may fill.
+        redraws: How often it is begun again because it would not have kept to its limits, or to the order of its sites,
+            by itself. After that it is made to keep to its limits.
     """
 
     index: int
@@ -64,7 +69,9 @@ class Request:
     top_p: float = 1.0
     limits: Limits = dataclasses.field(default_factory=make_limits)
     guide: Guide | None = None
-    attempts: int = 100
+    first: int = 0
+    attempts: int = ATTEMPTS
+    redraws: int = 0
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
@@ -82,7 +89,7 @@ class Drawn:
         ids: Token ids, EOS left out.
         log_probs: Of its tokens, EOS included, and
         log_kept: see `Rows`.
-        dead_ends: How often it was begun again, because nothing was left that could follow.
+        dead_ends: How often it was begun again: nothing was left that could follow, or it would not keep to its rules.
         complete: Whether it was written to its end; if not, all attempts came to a dead end, and this is the last.
     """
 
@@ -104,6 +111,11 @@ class Begun(NamedTuple):
 
     request: Request
     dead_ends: int
+
+    @property
+    def strict(self) -> bool:
+        """Whether it is begun again rather than made to keep to its limits. The most likely text is always the same."""
+        return self.dead_ends < self.request.redraws and self.request.temperature > 0
 
 
 class Seen(NamedTuple):
@@ -149,6 +161,7 @@ class Engine:
         prompt_tokens: int,
         steps: int = 8,
         jump: bool = True,
+        sorted_sites: bool = False,
         coded: bool = False,
         lanes: int | None = None,
     ):
@@ -162,6 +175,7 @@ class Engine:
             prompt_tokens: Length of the longest prompt, BOS included.
             steps: Tokens drawn in each row between two looks of the host.
             jump: Append what the grammar forces without a step of its own.
+            sorted_sites: Sites have an order that texts with redraws keep to.
             coded: Keep keys and values in 8 bits.
             lanes: Loops that share the rows, on one CPU; by default one for 32 rows, at most as many as it has cores.
 
@@ -175,7 +189,7 @@ class Engine:
         split = self._lanes * row_parts(mesh)
         self._rows = (rows + -rows % split) // self._lanes
         self._prompt_tokens = prompt_tokens
-        tables = to_device(automaton, jump=jump)
+        tables = to_device(automaton, jump=jump, sorted_sites=sorted_sites)
         stacked = mesh.devices.flat[0].platform == "tpu"
 
         # A CPU's step takes as long as it has rows and room. Elsewhere few programs are worth more than short ones.
@@ -218,11 +232,12 @@ class Engine:
             with on_mesh(mesh):
                 _, rows = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), rows))
             ended, goes_on = rows.state == tables.end, advances(tables, rows, grants)
-            left = permitted(tables, rows.wish.limits, grants, rows.counts, rows.state) & tables.allowed[rows.state]
-            stuck = goes_on & ~left.any(axis=-1)
+            wish = rows.wish
+            left = permitted(tables, wish.limits, grants, rows.progress, rows.state, wish.strict)
+            stuck = rows.strayed | (goes_on & ~(left & tables.allowed[rows.state]).any(axis=-1))
             return rows, Seen(
                 ended=ended,
-                waits=~ended & ~goes_on,
+                waits=~ended & ~goes_on & ~rows.strayed,
                 stuck=stuck,
                 crowded=crowded(tables, rows),
                 length=rows.cache.length,
@@ -301,7 +316,7 @@ class Engine:
                 if seen.waits[row]:
                     written = seen.columns[row, : seen.written[row]]
                     changed |= self._ask(grants, row, begun.request, self._automaton.read(written.tolist()))
-                elif seen.stuck[row] and begun.dead_ends + 1 < begun.request.attempts:
+                elif seen.stuck[row] and begun.dead_ends + 1 < begun.request.redraws + begun.request.attempts:
                     again.append(Begun(begun.request, begun.dead_ends + 1))
                     given[row] = None
                 elif seen.ended[row] or seen.stuck[row]:
@@ -345,12 +360,15 @@ class Engine:
         any_row = next(iter(placed.values()))
         begins = [placed.get(row, any_row) for row in range(rows)]
         asked = [begun.request for begun in begins]
-        numbers = np.array([(begun.request.seed, begun.request.index, begun.dead_ends) for begun in begins])
+        numbers = np.array(
+            [(begun.request.seed, begun.request.index, begun.request.first + begun.dead_ends) for begun in begins]
+        )
         wish = Wish(
             key=self._keys(*numbers.T),
             temperature=jnp.array([r.temperature for r in asked]),
             top_p=jnp.array([r.top_p for r in asked]),
             limits=jax.tree.map(lambda *rows: np.stack(rows), *(r.limits for r in asked)),
+            strict=jnp.array([begun.strict for begun in begins]),
         )
         return prompts, wish, source
 

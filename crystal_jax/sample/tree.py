@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import ModelConfig, check_length
-from crystal_jax.sample.constraints import Grants, Limits, make_limits, permitted, to_device
+from crystal_jax.sample.constraints import Grants, Limits, make_limits, nothing_written, permitted, to_device
 from crystal_jax.sample.decode import Rows, Wish, advances, fill, free_rows, read_prompts, write
 from crystal_jax.sample.guide import NEVER
 from crystal_jax.sharding import on_mesh
@@ -130,12 +130,14 @@ class Search:
                 temperature=jnp.full(width, temperature),
                 top_p=jnp.ones(width),
                 limits=each,
+                strict=jnp.zeros(width, bool),
             )
             with on_mesh(mesh):
                 read = read_prompts(model, tables, tokens, count)
                 empty = free_rows(cfg, tables, rows=width, prompt_tokens=room, max_tokens=automaton.max_tokens)
-                rows = fill(tables, empty, read, wish, jnp.arange(width))._replace(state=state, counts=counts)
-                open_columns = permitted(tables, each, grants, counts, state) & tables.allowed[state]
+                progress = nothing_written(width)._replace(counts=counts)
+                rows = fill(tables, empty, read, wish, jnp.arange(width))._replace(state=state, progress=progress)
+                open_columns = permitted(tables, each, grants, progress, state, wish.strict) & tables.allowed[state]
                 prior = jax.nn.softmax(jnp.where(open_columns, rows.logits, -jnp.inf), axis=-1)
 
                 def unfinished(rows: Rows) -> Array:

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 from collections import Counter
 
 import jax
@@ -26,6 +27,17 @@ from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
 
 ANY = Wanted()
 V3 = TextFormat(version="v3")
+
+
+@pytest.fixture(scope="module")
+def sorting(stating, tmp_path_factory):
+    """The same model, which says that it has learned sorted sites."""
+    workdir = tmp_path_factory.mktemp("sorting") / "run"
+    shutil.copytree(stating, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["experiment"]["task"]["order"] = "sorted"
+    (workdir / "config.json").write_text(json.dumps(config))
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +126,28 @@ def test_a_sample_without_a_composition_is_a_dead_end(stating, tmp_path, monkeyp
     assert {row["dead_ends"] for row in rows[:20]} == {100}
     with path.open(newline="") as file:
         assert [bool(line["formula"]) for line in csv.DictReader(file)] == [False] * 20 + [True] * 4
+
+
+def test_what_is_not_kept_to_is_stated_again(sorting, tmp_path):
+    """However many are drawn at once; and without redraws it is kept to."""
+
+    def rows(name, **options):
+        path = sample(sorting, output=tmp_path / name, num_samples=24, seed=5, **options)
+        return [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
+
+    held, redrawn, few = rows("held", redraws=0), rows("redrawn", redraws=2), rows("few", redraws=2, batch_size=4)
+    assert [row["text"] for row in few] == [row["text"] for row in redrawn]
+    assert [row["dead_ends"] for row in few] == [row["dead_ends"] for row in redrawn]
+    lines = [[row["text"].partition("\n")[0] for row in some] for some in (held, redrawn)]
+    again = [row["dead_ends"] for row in redrawn]
+    assert {row["dead_ends"] for row in held} == {0}
+    assert all(one == other for tries, one, other in zip(again, *lines, strict=True) if tries <= 2)
+    assert max(again) > 2  # and so at another composition
+    assert lines[0] != lines[1]
+    for row in redrawn:
+        assert row["status"] == "complete"
+        symbols = V3.decode(row["text"]).symbols
+        assert row["text"].partition("\n")[0] == V3.layout.first_line(symbols)
 
 
 def test_probabilities_are_those_of_the_whole_text(stating, tmp_path):

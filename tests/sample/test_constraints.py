@@ -6,17 +6,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crystal_jax.sample.constraints import Grants, formula_unit, make_limits, permitted, to_device
+from crystal_jax.sample.constraints import (
+    Grants,
+    formula_unit,
+    make_limits,
+    nothing_written,
+    permitted,
+    to_device,
+)
 from crystal_jax.sample.guide import NEVER, turn_of
 from crystal_jax.text.automaton import END
-from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
+from crystal_jax.text.grammar import crystal_automaton
+from crystal_jax.text.tokenizer import load_tokenizer
 from tests.sample.engines import Untrained
 
 
 @pytest.fixture(scope="module", params=["atom_coordinate", "llama2"])
-def untrained(request):
-    path = request.getfixturevalue("shared") / "tokenizer/tokenizer.model" if request.param == "llama2" else None
-    return Untrained(request.param, path, max_atoms=8)
+def named(request):
+    """A tokenizer's name, and its file."""
+    return request.param, (
+        request.getfixturevalue("shared") / "tokenizer/tokenizer.model" if request.param == "llama2" else None
+    )
+
+
+@pytest.fixture(scope="module")
+def untrained(named):
+    return Untrained(*named, max_atoms=8)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +69,12 @@ def test_elements_and_numbers_of_atoms(untrained, engine):
 def test_without_limits_nothing_is_forbidden(untrained):
     automaton = untrained.automaton
     tables = to_device(automaton)
-    states = jnp.arange(len(automaton.next_state))
-    limits = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(states), *np.shape(x))), make_limits(max_atoms=8))
-    counts = jnp.zeros((len(states), len(ELEMENTS)), jnp.int32).at[:, 0].set(1)
-    assert (permitted(tables, limits, everything(automaton, len(states)), counts, states) | ~tables.allowed).all()
+    states, n = jnp.arange(len(automaton.next_state)), len(automaton.next_state)
+    limits = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *np.shape(x))), make_limits(max_atoms=8))
+    progress = nothing_written(n)
+    progress = progress._replace(counts=progress.counts.at[:, 0].set(1))
+    found = permitted(tables, limits, everything(automaton, n), progress, states, jnp.zeros(n, bool))
+    assert (found | ~tables.allowed).all()
 
 
 def test_open_elements_are_those_with_a_completion():
@@ -78,7 +96,8 @@ def test_open_elements_are_those_with_a_completion():
             numbers[0, ELEMENTS.index(symbol)] = number
         row = jax.tree.map(lambda x: jnp.asarray(x)[None], limits)
         state = jnp.array([after_atom])
-        found = permitted(tables, row, everything(automaton, 1), jnp.asarray(numbers), state)[0]
+        progress = nothing_written(1)._replace(counts=jnp.asarray(numbers))
+        found = permitted(tables, row, everything(automaton, 1), progress, state, jnp.zeros(1, bool))[0]
         for symbol in symbols:
             more = {**have, symbol: have[symbol] + 1}
             possible = any(all(more[s] <= goal[s] for s in symbols) for goal in goals)
@@ -111,3 +130,72 @@ def test_a_gas_is_no_molecule_in_a_crystal(formula):
 def test_limits_that_nothing_is_within(asked, message):
     with pytest.raises(ValueError, match=message):
         make_limits(**asked)
+
+
+def sites(crystal):
+    return [tuple(round(100 * x) for x in position) for position in crystal.frac_coords]
+
+
+def ascend(places):
+    return all(a < b for a, b in itertools.pairwise(places))
+
+
+@pytest.mark.parametrize("jump", [True, False], ids=["forced", "drawn"])
+def test_with_enough_redraws_sorted_sites_ascend(named, jump):
+    untrained, limits = Untrained(*named, max_atoms=3), make_limits(min_atoms=3, max_atoms=3)
+    asked = dict(redraws=1000, attempts=1)
+    drawn = untrained.run(untrained.engine(16, jump=jump, sorted_sites=True), 24, limits=limits, **asked).values()
+    assert all(ascend(sites(untrained.crystal(one))) for one in drawn)
+    assert {len(untrained.crystal(one).symbols) for one in drawn} == {3}
+    assert sum(one.dead_ends for one in drawn) > 24  # one text in six ascends by itself
+    unsorted = untrained.run(untrained.engine(16, jump=jump), 24, limits=limits).values()
+    assert not all(ascend(sites(untrained.crystal(one))) for one in unsorted)
+
+
+@pytest.mark.parametrize("version", ["paper", "v2"])
+def test_strict_rows_may_write_what_a_larger_site_has(version):
+    """Against brute force, over some of the coordinates."""
+    tokenizer = load_tokenizer("atom_coordinate")
+    automaton = crystal_automaton(tokenizer, TextFormat(version=version), max_atoms=2)
+    tables = to_device(automaton, sorted_sites=True)
+    values = automaton.values[automaton.fields["z"]]
+    rank, base = {value: i for i, value in enumerate(values)}, len(values)
+    some = [values[i] for i in (0, 1, 50, base - 2, base - 1)]
+    beginnings = [
+        (last, begun)
+        for last in itertools.product(some, repeat=3)
+        for begun in itertools.chain.from_iterable(itertools.product(some, repeat=n) for n in range(3))
+        if begun >= last[: len(begun)] and last != (values[-1],) * 3
+    ]
+
+    def number(*site):
+        return sum(rank[value] * base ** (2 - place) for place, value in enumerate(site))
+
+    one = jax.tree.map(jnp.asarray, make_limits(max_atoms=2))
+    n = len(beginnings)
+    progress = nothing_written(n)._replace(
+        least=jnp.array([number(*last) + 1 for last, _ in beginnings]),
+        site=jnp.array([number(*begun) for _, begun in beginnings]),
+    )
+    states = [int(np.flatnonzero(automaton.turn == turn_of(1, len(begun) + 1))[0]) for _, begun in beginnings]
+    limits = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), one)
+    args = tables, limits, everything(automaton, n), progress, jnp.array(states)
+    strict, lax = (np.asarray(permitted(*args, jnp.full(n, flag))) for flag in (True, False))
+    for (last, begun), state, columns in zip(beginnings, states, strict, strict=True):
+        done = automaton.done[automaton.kind[state]]
+        found = {automaton.values[done[column]] for column in np.flatnonzero(columns & automaton.allowed[state])}
+        highest = values[-1:] * (2 - len(begun))
+        assert found == {value for value in values if (*begun, value, *highest) > last}
+    assert (lax | ~automaton.allowed[states]).all()
+
+
+def test_what_is_held_is_begun_again_first(untrained, engine):
+    asked = dict(limits=make_limits(formula="NaCl", max_atoms=2))
+    held, redrawn = untrained.run(engine, 48, **asked), untrained.run(engine, 48, redraws=2, **asked)
+    assert {one.dead_ends for one in held.values()} == {0}
+    assert {one.dead_ends for one in redrawn.values()} == {2}  # 2 of 89 elements would have been right
+    assert all(Counter(untrained.crystal(one).symbols) == {"Na": 1, "Cl": 1} for one in redrawn.values())
+    few = untrained.run(untrained.engine(4), 48, redraws=2, **asked)
+    assert {i: one.ids for i, one in few.items()} == {i: one.ids for i, one in redrawn.items()}
+    greedy = untrained.run(engine, 4, redraws=2, temperature=0.0, **asked)
+    assert {one.dead_ends for one in greedy.values()} == {0}

@@ -217,6 +217,12 @@ def test_rules_by_name(trained, tmp_path):
         assert sum(row["token_log_probs"]) == pytest.approx(row["log_prob"], abs=0.01)
 
 
+def test_redraws_that_cannot_be(trained, tmp_path):
+    with pytest.raises(UserError, match="redraws=-1 not negative"):
+        sample(trained, output=tmp_path / "out", num_samples=1, redraws=-1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_cache_in_8_bits_is_another_request(trained, tmp_path):
     sample(trained, output=tmp_path / "out", num_samples=2, max_atoms=2, kv_cache="int8")
     with pytest.raises(UserError, match=r"another request \(other kv_cache\)"):
