@@ -30,7 +30,7 @@ from crystal_jax.train.step import Setup, TrainState
 
 
 class Probe:
-    """Draws the same number of unconditional samples at temperature 1, from the same seeds, at each call."""
+    """Draws as many unconditional samples at temperature 1, without redraws and from the same seeds, at each call."""
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh):
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()

@@ -140,15 +140,14 @@ def ascend(places):
     return all(a < b for a, b in itertools.pairwise(places))
 
 
-@pytest.mark.parametrize("jump", [True, False], ids=["forced", "drawn"])
-def test_with_enough_redraws_sorted_sites_ascend(named, jump):
+def test_with_enough_redraws_sorted_sites_ascend(named):
     untrained, limits = Untrained(*named, max_atoms=3), make_limits(min_atoms=3, max_atoms=3)
     asked = dict(redraws=1000, attempts=1)
-    drawn = untrained.run(untrained.engine(16, jump=jump, sorted_sites=True), 24, limits=limits, **asked).values()
+    drawn = untrained.run(untrained.engine(16, sorted_sites=True), 24, limits=limits, **asked).values()
     assert all(ascend(sites(untrained.crystal(one))) for one in drawn)
     assert {len(untrained.crystal(one).symbols) for one in drawn} == {3}
     assert sum(one.dead_ends for one in drawn) > 24  # one text in six ascends by itself
-    unsorted = untrained.run(untrained.engine(16, jump=jump), 24, limits=limits).values()
+    unsorted = untrained.run(untrained.engine(16), 24, limits=limits).values()
     assert not all(ascend(sites(untrained.crystal(one))) for one in unsorted)
 
 
@@ -191,11 +190,11 @@ def test_strict_rows_may_write_what_a_larger_site_has(version):
 
 def test_what_is_held_is_begun_again_first(untrained, engine):
     asked = dict(limits=make_limits(formula="NaCl", max_atoms=2))
-    held, redrawn = untrained.run(engine, 48, **asked), untrained.run(engine, 48, redraws=2, **asked)
+    held, redrawn = untrained.run(engine, 24, **asked), untrained.run(engine, 24, redraws=2, **asked)
     assert {one.dead_ends for one in held.values()} == {0}
     assert {one.dead_ends for one in redrawn.values()} == {2}  # 2 of 89 elements would have been right
     assert all(Counter(untrained.crystal(one).symbols) == {"Na": 1, "Cl": 1} for one in redrawn.values())
-    few = untrained.run(untrained.engine(4), 48, redraws=2, **asked)
+    few = untrained.run(untrained.engine(4), 24, redraws=2, **asked)
     assert {i: one.ids for i, one in few.items()} == {i: one.ids for i, one in redrawn.items()}
     greedy = untrained.run(engine, 4, redraws=2, temperature=0.0, **asked)
     assert {one.dead_ends for one in greedy.values()} == {0}
