@@ -70,7 +70,7 @@ def strays(
     limited: Float[Array, "b k"],
     temperature: Float[Array, " b"],
 ) -> Bool[Array, " b"]:
-    """Whether a draw from `logits` would have been none that `limited` has.
+    """Whether a draw from `logits`, all of whose probability may be drawn, would have been none that `limited` has.
 
     Where it would have been, `draw` from what is limited is that draw. So texts that never stray have the probabilities
     that the model gives them among all that keep to the limits; those that are made to do not (Park et al.,
