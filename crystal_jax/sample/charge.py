@@ -22,8 +22,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from crystal_jax.evaluate.oxidation import OxidationTable
-from crystal_jax.sample.guide import ATOM, FIELDS_OF_ATOM, Grant, turn_of
+from crystal_jax.sample.guide import Grant, turn_of
 from crystal_jax.text.automaton import END
+from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
 # Thresholds are tried from here outwards: most compounds of oxides, halides and sulfides separate nearby.
 _USUAL_THRESHOLD = 2.2
@@ -73,7 +74,7 @@ class ChargeBalance:
 
     def __call__(self, fields: Sequence[str]) -> Grant:
         """The elements that may come next, or the end."""
-        symbols = fields[ATOM::FIELDS_OF_ATOM]
+        symbols = fields[LATTICE_WORDS::ATOM_WORDS]
         # Atoms of a crystal come in any order.
         open_values = self._open_after(tuple(sorted(Counter(symbols).items())))
         return Grant({"element": open_values}, turn_of(len(symbols) + 1, 0))

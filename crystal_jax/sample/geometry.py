@@ -11,7 +11,8 @@ from pymatgen.symmetry.groups import SpaceGroup
 from pymatgen.util.coord import pbc_shortest_vectors
 
 from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
-from crystal_jax.sample.guide import ATOM, FIELDS_OF_ATOM, NEVER, Grant, turn_of
+from crystal_jax.sample.guide import NEVER, Grant, turn_of
+from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
 _Z, _GAMMA = 3, 5
 # The evaluator reads a CIF, whose numbers are rounded.
@@ -78,18 +79,18 @@ class KeepsDistance:
 
     def __call__(self, fields: Sequence[str]) -> Grant:
         """Which z there may be; it must be asked for once x and y are known."""
-        atom, part = divmod(len(fields) - ATOM, FIELDS_OF_ATOM)
-        if len(fields) < ATOM or atom == 0:
+        atom, part = divmod(len(fields) - LATTICE_WORDS, ATOM_WORDS)
+        if len(fields) < LATTICE_WORDS or atom == 0:
             return Grant({}, turn_of(1, _Z))  # there is nothing to be near to
         if part != _Z:
             return Grant({}, turn_of(atom, _Z))
-        symbols = fields[ATOM::FIELDS_OF_ATOM]
+        symbols = fields[LATTICE_WORDS::ATOM_WORDS]
         places = np.array(
             [[float(v) for v in fields[turn_of(i, 1) : turn_of(i, 1) + 3]] for i in range(atom)]
         )  # fractional
         x, y = map(float, fields[-2:])
         candidates = np.column_stack([np.full_like(self._z, x), np.full_like(self._z, y), self._z])
-        lattice = Lattice.from_parameters(*map(float, fields[:ATOM]))
+        lattice = Lattice.from_parameters(*map(float, fields[:LATTICE_WORDS]))
         _, squares = pbc_shortest_vectors(lattice, candidates, places, return_d2=True)
         return Grant(
             {"z": (squares >= (self._apart(symbols) + _SLACK) ** 2).all(axis=1)},
@@ -124,7 +125,7 @@ class LatticeSystem:
     def __call__(self, fields: Sequence[str]) -> Grant:
         """The next length or angle; it must be asked for at each."""
         turn = len(fields)
-        if turn >= ATOM:
+        if turn >= LATTICE_WORDS:
             return Grant({}, NEVER)
         field = "length" if turn < 3 else "angle"
         values = self._values[field]
@@ -133,7 +134,7 @@ class LatticeSystem:
             meant = [fields[rule] if isinstance(rule, int) and rule < turn else rule for rule in shape]
             if all(rule in (None, value) for rule, value in zip(meant, fields, strict=False)):
                 possible |= values == meant[turn] if meant[turn] else True
-        return Grant({field: possible}, turn + 1 if turn + 1 < ATOM else NEVER)
+        return Grant({field: possible}, turn + 1 if turn + 1 < LATTICE_WORDS else NEVER)
 
 
 # Of each length and angle: anything, the same as an earlier field, or this value.

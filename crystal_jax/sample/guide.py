@@ -12,15 +12,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool
 
-# The number of a field in its text: three lengths, three angles, then an element, x, y and z for each atom.
-ATOM = 6
-FIELDS_OF_ATOM = 4
-NEVER = 1 << 30
+from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
+
+NEVER = 1 << 30  # later than every field
 
 
 def turn_of(atom: int, field: int) -> int:
-    """The number of an atom's field: 0 is its element, 1 to 3 are its coordinates."""
-    return ATOM + FIELDS_OF_ATOM * atom + field
+    """The number, in its text, of an atom's field: 0 is its element, 1 to 3 are its coordinates."""
+    return LATTICE_WORDS + ATOM_WORDS * atom + field
 
 
 class Grant(NamedTuple):

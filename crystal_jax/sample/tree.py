@@ -30,6 +30,7 @@ from crystal_jax.sample.guide import NEVER
 from crystal_jax.sharding import on_mesh
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,6 @@ class Search:
             read = [*self._prompt, *self._automaton.token_ids[path.columns]]
             state[row], count[row] = path.state, len(read)
             tokens[row, : len(read)] = read
-            for symbol in self._automaton.read(path.columns)[6::4]:
+            for symbol in self._automaton.read(path.columns)[LATTICE_WORDS::ATOM_WORDS]:
                 atoms[row, ELEMENTS.index(symbol)] += 1
         return tokens, count, state, atoms
