@@ -43,7 +43,8 @@ from crystal_jax.model.lora import count_parameters, merge_adapters  # noqa: E40
 from crystal_jax.sample.constraints import Grants, make_limits, to_device  # noqa: E402
 from crystal_jax.sample.decode import Rows, budget_of, draw, free_rows, write  # noqa: E402
 from crystal_jax.sample.guide import NEVER  # noqa: E402
-from crystal_jax.sample.scheduler import Engine, Request  # noqa: E402
+from crystal_jax.sample.scheduler import Engine  # noqa: E402
+from crystal_jax.sample.texts import Request  # noqa: E402
 from crystal_jax.sharding import make_mesh  # noqa: E402
 from crystal_jax.text.automaton import TokenAutomaton  # noqa: E402
 from crystal_jax.text.grammar import crystal_automaton  # noqa: E402

@@ -15,7 +15,8 @@ from flax import nnx
 
 from crystal_jax.sample.compositions import Compositions
 from crystal_jax.sample.questions import Question, Questions
-from crystal_jax.sample.scheduler import ATTEMPTS, Drawn, Engine, Request
+from crystal_jax.sample.scheduler import Engine
+from crystal_jax.sample.texts import ATTEMPTS, Drawn, Request
 
 _COMPOSITIONS = 4  # that are tried, at most; the last one is kept to
 

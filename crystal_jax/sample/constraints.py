@@ -30,10 +30,11 @@ class SiteOrder(NamedTuple):
 
     Attributes:
         rank: Of a coordinate, how many are smaller; other values are beyond all. Shape [n].
-        worth: What one of the coordinate that a state is in is worth: R² of x, R of y, 1 of z. Shape [n_states].
+        worth: What a coordinate's rank counts in the number: R² in states of x, R of y, 1 of z and of others. Shape
+            [n_states].
         drawn: Rank of the coordinate that a column completes, or -1; shape [n_kinds, k].
-        forced: Worth of the coordinate that what is forced after a state completes; shape [n_states].
-        closed: Whether that was a z; shape [n_states].
+        forced: What the coordinate adds to the number that is forced after a state; shape [n_states].
+        closed: Whether that is a z, with which the site ends; shape [n_states].
     """
 
     rank: Int[Array, " n"]
@@ -89,7 +90,8 @@ def to_device(automaton: TokenAutomaton, *, jump: bool = True, sorted_sites: boo
     Args:
         automaton: The grammar.
         jump: States force what they leave no choice about; otherwise each token is drawn.
-        sorted_sites: Sites ascend, so that a strict row can tell. Not where tokens do not tell coordinates apart.
+        sorted_sites: Make the order of the sites, which strict rows keep to; there is none where tokens do not tell
+            coordinates apart.
     """
     runs = [_forced_run(automaton, state) if jump else () for state in range(len(automaton.next_state))]
     forced = np.zeros((len(runs), max(map(len, runs))), np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from flax import nnx
@@ -14,7 +15,7 @@ from crystal_jax.sample.constraints import Limits, exactly, formula_unit, make_l
 from crystal_jax.sample.guide import Guide
 from crystal_jax.sample.requests import Asked, conditions_of
 from crystal_jax.sample.rules import Rules, formula_of, make_admission, make_guide, narrowed
-from crystal_jax.sample.scheduler import Drawn
+from crystal_jax.sample.texts import Drawn
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.first_line import FirstLine, Wanted
@@ -150,7 +151,7 @@ class Questions:
         indices: Sequence[int],
         state: Callable[[Sequence[ToState]], Iterator[Stated]] | None = None,
         *,
-        first: Mapping[int, int] | None = None,
+        first: Mapping[int, int] = MappingProxyType({}),
     ) -> Iterator[tuple[int, Question]]:
         """Pairs of a sample's number and its question; `state` draws first lines, where there are any.
 
@@ -168,7 +169,7 @@ class Questions:
                     prompt=question.prompt,
                     wanted=question.wanted,
                     admit=question.admit,
-                    first=first.get(index, 0) if first else 0,
+                    first=first.get(index, 0),
                 )
                 for index, question in zip(some, questions, strict=True)
             ]

@@ -235,7 +235,8 @@ def sample(
     from crystal_jax.sample.job import Job
     from crystal_jax.sample.questions import Questions
     from crystal_jax.sample.rules import Rules, allowed_elements
-    from crystal_jax.sample.scheduler import Engine, Request
+    from crystal_jax.sample.scheduler import Engine
+    from crystal_jax.sample.texts import Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer

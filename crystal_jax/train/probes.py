@@ -23,7 +23,8 @@ from crystal_jax.evaluate.validity import compositional_fault, structural_fault
 from crystal_jax.sample.output import to_cif
 from crystal_jax.sample.questions import Questions
 from crystal_jax.sample.rules import Rules
-from crystal_jax.sample.scheduler import Drawn, Engine, Request
+from crystal_jax.sample.scheduler import Engine
+from crystal_jax.sample.texts import Drawn, Request
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import Tokenizer, completion_text
 from crystal_jax.train.step import Setup, TrainState

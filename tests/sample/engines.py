@@ -8,7 +8,8 @@ from flax import nnx
 
 from crystal_jax.config import MeshConfig
 from crystal_jax.model.llama import Llama
-from crystal_jax.sample.scheduler import Engine, Request
+from crystal_jax.sample.scheduler import Engine
+from crystal_jax.sample.texts import Request
 from crystal_jax.sharding import make_mesh, tree_shardings
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import Crystal, TextFormat

@@ -14,7 +14,7 @@ from crystal_jax.sample import scheduler
 from crystal_jax.sample.constraints import make_limits
 from crystal_jax.sample.guide import Grant, turn_of
 from crystal_jax.sample.rules import Rules, make_guide
-from crystal_jax.sample.scheduler import Request
+from crystal_jax.sample.texts import Request
 from tests.experiments import logits
 from tests.sample.engines import Untrained
 
