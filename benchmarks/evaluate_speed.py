@@ -115,7 +115,7 @@ def against_matminer(cifs: list[str], peer: Path, workers: int) -> None:
     import numpy as np
 
     from crystal_jax.evaluate.fingerprints import fingerprints
-    from crystal_jax.evaluate.samples import Entry, parse
+    from crystal_jax.structures import Entry, parse
 
     with tempfile.TemporaryDirectory() as place:
         samples = write(cifs, Path(place) / "samples.csv")
@@ -151,7 +151,7 @@ def against_ase(cifs: list[str], weights: Path | None) -> None:
     from crystal_jax.evaluate.energy.model import Cell
     from crystal_jax.evaluate.energy.relax import RelaxSettings, relax
     from crystal_jax.evaluate.energy.weights import m3gnet_folder
-    from crystal_jax.evaluate.samples import Entry, parse
+    from crystal_jax.structures import Entry, parse
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -16,25 +16,29 @@ ALLOWED = {
     "processes": set(),
     "provenance": set(),
     "text": set(),
+    "parallel": set(),
+    "quiet": set(),
+    # Ahead, inside one function: a prepared data set serves as reference too.
+    "structures": {"data"},
     "config": {"text"},
     "data": {"text", "config", "tfds_mp20"},
     "model": {"config", "sharding"},
     "sharding": {"config"},
     "checkpoint": {"config", "model", "sharding", "text"},
     # Ahead, in train/probes.py alone: samples are drawn and judged while a model trains.
-    "train": {"text", "config", "data", "model", "sharding", "checkpoint", "sample", "evaluate"},
+    "train": {"text", "config", "data", "model", "sharding", "checkpoint", "sample", "evaluate", "structures"},
     # Ahead, for its rules: samples can be made to keep to what the evaluator calls valid.
-    "sample": {"text", "config", "model", "sharding", "checkpoint", "evaluate"},
+    "sample": {"text", "config", "model", "sharding", "checkpoint", "evaluate", "structures"},
     "compile": {"text", "config", "model", "sharding", "checkpoint", "train", "sample"},
-    "evaluate": {"data"},
-    "report": {"evaluate"},
-    "dft": {"evaluate"},
-    "sweep": {"text", "config", "evaluate"},
+    "evaluate": {"structures"},
+    "report": {"evaluate", "structures"},
+    "dft": {"evaluate", "structures"},
+    "sweep": {"text", "config", "evaluate", "structures"},
     "demo": {"checkpoint", "data", "train", "sample", "evaluate", "report"},
     "cli": set(),
-    "tfds_mp20": set(),
+    "tfds_mp20": {"structures"},
 }
-LEAVES = {"errors", "files", "processes", "provenance", "__version__"}
+LEAVES = {"errors", "files", "parallel", "processes", "provenance", "quiet", "__version__"}
 # Commands are edges: only the command line and the demo, which is a chain of them, may know them.
 EDGES = {"run", "infill", "score", "search"}
 MAY_IMPORT_RUN = {"demo", "cli"}

@@ -24,8 +24,8 @@ from crystal_jax.evaluate import dft_runs, structures
 from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.energy.corrections import corrected
 from crystal_jax.evaluate.energy.hull import Hull, read_hull
-from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.files import write_text
+from crystal_jax.quiet import quiet
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

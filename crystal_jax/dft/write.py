@@ -21,9 +21,9 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate import structures
 from crystal_jax.evaluate.energy.hull import METASTABLE
 from crystal_jax.evaluate.energy.jobs import key_of, read_journals
-from crystal_jax.evaluate.quiet import quiet
-from crystal_jax.evaluate.samples import Entry, parse, read_entries
 from crystal_jax.files import write_text
+from crystal_jax.quiet import quiet
+from crystal_jax.structures import Entry, parse, read_entries
 
 MANIFEST = "manifest.csv"
 

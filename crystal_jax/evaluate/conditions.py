@@ -17,9 +17,9 @@ import pandas as pd
 from pymatgen.core import Composition, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.evaluate.samples import Entry, Sample
+from crystal_jax.quiet import quiet
+from crystal_jax.structures import Entry, Sample
 
 SYMMETRY_PRECISION = 0.2  # Å, the paper's
 METASTABLE = 0.1  # eV/atom; asked for and found must be on the same side of it

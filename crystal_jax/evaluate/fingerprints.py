@@ -15,8 +15,8 @@ from crystal_jax.evaluate import coordination
 from crystal_jax.evaluate.cache import Cache
 from crystal_jax.evaluate.coordination import NoFingerprint, structure_fingerprint
 from crystal_jax.evaluate.magpie import composition_fingerprints
-from crystal_jax.evaluate.parallel import map_in_order
-from crystal_jax.evaluate.samples import Entry, Sample, parse
+from crystal_jax.parallel import map_in_order
+from crystal_jax.structures import Entry, Sample, parse
 
 CACHE = "structure_fingerprints_1"  # the number goes up when `coordination` or `order_parameters` give other numbers
 _SAVE_EVERY = 100  # crystals

@@ -16,8 +16,8 @@ from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 from tqdm import tqdm
 
-from crystal_jax.evaluate.quiet import quiet
-from crystal_jax.evaluate.samples import Entry, parse
+from crystal_jax.quiet import quiet
+from crystal_jax.structures import Entry, parse
 
 Tolerances = Mapping[str, Any]  # arguments of StructureMatcher
 

@@ -12,8 +12,8 @@ from crystal_jax.evaluate.coverage import NOVELTY, Cutoffs, coverage, diversity,
 from crystal_jax.evaluate.fingerprints import Fingerprints, fingerprints
 from crystal_jax.evaluate.oxidation import OxidationTable
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.evaluate.samples import Sample
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.structures import Sample
 
 
 @dataclasses.dataclass(frozen=True)

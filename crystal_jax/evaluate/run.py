@@ -56,9 +56,9 @@ from crystal_jax.evaluate.fingerprints import CACHE
 from crystal_jax.evaluate.options import FINGERPRINTS, MODES, EnergyOptions, energy_options
 from crystal_jax.evaluate.options import define_flags as define_flags  # the command line finds it here
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.samples import Sample, read_entries, read_reference
 from crystal_jax.files import write_text
 from crystal_jax.provenance import versions
+from crystal_jax.structures import Sample, read_entries, read_reference
 
 _PACKAGE_OF = {"chgnet": ("chgnet",), "matgl": ("matgl",)}
 PACKAGES = ("pymatgen", "pymatgen-core", "spglib", "scipy", "numpy", "pandas")

@@ -20,8 +20,8 @@ from crystal_jax.evaluate.energy.corrections import SCHEME, corrected_energy
 from crystal_jax.evaluate.energy.hull import METASTABLE, STABLE, Hull
 from crystal_jax.evaluate.energy.jobs import RelaxJob, key_of, relax_all
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.evaluate.samples import Entry, Sample, parse
 from crystal_jax.evaluate.symmetry import spacegroup
+from crystal_jax.structures import Entry, Sample, parse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from crystal_jax.evaluate import novelty, symmetry
 from crystal_jax.evaluate.oxidation import OxidationTable
-from crystal_jax.evaluate.parallel import map_in_order
-from crystal_jax.evaluate.quiet import quiet
-from crystal_jax.evaluate.samples import Entry, Sample, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.parallel import map_in_order
+from crystal_jax.quiet import quiet
+from crystal_jax.structures import Entry, Sample, parse
 
 COLUMNS = {
     "name": "str",

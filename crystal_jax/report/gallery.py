@@ -15,9 +15,9 @@ from pymatgen.util.string import unicodeify
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates
-from crystal_jax.evaluate.samples import parse, read_entries
 from crystal_jax.report import elements
 from crystal_jax.report.groups import symbol
+from crystal_jax.structures import parse, read_entries
 
 GALLERY_SIZE = 12
 FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are drawn on the opposite face as well

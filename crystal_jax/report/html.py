@@ -17,8 +17,8 @@ from pymatgen.util.string import unicodeify
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import structures
 from crystal_jax.evaluate.candidates import candidates
-from crystal_jax.evaluate.quiet import quiet
 from crystal_jax.files import write_text
+from crystal_jax.quiet import quiet
 from crystal_jax.report import elements, figures, gallery
 from crystal_jax.report.groups import symbol
 from crystal_jax.report.published import PUBLISHED

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import ModelConfig, check_length
-from crystal_jax.evaluate.parallel import available_workers
+from crystal_jax.parallel import available_workers
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants, permitted, to_device
 from crystal_jax.sample.decode import (
     Prompts,

@@ -224,8 +224,8 @@ def named_reward(name: str) -> Reward:
 
     from crystal_jax.evaluate.energy.model import Cell, load_model
     from crystal_jax.evaluate.oxidation import load_oxidation_table
-    from crystal_jax.evaluate.quiet import quiet
     from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+    from crystal_jax.quiet import quiet
 
     def is_structure(crystal: Crystal) -> bool:
         return crystal.forms_cell and structural_fault(crystal.to_structure()) is None

@@ -17,14 +17,14 @@ from pymatgen.core import Composition
 from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.config import SAMPLE_RATES, Experiment
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.quiet import quiet
-from crystal_jax.evaluate.samples import Entry, parse
 from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.quiet import quiet
 from crystal_jax.sample.output import to_cif
 from crystal_jax.sample.questions import Questions
 from crystal_jax.sample.rules import Rules
 from crystal_jax.sample.scheduler import Engine
 from crystal_jax.sample.texts import Drawn, Request
+from crystal_jax.structures import Entry, parse
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import Tokenizer, completion_text
 from crystal_jax.train.step import Setup, TrainState

@@ -4,7 +4,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.evaluate.conditions import Asked, metrics_of
-from crystal_jax.evaluate.samples import Entry, parse
+from crystal_jax.structures import Entry, parse
 from crystal_jax.text.prompts import generation_prompt
 
 START = "Below is a description of a bulk material. "

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
+from crystal_jax import parallel
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import fingerprints as module
-from crystal_jax.evaluate import parallel
 from crystal_jax.evaluate.cache import Cache
 from crystal_jax.evaluate.coordination import structure_fingerprint
 from crystal_jax.evaluate.fingerprints import fingerprints
-from crystal_jax.evaluate.samples import Entry, parse
 from crystal_jax.files import cache_folder
+from crystal_jax.structures import Entry, parse
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from crystal_jax.evaluate.novelty import (
     of_the_same_formulas,
     reduce_cell,
 )
-from crystal_jax.evaluate.samples import Entry
+from crystal_jax.structures import Entry
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pytest
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.prediction import assign, metrics_of
-from crystal_jax.evaluate.samples import Entry, parse
+from crystal_jax.structures import Entry, parse
 
 
 def named(*pairs):

@@ -3,8 +3,8 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.samples import Entry
 from crystal_jax.evaluate.structures import COLUMNS, describe, parse_all, properties
+from crystal_jax.structures import Entry
 
 
 def test_space_groups_are_those_of_the_materials_project(shared):

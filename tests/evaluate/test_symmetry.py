@@ -1,7 +1,7 @@
 import pytest
 
 from crystal_jax.evaluate import symmetry
-from crystal_jax.evaluate.samples import Entry, parse
+from crystal_jax.structures import Entry, parse
 
 
 def test_counts_of_the_commonest():

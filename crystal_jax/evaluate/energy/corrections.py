@@ -12,7 +12,7 @@ from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
 from pymatgen.io.vasp.sets import MPRelaxSet
 
-from crystal_jax.evaluate.quiet import quiet
+from crystal_jax.quiet import quiet
 
 SCHEME = "MaterialsProject2020Compatibility"
 

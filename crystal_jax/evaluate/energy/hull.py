@@ -24,7 +24,7 @@ from pymatgen.entries.computed_entries import ComputedEntry
 from scipy.optimize import linprog
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.quiet import quiet
+from crystal_jax.quiet import quiet
 
 METASTABLE = 0.1  # eV/atom above the hull; the paper's threshold for the energy model
 STABLE = 0.0  # eV/atom; the paper's threshold for DFT

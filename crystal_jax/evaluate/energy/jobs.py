@@ -28,10 +28,10 @@ from tqdm import tqdm
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.model import Cell, EnergyModel, load_model
 from crystal_jax.evaluate.energy.relax import Relaxed, RelaxSettings, relax
-from crystal_jax.evaluate.parallel import available_workers
-from crystal_jax.evaluate.quiet import quiet
-from crystal_jax.evaluate.samples import Entry, parse
 from crystal_jax.files import write_text
+from crystal_jax.parallel import available_workers
+from crystal_jax.quiet import quiet
+from crystal_jax.structures import Entry, parse
 
 _CHUNK = 64  # crystals that a worker takes at a time: some batches full, so that few batches are not
 _WORTH_A_PROCESS = 16  # crystals; loading the model takes a worker some seconds

@@ -1,0 +1,116 @@
+import gzip
+import re
+
+import pytest
+from pymatgen.core import Composition
+
+from crystal_jax.errors import UserError
+from crystal_jax.structures import Entry, parse, read_entries, read_reference
+
+
+@pytest.fixture
+def cif(salt):
+    return salt.to(fmt="cif")
+
+
+def with_field(cif: str, field: str, value: str) -> str:
+    changed = re.sub(rf"^{field}\s.*$", f"{field} {value}", cif, flags=re.MULTILINE)
+    assert changed != cif
+    return changed
+
+
+def test_reads_a_sound_crystal(cif):
+    sample = parse(Entry("salt", cif))
+    assert (sample.name, sample.cif, sample.failure) == ("salt", cif, None)
+    assert sample.structure.formula == "Na4 Cl4"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda cif: "", "no CIF: "),
+        (lambda cif: "  \n", "no CIF: "),
+        (lambda cif: "NaCl", "CIF does not parse: "),
+        (lambda cif: cif[: len(cif) // 3], "CIF does not parse: "),
+        (lambda cif: cif.replace("  Na  ", "  Ln  "), "CIF does not parse: |a site holds no real element"),
+        (lambda cif: with_field(cif, "_cell_length_a", "nan"), "the lattice forms no cell"),
+        (lambda cif: with_field(cif, "_cell_length_b", "inf"), "the lattice forms no cell"),
+        (lambda cif: with_field(cif, "_cell_length_c", "1e300"), "the lattice forms no cell"),
+        (lambda cif: with_field(cif, "_cell_angle_alpha", "0"), "the lattice forms no cell"),
+        (lambda cif: cif.replace("  1\n", "  0.5\n"), "disordered: "),
+    ],
+)
+def test_a_damaged_cif_is_a_failure_and_not_a_crash(cif, damage, reason):
+    sample = parse(Entry("bad", damage(cif)))
+    assert sample.structure is None
+    assert re.match(reason, sample.failure)
+    assert "\n" not in sample.failure
+
+
+@pytest.mark.parametrize("column", ["cif", "cif_str"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_reads_csv(tmp_path, column, suffix):
+    text = f'model_name,{column}\nllama,"line one\nline two"\nllama,\n'
+    path = tmp_path / f"samples{suffix}"
+    path.write_bytes(gzip.compress(text.encode()) if suffix == ".csv.gz" else text.encode())
+    assert read_entries(path) == [
+        Entry("000000", "line one\nline two", "llama"),
+        Entry("000001", "", "llama"),
+    ]
+
+
+def test_takes_names_that_are_unique(tmp_path):
+    (tmp_path / "a.csv").write_text("material_id,cif\nmp-1,x\nmp-2,y\n")
+    (tmp_path / "b.csv").write_text("material_id,cif\nmp-1,x\nmp-1,y\n")
+    assert [entry.name for entry in read_entries(tmp_path / "a.csv")] == ["mp-1", "mp-2"]
+    assert [entry.name for entry in read_entries(tmp_path / "b.csv")] == ["000000", "000001"]
+
+
+def test_reads_a_folder_in_order(tmp_path, cif):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.cif").write_text(cif)
+    (tmp_path / "notes.txt").write_text("not a crystal")
+    assert [entry.name for entry in read_entries(tmp_path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.csv", None, "no such file or folder"),
+        ("empty.csv", b"", "the file is empty"),
+        ("header.csv", b"gen_str,cif\n", "a header but no rows"),
+        ("other.csv", b"a,b\n1,2\n", r"no column 'cif' \(or 'cif_str'\); the columns are: a, b"),
+        ("binary.csv", b"\xff\xfe\x00cif", "not a readable CSV"),
+        ("ragged.csv", b"cif\na\nb,c,d\n", "not a readable CSV"),
+        ("false.csv.gz", b"cif\nx\n", "not a readable CSV"),
+        ("cut.csv.gz", gzip.compress(b"cif\n" + b"x\n" * 99, mtime=0)[:-12], "not a readable CSV"),
+        ("samples.txt", b"cif\nx\n", "are read from a .csv"),
+    ],
+)
+def test_bad_files_are_one_line_errors(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_entries(tmp_path / name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_cifs(tmp_path):
+    with pytest.raises(UserError, match=r"no \*\.cif files"):
+        read_entries(tmp_path)
+
+
+def test_a_missing_reference(tmp_path):
+    with pytest.raises(UserError, match="no such reference"):
+        read_reference(str(tmp_path / "nowhere:train"), default_split="test")
+
+
+def test_formula_of_a_header(cif):
+    assert Entry("a", cif).stated_composition() == Composition("Na4 Cl4")
+    assert Entry("a", cif, formula="K2Cl2").stated_composition() == Composition("K2 Cl2")
+
+
+@pytest.mark.parametrize("stated", ["", "'what ?'", "'Na0.5 Cl1'", "'Xx1 Cl1'"])
+def test_what_is_no_composition_is_not_stated(stated):
+    assert Entry("a", f"data_x\n_chemical_formula_sum {stated}\n").stated_composition() is None
