@@ -7,23 +7,23 @@ linear programming among the materials made of its elements.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import io
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from monty.serialization import loadfn
 from pymatgen.core import Composition
-from pymatgen.entries.computed_entries import ComputedEntry
 from scipy.optimize import linprog
 
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate.energy.entries import KnownEntry, check_amounts, parse_formula, read_entries
+from crystal_jax.json_files import COMPRESSED, JsonObject, describe, finite_text, parse_json, read_text, stored_bytes
 from crystal_jax.quiet import quiet
 
 METASTABLE = 0.1  # eV/atom above the hull; the paper's threshold for the energy model
@@ -125,93 +125,94 @@ def _formula(shares: Mapping[str, float]) -> str:
 
 
 @quiet()
-def read_hull(path: Path, *, elements: Path | None = None) -> Hull:
+def read_hull(path: Path | str, *, elements: Path | str | None = None) -> Hull:
     """Reads known materials.
 
     Args:
         path: a CSV with `composition` (a formula, or JSON from symbols to amounts) and `formation_energy_per_atom`
-            (eV/atom, MP2020-corrected), or JSON (also .gz) with computed entries: a list, as the Materials Project's
-            client gives them, by id, or as the column `entry` of a table, as Matbench Discovery publishes them.
+            (eV/atom, MP2020-corrected), or JSON with computed entries, see `entries.read_entries`; either also as .gz,
+            .bz2 or .xz.
         elements: with a CSV, entries of the elements' reference states; by default the one
             `*elemental-reference-entries.json*` beside it.
 
     Raises:
         UserError: a file is missing or is not such a file.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of known materials; --hull is a CSV or JSON of the convex hull")
-    source = f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
-    if path.name.endswith((".json", ".json.gz")):
-        entries = _entries(path)
-        lowest = _elements(entries)
-        return Hull(_formation_energies(entries, lowest), lowest, source)
-    if path.name.endswith((".pkl", ".pkl.gz", ".pickle")):
+    path = Path(path).expanduser()
+    kind = next((s for s in reversed(path.suffixes) if s not in COMPRESSED), "")
+    if kind in (".pkl", ".pickle"):
         raise UserError(
             f"{path}: a pickle may hold any program, so it is not read; take the same materials as JSON of computed "
             "entries (Matbench Discovery: *-computed-structure-entries.json.gz)"
         )
-    if not path.name.endswith((".csv", ".csv.gz")):
-        raise UserError(f"{path}: known materials are read from .csv, .csv.gz, .json or .json.gz")
-    if elements is None:
-        beside = sorted(path.parent.glob("*elemental-reference-entries.json*"))
-        if len(beside) != 1:
-            raise UserError(
-                f"{path}: which energies have the elements? pass --hull_elements=FILE, or put one beside it"
-            )
-        elements = beside[0]
+    if not path.exists():
+        raise UserError(f"{path}: no such file of known materials; --hull is a CSV or JSON of the convex hull")
+    if kind not in (".csv", ".json"):
+        raise UserError(f"{path}: known materials are read from .csv and .json, also as .gz, .bz2 or .xz")
+    source = f"{path.name}, SHA-256 {hashlib.sha256(stored_bytes(path)).hexdigest()[:16]}"
+    if kind == ".json":
+        entries = read_entries(path)
+        lowest = _elements(entries)
+        return Hull(_formation_energies(entries, lowest), lowest, source)
     table = _table(path)
-    return Hull(table, _elements(_entries(elements)), source)
+    return Hull(table, _elements(read_entries(_elements_file(path, elements))), source)
+
+
+def _elements_file(path: Path, elements: Path | str | None) -> Path:
+    if elements is not None:
+        return Path(elements).expanduser()
+    beside = sorted(path.parent.glob("*elemental-reference-entries.json*"))
+    if len(beside) != 1:
+        raise UserError(
+            f"{path} does not say which energies the elements have: pass --hull_elements=FILE, or put one file "
+            f"*elemental-reference-entries.json beside it (there are {len(beside)})"
+        )
+    return beside[0]
 
 
 def _table(path: Path) -> list[Material]:
+    """The rows of a CSV; rows whose cells are all empty are left out."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        table = pd.read_csv(path, usecols=["composition", "formation_energy_per_atom"])
-        return [
-            (json.loads(text) if text.lstrip().startswith("{") else Composition(text).get_el_amt_dict(), float(energy))
-            for text, energy in table.itertuples(index=False)
-        ]
-    except (ValueError, TypeError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a table of composition and formation_energy_per_atom ({error})") from error
+        rows = list(enumerate(reader, start=1))
+    except csv.Error as error:
+        raise UserError(f"{path} is damaged at line {reader.line_num}: {error}") from error
+    if missing := {"composition", "formation_energy_per_atom"} - set(reader.fieldnames or ()):
+        raise UserError(f"{path}: not a table of known materials: it has no column {', '.join(sorted(missing))}")
+    return [_material(row, path, number) for number, row in rows if any(row.values())]
 
 
-def _entries(path: Path) -> list[ComputedEntry]:
+def _material(row: Mapping[Any, Any], path: Path, number: int) -> Material:
+    if None in row or None in row.values():
+        more = "more" if None in row else "fewer"
+        raise UserError(f"{path}: row {number} has {more} cells than the header has columns")
+    checked = JsonObject(row, path, where=f"row {number}: ")
+    text, energy = row["composition"].strip(), row["formation_energy_per_atom"]
+    if text.startswith("{"):
+        amounts = check_amounts(JsonObject.of(parse_json(text, path), path, checked.where).content, checked)
+    else:
+        amounts = parse_formula(text, checked)
     try:
-        found: Any = loadfn(path, cls=None)
-        if isinstance(found, dict):
-            found = found.get("entry", found)  # a table's column
-        rows = found.values() if isinstance(found, dict) else found
-        entries = [entry for row in rows if _is_gga(entry := ComputedEntry.from_dict(row))]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file of computed entries") from error
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise UserError(f"{path}: not a JSON file of pymatgen's computed entries ({error})") from error
-    if not entries:
-        raise UserError(f"{path}: no entry is of GGA or GGA+U; other functionals have another zero of energy")
-    return entries
+        return amounts, finite_text(energy)
+    except ValueError:
+        raise checked.error(
+            f"{checked.where}formation_energy_per_atom is {describe(energy)}, not a finite number"
+        ) from None
 
 
-def _is_gga(entry: ComputedEntry) -> bool:
-    """Whether an energy compares with those of the potentials; files of the Materials Project mix functionals.
-
-    Where a file does not say, it does.
-    """
-    functional = str(entry.parameters.get("run_type", "GGA")).upper()
-    mixed = any("R2SCAN" in adjustment.name.upper() for adjustment in entry.energy_adjustments)
-    return functional.startswith(("GGA", "PBE")) and not mixed
-
-
-def _elements(entries: Iterable[ComputedEntry]) -> dict[str, float]:
+def _elements(entries: Iterable[KnownEntry]) -> dict[str, float]:
     """The lowest energy of each element, eV/atom."""
     lowest: dict[str, float] = {}
     for entry in entries:
-        if len(entry.composition) == 1:
-            symbol = entry.composition.elements[0].symbol
-            lowest[symbol] = min(lowest.get(symbol, np.inf), float(entry.energy_per_atom))
+        if len(entry.amounts) == 1:
+            symbol = next(iter(entry.amounts))
+            lowest[symbol] = min(lowest.get(symbol, np.inf), entry.energy_per_atom)
     return lowest
 
 
-def _formation_energies(entries: Iterable[ComputedEntry], elements: Mapping[str, float]) -> Iterable[Material]:
+def _formation_energies(entries: Iterable[KnownEntry], elements: Mapping[str, float]) -> Iterable[Material]:
     for entry in entries:
-        shares = entry.composition.fractional_composition.get_el_amt_dict()
-        if elements.keys() >= shares.keys():
-            yield shares, entry.energy_per_atom - sum(x * elements[s] for s, x in shares.items())
+        if elements.keys() >= entry.amounts.keys():
+            atoms = sum(entry.amounts.values())
+            reference = sum(amount * elements[symbol] for symbol, amount in entry.amounts.items())
+            yield entry.amounts, (entry.energy - reference) / atoms

@@ -1,12 +1,24 @@
+import bz2
+import contextlib
+import gzip
 import json
+import lzma
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from monty.json import MontyEncoder
 from monty.serialization import dumpfn
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
-from pymatgen.entries.computed_entries import ComputedEntry, ConstantEnergyAdjustment
+from pymatgen.entries.computed_entries import (
+    CompositionEnergyAdjustment,
+    ComputedEntry,
+    ConstantEnergyAdjustment,
+    TemperatureEnergyAdjustment,
+)
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.hull import Hull, read_hull
@@ -101,9 +113,25 @@ def test_reads_computed_entries(tmp_path, form):
         ("none.csv", None, "no such file of known materials"),
         ("hull.txt", "x", r"are read from \.csv"),
         ("ppd.pkl.gz", "x", r"a pickle may hold any program.*computed-structure-entries"),
-        ("other.csv", "a,b\n1,2\n", "not a table of composition"),
-        ("words.csv", "composition,formation_energy_per_atom\nwhat?,1\n", "not a table of composition"),
-        ("entries.json", "[1, 2]", "not a JSON file of pymatgen's computed entries"),
+        ("other.csv", "a,b\n1,2\n", "it has no column composition, formation_energy_per_atom"),
+        ("words.csv", "composition,formation_energy_per_atom\nwhat?,1\n", "row 1: composition 'what.' is no formula"),
+        ("nan.csv", "composition,formation_energy_per_atom\nNaN,nan\n", "row 1: .* is 'nan', not a finite number"),
+        ("long.csv", "composition,formation_energy_per_atom\nNaCl,1,2\n", "row 1 has more cells than the header"),
+        ("short.csv", "composition,formation_energy_per_atom\nNaCl\n", "row 1 has fewer cells than the header"),
+        ("nul.csv", "composition,formation_energy_per_atom\nNa\0Cl,1\n", "row 1"),
+        ("entries.json", "[1, 2]", "entry 0 is 1, not an object"),
+        ("null.json", "null", "holds null, not a list of computed entries"),
+        ("empty.json", "[]", "holds no computed entry"),
+        ("cut.json", '[{"composition": ', "is damaged"),
+        ("deep.json", "[" * 100_000, "is damaged"),
+        ("notgz.json.gz", "[]", "is damaged"),
+        ("lfs.json.gz", "version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.*git lfs pull"),
+        ("noenergy.json", '[{"composition": {"Na": 1}}]', "entry 0: energy is missing"),
+        ("null.energy.json", '{"mp-1": {"composition": {"Na": 1}, "energy": null}}', "entry mp-1: energy is null"),
+        ("inf.json", '[{"composition": {"Na": 1}, "energy": Infinity}]', "energy is inf, not a finite number"),
+        ("huge.json", '[{"composition": {"Na": 1}, "energy": 1' + "0" * 400 + "}]", "not a finite number"),
+        ("minus.json", '[{"composition": {"Na": -1}, "energy": 1}]', "composition has -1 of Na, not an amount"),
+        ("ghost.json", '[{"composition": {"Qq": 1}, "energy": 1}]', "composition has 'Qq', which is no element"),
     ],
 )
 def test_bad_files(files, name, content, message):
@@ -136,6 +164,112 @@ def test_heights_of_known_materials_are_the_materials_projects(shared):
         same.append((above < 0.1) == (expected < 0.1))
     assert np.mean(errors) < 0.004
     assert np.mean(same) > 0.99
+
+
+SALT = {"composition": {"Na": 1, "Cl": 1}, "energy": -7.35}  # -2.1 eV/atom of formation
+
+
+def entries_of_salt(**other):
+    """Plain entries of salt and its elements, and one of salt far below, of another kind."""
+    found = [{"composition": {"Na": 1}, "energy": -1.3}, {"composition": {"Cl": 1}, "energy": -1.85}, SALT]
+    return [*found, SALT | {"energy": -9.35} | other] if other else found
+
+
+def formation_of_salt(hull):
+    return hull.height(Composition("NaCl"), -1.575).above * -1
+
+
+@pytest.mark.parametrize("run_type", ["GGA", "GGA+U", "PBE", "PBE+U", "PBE_U", "GGA_U", "RunType.GGA", None, ""])
+def test_pbe_and_entries_that_state_no_functional_count(tmp_path, run_type):
+    member = {"@module": "emmet.core.types.enums", "@class": "RunType", "value": run_type}
+    for stated in ({"run_type": run_type}, {"run_type": member}):
+        (tmp_path / "entries.json").write_text(json.dumps(entries_of_salt(parameters=stated)))
+        assert formation_of_salt(read_hull(tmp_path / "entries.json")) == pytest.approx(-3.1)
+
+
+@pytest.mark.parametrize(
+    "run_type",
+    (
+        "PBEsol PBESOL_U PBEsol+U PBE0 PBE+vdW-DFT-D3-BJ PBE+vdW revPBE rev-PBE HSE06 HF SCAN r2SCAN R2SCAN+U LDA LDA_U "
+        "RunType.PBESOL optB88-vdW AM05 GW GGA+HSE"
+    ).split(),
+)
+def test_other_functionals_do_not_count(tmp_path, run_type):
+    member = {"@module": "emmet.core.types.enums", "@class": "RunType", "value": run_type}
+    for stated in ({"run_type": run_type}, {"run_type": member}):
+        (tmp_path / "entries.json").write_text(json.dumps(entries_of_salt(parameters=stated)))
+        assert formation_of_salt(read_hull(tmp_path / "entries.json")) == pytest.approx(-2.1)
+
+
+@pytest.mark.parametrize("layout", ["alexandria", "thermo", "structures", "charged", "formula"])
+@pytest.mark.parametrize("ending", [".json", ".json.gz", ".json.bz2", ".json.xz"])
+def test_layouts_of_entries(tmp_path, layout, ending):
+    rows = entries_of_salt()
+    if layout == "alexandria":
+        found = {"entries": rows}
+    elif layout == "thermo":
+        found = [{"material_id": f"mp-{i}", "entries": {"GGA": row}} for i, row in enumerate(rows)]
+        found.append({"material_id": "mp-9", "entries": {"R2SCAN": SALT | {"energy": -99}}})
+    elif layout == "structures":
+        sites = [[{"element": s, "occu": 1}] for s in ("Na", "Cl")]
+        found = [*rows[:2], {"energy": -7.35, "structure": {"sites": [{"species": each} for each in sites]}}]
+    elif layout == "charged":
+        found = [*rows[:2], SALT | {"composition": {"Na+": 1, "Cl-": 1}}]
+    else:
+        found = [*rows[:2], SALT | {"composition": "NaCl"}]
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(ending).suffix, open)
+    with opener(tmp_path / f"hull{ending}", "wt") as file:
+        json.dump(found, file)
+    assert formation_of_salt(read_hull(tmp_path / f"hull{ending}")) == pytest.approx(-2.1)
+
+
+def test_corrections_equal_pymatgens(tmp_path):
+    adjustments = [
+        ConstantEnergyAdjustment(-0.5),
+        CompositionEnergyAdjustment(-0.3, 2, name="oxide"),
+        TemperatureEnergyAdjustment(0.001, 300, 2, name="heat"),
+    ]
+    for entry in (
+        ComputedEntry("NaCl", -7.0, energy_adjustments=adjustments),
+        ComputedEntry("NaCl", -7.0, correction=-0.7),
+        ComputedEntry("NaCl", -7.0),
+    ):
+        rows = [*entries_of_salt()[:2], json.loads(json.dumps(entry.as_dict(), cls=MontyEncoder))]
+        (tmp_path / "entries.json").write_text(json.dumps(rows))
+        expected = entry.energy_per_atom + 1.575
+        assert formation_of_salt(read_hull(tmp_path / "entries.json")) == pytest.approx(expected)
+    nameless = SALT | {"energy_adjustments": [{"name": "secret"}]}
+    (tmp_path / "entries.json").write_text(json.dumps([nameless]))
+    with pytest.raises(UserError, match="entry 0: adjustment 'secret' states no value"):
+        read_hull(tmp_path / "entries.json")
+
+
+@pytest.mark.parametrize("place", ["data", "parameters", "energy_adjustments", "composition", "entry", "structure"])
+def test_a_file_of_entries_runs_no_code(tmp_path, monkeypatch, place):
+    (tmp_path / "spy_module.py").write_text("raise SystemExit('the file was obeyed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    call = {"@module": "spy_module", "@class": "Spy", "@callable": "run", "value": 0.0}
+    values = {
+        "data": {"data": {"x": call}},
+        "parameters": {"parameters": {"x": call}},
+        "energy_adjustments": {"energy_adjustments": [call]},
+        "composition": {"composition": {"Na": 1, "Cl": 1} | call},
+        "entry": call,
+        "structure": {"structure": call},
+    }
+    rows = [*entries_of_salt()[:2], SALT | values[place]]
+    (tmp_path / "entries.json").write_text(json.dumps(rows))
+    with contextlib.suppress(UserError):  # "@module" is no element
+        assert formation_of_salt(read_hull(tmp_path / "entries.json")) == pytest.approx(-2.1)
+    assert "spy_module" not in sys.modules
+
+
+def test_blank_rows_of_a_table(files):
+    text = "composition,formation_energy_per_atom\r\n,\r\nFeO,-1.4\r\n\r\n,\r\n"
+    (files / "blank.csv").write_text(text)
+    assert read_hull(str(files / "blank.csv")).size == 1
+    (files / "nan.csv").write_text("composition,formation_energy_per_atom\nNaN,-0.1\n")  # sodium nitride
+    assert read_hull(files / "nan.csv").systems() == {frozenset({"Na", "N"})}
 
 
 def test_energies_of_other_functionals_are_left_out(tmp_path):
