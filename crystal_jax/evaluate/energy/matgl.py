@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.model import Cell, Prediction
+from crystal_jax.json_files import describe, read_json
+
+_FILES = ("model.pt", "state.pt", "model.json")
+_MODULE = re.compile(r"matgl\.(models|apps|layers)(\.\w+)*")
 
 
 class MatGL:
@@ -30,7 +36,11 @@ class MatGL:
         import matgl
         from matgl.ext.ase import PESCalculator
 
-        if not Path(name).is_dir() and (os.sep in name or name.startswith(".")):
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            check_folder(folder)
+            name = str(folder)
+        elif os.sep in name or name.startswith("."):
             raise UserError(f"{name}: no such folder of a matgl model")
         try:
             potential = matgl.load_model(name)
@@ -57,3 +67,39 @@ class MatGL:
         xx, yy, zz, yz, xz, xy = np.asarray(found["stress"], float).reshape(-1)[:6]
         stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
         return Prediction(float(found["energy"]), np.asarray(found["forces"], float), stress)
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a matgl model's folder names no other code than matgl's models.
+
+    matgl imports whichever module "@module" names, in model.json and in the pickle model.pt; both are read here first,
+    the pickle without running any code.
+
+    Raises:
+        UserError: a file is missing or damaged, or names another module.
+    """
+    import torch
+
+    for name in _FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}; the folder of a matgl model has {', '.join(_FILES)}")
+    stated = read_json(folder / "model.json")
+    try:
+        arguments = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; all say that the file is refused
+        raise UserError(f"{folder / 'model.pt'} is refused: it holds more than plain values, or is damaged") from error
+    for file, content in (("model.json", stated), ("model.pt", arguments)):
+        for module in _modules_of(content):
+            if not _MODULE.fullmatch(str(module)):
+                raise UserError(
+                    f"{folder / file} is refused: it names the module {describe(str(module))}, not a model of matgl"
+                )
+
+
+def _modules_of(content: Any) -> Iterator[Any]:
+    """Every module that a nest of dicts and lists names."""
+    members = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    if isinstance(content, dict) and "@module" in content:
+        yield content["@module"]
+    for member in members:
+        yield from _modules_of(member)

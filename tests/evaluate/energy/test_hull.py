@@ -166,6 +166,28 @@ def test_heights_of_known_materials_are_the_materials_projects(shared):
     assert np.mean(same) > 0.99
 
 
+OTHER_FUNCTIONALS = [
+    "PBEsol",
+    "PBESOL_U",
+    "PBEsol+U",
+    "PBE0",
+    "PBE+vdW-DFT-D3-BJ",
+    "PBE+vdW",
+    "revPBE",
+    "rev-PBE",
+    "HSE06",
+    "HF",
+    "SCAN",
+    "r2SCAN",
+    "R2SCAN+U",
+    "LDA",
+    "LDA_U",
+    "RunType.PBESOL",
+    "optB88-vdW",
+    "AM05",
+    "GW",
+    "GGA+HSE",
+]
 SALT = {"composition": {"Na": 1, "Cl": 1}, "energy": -7.35}  # -2.1 eV/atom of formation
 
 
@@ -189,10 +211,7 @@ def test_pbe_and_entries_that_state_no_functional_count(tmp_path, run_type):
 
 @pytest.mark.parametrize(
     "run_type",
-    (
-        "PBEsol PBESOL_U PBEsol+U PBE0 PBE+vdW-DFT-D3-BJ PBE+vdW revPBE rev-PBE HSE06 HF SCAN r2SCAN R2SCAN+U LDA LDA_U "
-        "RunType.PBESOL optB88-vdW AM05 GW GGA+HSE"
-    ).split(),
+    OTHER_FUNCTIONALS,
 )
 def test_other_functionals_do_not_count(tmp_path, run_type):
     member = {"@module": "emmet.core.types.enums", "@class": "RunType", "value": run_type}

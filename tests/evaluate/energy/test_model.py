@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,56 @@ def test_weights_that_matgl_misreads_are_refused(shared):
         load_model(f"matgl:{folder}")
     with pytest.raises(UserError, match="no such folder of a matgl model"):
         load_model("matgl:./nowhere")
+
+
+class Spy:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the file was obeyed')",)
+
+
+def matgl_folder(folder, *, stated, arguments):
+    torch = pytest.importorskip("torch")
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps(stated))
+    torch.save(arguments, folder / "model.pt")
+    torch.save({}, folder / "state.pt")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.pt"])
+@pytest.mark.parametrize("module", ["spy_module", "os", "matgl.cli", "matglx.models", 3])
+def test_a_folder_that_names_other_modules_is_refused(tmp_path, monkeypatch, file, module):
+    pytest.importorskip("matgl")
+    (tmp_path / "spy_module.py").write_text("raise SystemExit('the file was obeyed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    good = {
+        "@class": "Potential",
+        "@module": "matgl.apps.pes",
+        "kwargs": {"model": {"@module": "matgl.models._m3gnet"}},
+    }
+    bad = {"model": {"@class": "Spy", "@module": module, "init_args": {}}}
+    folder = matgl_folder(
+        tmp_path / "model",
+        stated=good | bad if file == "model.json" else good,
+        arguments=bad if file == "model.pt" else {},
+    )
+    with pytest.raises(UserError, match=rf"{file} is refused: it names the module '{module}', not a model of matgl"):
+        load_model(f"matgl:{folder}")
+
+
+def test_a_folder_with_code_in_its_pickle_is_refused(tmp_path):
+    pytest.importorskip("matgl")
+    folder = matgl_folder(tmp_path / "model", stated={}, arguments={"model": Spy()})
+    with pytest.raises(UserError, match=r"model\.pt is refused: it holds more than plain values, or is damaged"):
+        load_model(f"matgl:{folder}")
+    (folder / "model.json").write_text("{")
+    with pytest.raises(UserError, match=r"model\.json is damaged"):
+        load_model(f"matgl:{folder}")
+    (folder / "model.json").unlink()
+    with pytest.raises(UserError, match=r"lacks model\.json"):
+        load_model(f"matgl:{folder}")
 
 
 @pytest.mark.parametrize("name", ["m4gnet", "matgl", "m3gnet:x", ""])
