@@ -18,6 +18,7 @@ ALLOWED = {
     "text": set(),
     "parallel": set(),
     "quiet": set(),
+    "tables": set(),
     "json_files": set(),
     # Ahead, inside one function: a prepared data set serves as reference too.
     "structures": {"data"},
@@ -39,7 +40,7 @@ ALLOWED = {
     "cli": set(),
     "tfds_mp20": {"structures"},
 }
-LEAVES = {"errors", "files", "json_files", "parallel", "processes", "provenance", "quiet", "__version__"}
+LEAVES = {"errors", "files", "json_files", "parallel", "processes", "provenance", "quiet", "tables", "__version__"}
 # Commands are edges: only the command line and the demo, which is a chain of them, may know them.
 EDGES = {"run", "infill", "score", "search"}
 MAY_IMPORT_RUN = {"demo", "cli"}

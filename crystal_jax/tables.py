@@ -1,0 +1,219 @@
+"""Reads and writes CSV tables strictly: every row has the header's cells, and a text stays the text that it is.
+
+pandas guesses: a row that is too long shifts the columns, and a crystal that is called NaN becomes a missing value.
+Here the first is an error, and missing is only the empty cell.
+
+A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@`. Such texts are written with an apostrophe before them,
+which the reader removes; numbers are written as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import io
+import re
+import stat
+import sys
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from crystal_jax.errors import UserError
+from crystal_jax.files import write_text
+
+_RUN = re.compile(r"'*[=+\-@\t\r]")  # how a text begins that a spreadsheet runs, or one that was guarded from it
+_BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The cells of a CSV table as text: each row has one cell for each column."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def column(self, name: str) -> list[str]:
+        """Returns the cells of one column.
+
+        Raises:
+            KeyError: the table has no such column.
+        """
+        if name not in self.columns:
+            raise KeyError(name)
+        place = self.columns.index(name)
+        return [row[place] for row in self.rows]
+
+    def records(self) -> list[dict[str, str]]:
+        """Returns each row as a mapping from column to cell."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def read_bytes(path: Path) -> bytes:
+    """Reads a regular file, and decompresses it if its name ends in `.gz`.
+
+    Raises:
+        UserError: the file is absent, is no regular file (a pipe would never end), or is damaged.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+            raise UserError(f"{path} is {kind}, not a file")
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.name.lower().endswith(".gz") else content
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{path} cannot be read ({error}); copy or download it again") from error
+
+
+def read_rows(path: Path) -> Table:
+    """Reads a CSV table (`.csv` or `.csv.gz`); see `parse_rows`.
+
+    Raises:
+        UserError: the file cannot be read, or is no table.
+    """
+    return parse_rows(read_bytes(path), name=str(path))
+
+
+def parse_rows(content: bytes, *, name: str) -> Table:
+    """Parses the bytes of a CSV table: UTF-8 with or without a byte order mark, one header, no blank names in it.
+
+    Blank lines are passed over. The index that pandas writes, a first column without a name, is left out.
+
+    Args:
+        content: the table, not compressed.
+        name: what messages call it.
+
+    Raises:
+        UserError: it is no CSV table, or a row has more or fewer cells than the header has columns.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is no CSV table: it is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{name} is no CSV table: it holds NUL bytes; save it as UTF-8 CSV")
+    csv.field_size_limit(sys.maxsize)  # the default of 128 kB refuses the CIFs of large cells
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+    except csv.Error as error:
+        raise UserError(f"{name} is no CSV table ({error}); save it as UTF-8 CSV") from error
+    if not lines:
+        raise UserError(f"{name}: the file is empty; it needs a header line that names the columns")
+    header, *rows = lines
+    _check_header(header, name)
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            more = "more" if len(row) > len(header) else "fewer"
+            raise UserError(
+                f"{name}: row {number} has {more} cells than the header has columns; quote cells that hold commas"
+            )
+    first = 1 if header[0] == "" else 0
+    return Table(tuple(header[first:]), tuple(tuple(map(_unguarded, row[first:])) for row in rows))
+
+
+def read_frame(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
+    """Reads a CSV table as a frame whose columns have the given types; an empty cell is a missing value.
+
+    Args:
+        path: `.csv` or `.csv.gz`.
+        dtypes: pandas' name of the type of each column that must be there: str, bool, boolean, Int64, float64.
+            Further columns are text.
+
+    Raises:
+        UserError: the file is no table, a column is missing, or a cell is not of its column's type.
+    """
+    table = read_rows(path)
+    if missing := [name for name in dtypes if name not in table.columns]:
+        raise UserError(f"{path} has no column {missing[0]!r}; the columns are: {', '.join(table.columns)}")
+    series = {name: _series(table.column(name), dtypes.get(name, "str"), f"{path}: {name}") for name in table.columns}
+    return pd.DataFrame(series, columns=list(table.columns))
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Returns a frame as CSV text without its index; missing values are empty cells.
+
+    `read_frame` with the frame's types gives it back; but an empty text comes back as a missing value.
+    """
+    rows = (["" if pd.isna(cell) else cell for cell in row] for row in frame.itertuples(index=False, name=None))
+    return to_text(list(frame.columns), rows)
+
+
+def to_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns rows of texts and numbers as CSV text under a header."""
+    lines = _Lines()
+    # Python 3.11 quotes only those line ends in a cell that are in the terminator: with "\n" a lone CR would end a row.
+    table = csv.writer(lines, lineterminator="\r\n")
+    table.writerow(columns)
+    table.writerows([_guarded(cell) for cell in row] for row in rows)
+    return "".join(lines)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes rows of texts and numbers under a header, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    write_text(path, to_text(columns, rows))
+
+
+class _Lines(list[str]):
+    """Collects the rows that a CSV writer writes, each with a plain line feed as its end."""
+
+    def write(self, row: str) -> None:
+        self.append(row.removesuffix("\r\n") + "\n")
+
+
+def _check_header(header: Sequence[str], name: str) -> None:
+    if "" in header[1:]:
+        raise UserError(f"{name}: column {header.index('', 1) + 1} has no name in the header; name it or remove it")
+    if twice := next((column for column in header if header.count(column) > 1), None):
+        raise UserError(f"{name}: the header names the column {twice!r} twice; rename one")
+
+
+def _guarded(cell: Any) -> Any:
+    if not isinstance(cell, str) or not _RUN.match(cell):
+        return cell
+    return cell if _is_number(cell) else "'" + cell
+
+
+def _unguarded(cell: str) -> str:
+    return cell[1:] if cell[:1] == "'" and _RUN.match(cell) else cell
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _series(cells: Sequence[str], dtype: str, where: str) -> pd.Series:
+    values = [_value(cell, dtype, f"{where}, row {number}") for number, cell in enumerate(cells, start=1)]
+    series: pd.Series = pd.Series(values, dtype="object")
+    return series.astype(pd.api.types.pandas_dtype(dtype))
+
+
+def _value(cell: str, dtype: str, where: str) -> Any:
+    """A cell's value; None, which pandas takes as missing, for an empty cell."""
+    if cell == "" and dtype != "bool":
+        return float("nan") if dtype == "float64" else None
+    kind = dtype.lower()
+    try:
+        if kind in ("bool", "boolean"):
+            return _BOOLEANS[cell]
+        if kind == "int64":
+            return int(cell)
+        if kind == "float64":
+            return float(cell)
+    except (KeyError, ValueError):
+        raise UserError(f"{where}: {cell!r} is not of the type {dtype}") from None
+    return cell
