@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from crystal_jax.errors import UserError
+
+_TEMPORARY = ".part"  # how the names of temporary files and folders end
 
 
 def cache_folder() -> Path:
@@ -20,18 +26,76 @@ def cache_folder() -> Path:
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` through a temporary file beside it, making folders as needed.
 
+    Where that fails, the temporary file is removed and `path` stays as it was.
+
     Raises:
-        UserError: the place cannot be written to.
+        UserError: the place cannot be written to, or the disk is full.
     """
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
+            "w",
+            encoding="utf-8",
+            newline="",
+            dir=path.parent,
+            prefix=f".{path.name}.",
+            suffix=_TEMPORARY,
+            delete=False,
         ) as file:
+            temporary = Path(file.name)
             file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(file.name).chmod(0o666 & ~umask)  # a temporary file is private, a result is not
-        Path(file.name).replace(path)
+        temporary.chmod(_mode(0o666))  # a temporary file is private, a result is not
+        temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give another directory") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; {_remedy(error)}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder that becomes `path` at the end; on any failure it is removed and `path` stays as it was.
+
+    Args:
+        path: a folder that does not exist yet, or is empty.
+
+    Raises:
+        UserError: the place cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; {_remedy(error)}") from error
+    try:
+        yield half
+        half.chmod(_mode(0o777))
+        half.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; {_remedy(error)}") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def is_new(folder: Path) -> bool:
+    """Whether a folder is missing or holds nothing; temporary files that a killed process left there do not count.
+
+    A file in its place is not new.
+    """
+    if not folder.is_dir():
+        return not (folder.exists() or folder.is_symlink())
+    return all(entry.name.endswith(_TEMPORARY) for entry in folder.iterdir())
+
+
+def _mode(wanted: int) -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return wanted & ~umask
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and run the command again"
+    return "give another directory"

@@ -132,9 +132,9 @@ class JsonObject:
             UserError: it is another kind of value.
         """
         if not isinstance(value, dict):
-            place = f" {where.rstrip('.')}" if where else ""
+            place = f": {where.rstrip('. :')}" if where else ""
             end = f"; {advice}" if advice else ""
-            raise UserError(f"{path}:{place} is {describe(value)}, not an object{end}")
+            raise UserError(f"{path}{place} is {describe(value)}, not an object{end}")
         return cls(value, path, where, advice)
 
     def __contains__(self, key: object) -> bool:

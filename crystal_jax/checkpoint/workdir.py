@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from crystal_jax.config import LOSSES, Experiment, from_config_dict
 from crystal_jax.errors import UserError
-from crystal_jax.files import write_text
+from crystal_jax.files import is_new, write_text
 from crystal_jax.provenance import provenance
 
 _CONFIG = "config.json"
@@ -51,7 +51,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
                     f"{workdir} holds a run with another {section}: {difference(theirs[section], ours[section])}; "
                     "choose another --workdir"
                 )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif not is_new(workdir):
         raise UserError(f"{workdir} is not empty and holds no {_CONFIG}; choose an empty or a new --workdir")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("workdir seen")

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from absl import flags
 from pymatgen.core import Composition
@@ -20,10 +21,11 @@ from tqdm import tqdm
 
 from crystal_jax.dft.write import MANIFEST
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import dft_runs, structures
+from crystal_jax.evaluate import dft_runs
 from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.energy.corrections import corrected
 from crystal_jax.evaluate.energy.hull import Hull, read_hull
+from crystal_jax.evaluate.evaluation_files import read_metrics, read_structures
 from crystal_jax.files import write_text
 from crystal_jax.quiet import quiet
 
@@ -46,7 +48,7 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 @quiet()
-def collect(evaluation: Path, *, runs: Path, hull: Hull) -> dict[str, Any]:
+def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str, Any]:
     """Reads the runs and returns what was added to `metrics.json`: `stable_dft` and `dft_endings`.
 
     A run that is missing, cannot be read or has not converged is named so in the column `dft`, and is not stable.
@@ -59,21 +61,13 @@ def collect(evaluation: Path, *, runs: Path, hull: Hull) -> dict[str, Any]:
     Raises:
         UserError: a folder is none of these, or has no runs.
     """
-    try:
-        rows = pd.read_csv(evaluation / "structures.csv", dtype=structures.COLUMNS)
-        metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-        total = metrics["metastable"]["total"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{evaluation}: not the --output of 'crystal-jax evaluate' with --energy_model and --hull ({error})"
-        ) from error
-    try:
-        manifest = pd.read_csv(runs / MANIFEST, dtype={"name": "str", "folder": "str"}, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{runs}: no {MANIFEST}; is this the --output of 'crystal-jax dft write'?") from error
+    evaluation, runs = Path(evaluation).expanduser(), Path(runs).expanduser()
+    rows, metrics = read_structures(evaluation), read_metrics(evaluation)
+    total = metrics.part("metastable").integer("total", least=0)
+    manifest = _read_manifest(runs)
     place = {name: i for i, name in enumerate(rows["name"])}
     rows["dft"], rows["e_above_hull_dft"] = None, float("nan")
-    for run in tqdm(manifest.to_dict("records"), "runs", unit="run"):
+    for run in tqdm(manifest, "runs", unit="run"):
         if run["name"] not in place:
             raise UserError(f"{runs}: {run['name']} is no sample of {evaluation}; these are runs of another evaluation")
         ending, above = _read(runs / run["folder"], run["formula"], hull)
@@ -85,8 +79,22 @@ def collect(evaluation: Path, *, runs: Path, hull: Hull) -> dict[str, Any]:
     dft_runs.keep(rows, evaluation)
     write_text(evaluation / "structures.csv", rows.to_csv(index=False))
     write_text(evaluation / "candidates.csv", candidates(rows).to_csv(index=False))
-    write_text(evaluation / "metrics.json", json.dumps(metrics | added, indent=2, allow_nan=False) + "\n")
+    write_text(evaluation / "metrics.json", json.dumps({**metrics.content, **added}, indent=2, allow_nan=False) + "\n")
     return added
+
+
+def _read_manifest(runs: Path) -> list[dict[str, str]]:
+    """The rows of the manifest of 'dft write'."""
+    path, advice = runs / MANIFEST, "give the --output of 'crystal-jax dft write'"
+    try:
+        manifest = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{runs} has no {MANIFEST}; {advice}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}; {advice}") from error
+    if missing := [name for name in ("folder", "name", "formula") if name not in manifest]:
+        raise UserError(f"{path} lacks the column {missing[0]}; {advice}")
+    return [{str(key): value for key, value in row.items()} for row in manifest.to_dict("records")]
 
 
 def _read(folder: Path, formula: str, hull: Hull) -> tuple[str, float | None]:
@@ -100,22 +108,43 @@ def _read(folder: Path, formula: str, hull: Hull) -> tuple[str, float | None]:
         # Where INCAR names the functional, pymatgen calls it by that name, which the corrections do not know.
         if run.run_type.removesuffix("+U") in ("GGA", "PBE"):
             entry.parameters["run_type"] = "GGA+U" if run.is_hubbard else "GGA"
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        SyntaxError,
-        EOFError,
-    ):  # XML errors are the last
+    except Exception:  # pymatgen raises nearly anything on a damaged file
         return "unreadable", None
-    if entry.composition.reduced_formula != Composition(formula).reduced_formula:
+    if entry.composition.reduced_formula != _reduced(formula):
         return "another crystal", None
-    if not run.converged:
+    if not has_converged(run):
         return "not converged", None
     try:
         energy = corrected(entry)
         return "converged", hull.height(entry.composition, energy / entry.composition.num_atoms).above
     except ValueError as reason:
         return str(reason), None
+
+
+def _reduced(formula: str) -> str | None:
+    """The reduced formula that a manifest states; None where it states none."""
+    try:
+        return Composition(formula, strict=True).reduced_formula
+    except (ValueError, TypeError, ArithmeticError):
+        return None
+
+
+def has_converged(run: Vasprun) -> bool:
+    """Whether a run's electrons and ions have converged.
+
+    A relaxation must meet its own break condition EDIFFG in its last step: a run that STOPCAR or a time limit ended
+    also has fewer than NSW steps. A static calculation (NSW at most 1) has no such condition.
+    """
+    if not run.converged:  # electrons; and a relaxation of all its NSW steps was cut
+        return False
+    if int(run.parameters.get("NSW") or 0) <= 1:
+        return True
+    limit = run.parameters.get("EDIFFG")
+    limit = 10 * run.parameters.get("EDIFF", 1e-4) if limit is None else limit  # VASP's default
+    steps = run.ionic_steps
+    if limit < 0:  # eV/Å, of the largest force
+        forces = np.linalg.norm(np.asarray(steps[-1]["forces"], float), axis=1)
+        return bool(forces.max() <= -limit)
+    if len(steps) < 2:
+        return False
+    return abs(steps[-1]["e_fr_energy"] - steps[-2]["e_fr_energy"]) <= limit  # eV, of the cell

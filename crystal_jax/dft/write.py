@@ -7,7 +7,8 @@ folder has. When the calculations are done, 'crystal-jax dft collect' reads them
 
 from __future__ import annotations
 
-import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from pymatgen.io.vasp.sets import MPRelaxSet
 from tqdm import tqdm
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import structures
 from crystal_jax.evaluate.energy.hull import METASTABLE
 from crystal_jax.evaluate.energy.jobs import key_of, read_journals
-from crystal_jax.files import write_text
+from crystal_jax.evaluate.evaluation_files import read_metrics, read_structures
+from crystal_jax.files import is_new, new_folder, write_text
 from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, parse, read_entries
 
@@ -46,7 +47,7 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 @quiet()
-def write(evaluation: Path, *, output: Path, below: float = METASTABLE) -> Path:
+def write(evaluation: Path | str, *, output: Path | str, below: float = METASTABLE) -> Path:
     """Writes the inputs and returns the path of the manifest.
 
     Args:
@@ -57,38 +58,56 @@ def write(evaluation: Path, *, output: Path, below: float = METASTABLE) -> Path:
     Raises:
         UserError: the evaluation has no such energies or its samples have gone, or the output is not empty.
     """
-    if output.exists() and any(output.iterdir()):
+    evaluation, output = Path(evaluation).expanduser(), Path(output).expanduser().absolute()
+    if not is_new(output):
         raise UserError(f"{output} is not empty; choose another --output")
     rows, crystals = _relaxed(evaluation)
-    chosen = rows[rows["e_above_hull"] < below].sort_values("e_above_hull")
-    manifest: list[dict[str, Any]] = []
-    for row in tqdm(chosen.to_dict("records"), "inputs", unit="crystal"):
-        structure = crystals[row["name"]]
-        folder = f"{len(manifest):05d}_{row['reduced_formula']}"
-        inputs = MPRelaxSet(structure)
-        inputs.write_input(str(output / folder), potcar_spec=True)
-        manifest.append(
-            {
-                "folder": folder,
-                "name": row["name"],
-                "formula": structure.composition.formula,
-                "e_above_hull": row["e_above_hull"],
-                "potcar": " ".join(inputs.potcar_symbols),
-            }
-        )
-    columns = ["folder", "name", "formula", "e_above_hull", "potcar"]
-    path = output / MANIFEST
-    write_text(path, pd.DataFrame(manifest, columns=columns).to_csv(index=False))
-    return path
+    chosen = rows[rows["e_above_hull"] < below].sort_values("e_above_hull").to_dict("records")
+    without = {row["name"]: symbols for row in chosen if (symbols := _without_potcar(crystals[row["name"]]))}
+    _say_left_out(without)
+    if chosen and len(without) == len(chosen):
+        raise UserError(f"{evaluation}: no crystal is left; each has an element that MPRelaxSet has no POTCAR of")
+    with new_folder(output) as half:
+        manifest = [
+            _write_one(f"{number:05d}", row, crystals[row["name"]], half)
+            for number, row in enumerate(
+                tqdm([row for row in chosen if row["name"] not in without], "inputs", unit="crystal")
+            )
+        ]
+        table = pd.DataFrame(manifest, columns=["folder", "name", "formula", "e_above_hull", "potcar"])
+        write_text(half / MANIFEST, table.to_csv(index=False))
+    return output / MANIFEST
+
+
+def _write_one(number: str, row: dict[str, Any], structure: Structure, output: Path) -> dict[str, Any]:
+    """Writes the inputs of one crystal to a folder of its own; returns the manifest's row."""
+    folder = f"{number}_{structure.composition.reduced_formula}"
+    inputs = MPRelaxSet(structure)
+    inputs.write_input(str(output / folder), potcar_spec=True)
+    return {
+        "folder": folder,
+        "name": row["name"],
+        "formula": structure.composition.formula,
+        "e_above_hull": row["e_above_hull"],
+        "potcar": " ".join(inputs.potcar_symbols),
+    }
+
+
+def _without_potcar(structure: Structure) -> list[str]:
+    """The elements of a crystal for which the Materials Project's settings name no pseudopotential."""
+    known = MPRelaxSet.CONFIG["POTCAR"]
+    return [element.symbol for element in structure.composition.elements if element.symbol not in known]
+
+
+def _say_left_out(without: Mapping[str, list[str]]) -> None:
+    for name, symbols in without.items():
+        print(f"left out: {name}: MPRelaxSet has no POTCAR of {', '.join(symbols)}", file=sys.stderr)
 
 
 def _relaxed(evaluation: Path) -> tuple[pd.DataFrame, dict[str, Structure]]:
     """The evaluation's rows, and its relaxed crystals by name."""
-    try:
-        rows = pd.read_csv(evaluation / "structures.csv", dtype=structures.COLUMNS)
-        samples = Path(json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))["samples"]["path"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{evaluation}: not the --output of 'crystal-jax evaluate' ({error})") from error
+    rows = read_structures(evaluation)
+    samples = Path(read_metrics(evaluation).part("samples").text("path"))
     if rows["e_above_hull"].isna().all():
         raise UserError(f"{evaluation} has no energies above the hull; evaluate with --energy_model and --hull")
     journals = read_journals(evaluation / "relaxations")

@@ -27,7 +27,9 @@ def fill_in(rows: pd.DataFrame, folder: Path) -> None:
     """Fills the columns of the samples that the folder knows: those of the same name and formula."""
     if not (folder / FILE).exists():
         return
-    known = pd.read_csv(folder / FILE, dtype=_COLUMNS).set_index(["name", "formula"])
+    known = pd.read_csv(folder / FILE, dtype=_COLUMNS, keep_default_na=False, na_values=[""]).set_index(
+        ["name", "formula"]
+    )
     keys = pd.MultiIndex.from_frame(rows[["name", "formula"]])
     for column in ("dft", "e_above_hull_dft"):
         rows[column] = known[column].reindex(keys).astype(rows[column].dtype).to_numpy()

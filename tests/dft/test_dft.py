@@ -1,5 +1,6 @@
 """A run of VASP, cut down to what its reader needs, goes there and back."""
 
+import errno
 import json
 
 import numpy as np
@@ -51,8 +52,8 @@ def evaluation(tmp_path, salt):
     return folder
 
 
-def vasprun(structure, energy, *, steps=1, allowed=60, functional="--"):
-    """The file that VASP would write: one ionic step, no electrons."""
+def vasprun(structure, energy, *, steps=1, allowed=60, functional="--", ediffg=-0.01, force=0.0, drop=0.0):
+    """The file that VASP would write: no electrons, and ionic steps, each lower in energy by `drop` eV."""
 
     def vectors(name, rows):
         lines = "".join(f"<v>{x:.8f} {y:.8f} {z:.8f}</v>" for x, y, z in rows)
@@ -72,9 +73,14 @@ def vasprun(structure, energy, *, steps=1, allowed=60, functional="--"):
       {vectors("positions", structure.frac_coords)}</structure>"""
     initial = crystal.replace("<structure>", '<structure name="initialpos">')
     final = crystal.replace("<structure>", '<structure name="finalpos">')
-    energies = f'<i name="e_fr_energy">{energy}</i><i name="e_wo_entrp">{energy}</i><i name="e_0_energy">{energy}</i>'
-    electronic = f"<scstep><energy>{energies}</energy></scstep>"
-    ionic = f"<calculation>{electronic * 2}{crystal}{vectors('forces', np.zeros((8, 3)))}{vectors('stress', np.eye(3))}"
+    forces = vectors("forces", np.eye(8, 3) * force)
+    calculations = ""
+    for step in range(steps):
+        now = energy + drop * (steps - 1 - step)
+        energies = f'<i name="e_fr_energy">{now}</i><i name="e_wo_entrp">{now}</i><i name="e_0_energy">{now}</i>'
+        electronic = f"<scstep><energy>{energies}</energy></scstep>"
+        calculations += f"<calculation>{electronic * 2}{crystal}{forces}{vectors('stress', np.eye(3))}"
+        calculations += f"<energy>{energies}</energy></calculation>"
     return f"""<?xml version="1.0" encoding="ISO-8859-1"?>
 <modeling>
  <generator><i name="program" type="string">vasp</i><i name="version" type="string">6.4.2</i>
@@ -83,7 +89,7 @@ def vasprun(structure, energy, *, steps=1, allowed=60, functional="--"):
  <kpoints><generation param="Gamma"><v type="int" name="divisions">4 4 4</v></generation>
   <varray name="kpointlist"><v>0 0 0</v></varray><varray name="weights"><v>1</v></varray></kpoints>
  <parameters><i type="int" name="NSW">{allowed}</i><i type="int" name="NELM">100</i><i type="int" name="IBRION">2</i>
-  <i name="EDIFF">0.0001</i><i name="EDIFFG">-0.01</i><i type="int" name="ISPIN">1</i>
+  <i name="EDIFF">0.0001</i><i name="EDIFFG">{ediffg}</i><i type="int" name="ISPIN">1</i>
   <i type="logical" name="LDAU">F</i>
   <i name="AEXX">0</i><i name="HFSCREEN">0</i><i type="logical" name="LHFCALC">F</i>
   <i type="string" name="GGA">{functional}</i><i type="int" name="ISIF">3</i></parameters>
@@ -92,7 +98,7 @@ def vasprun(structure, energy, *, steps=1, allowed=60, functional="--"):
   <array name="atomtypes"><field>atomspertype</field><field>element</field><field>mass</field><field>valence</field>
    <field>pseudopotential</field><set>{kinds}</set></array></atominfo>
  {initial}
- {(ionic + f"<energy>{energies}</energy></calculation>") * steps}
+ {calculations}
  {final}
 </modeling>"""
 
@@ -160,6 +166,80 @@ def test_bad_runs_have_names_and_are_not_stable(evaluation, tmp_path, salt, endi
     assert added["stable_dft"]["hits"] == 0
 
 
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"steps": 2, "ediffg": 0.002, "drop": 0.5}, "not converged"),  # STOPCAR, or a time limit
+        ({"steps": 2, "ediffg": 0.002, "drop": 0.001}, "converged"),
+        ({"steps": 1, "ediffg": 0.002}, "not converged"),  # one step has no change
+        ({"steps": 5, "ediffg": -0.02, "force": 0.8}, "not converged"),
+        ({"steps": 5, "ediffg": -0.02, "force": 0.01, "drop": 0.5}, "converged"),
+        ({"steps": 1, "allowed": 0, "force": 0.8}, "converged"),  # a static calculation
+        ({"steps": 60, "ediffg": -0.02}, "not converged"),  # all the steps that it was allowed
+        ({"steps": 3, "ediffg": 0}, "not converged"),  # it runs for all its steps
+    ],
+)
+def test_a_relaxation_has_converged_when_its_last_step_says_so(evaluation, tmp_path, salt, run, expected):
+    write(evaluation, output=tmp_path / "runs")
+    (tmp_path / "runs/00000_NaCl/vasprun.xml").write_text(vasprun(salt, -80.0, **run))
+    assert collect(evaluation, runs=tmp_path / "runs", hull=HULL)["dft_endings"] == {expected: 1}
+
+
+def with_crystals(evaluation, crystals):
+    """An evaluation of other crystals, by name."""
+    texts = {name: crystal.to(fmt="cif") for name, crystal in crystals.items()}
+    pd.DataFrame({"name": list(texts), "cif": list(texts.values())}).to_csv(
+        evaluation.parent / "samples.csv", index=False
+    )
+    journal = [{"key": key_of(text), "relaxed_cif": text} for text in texts.values()]
+    (evaluation / "relaxations/x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in journal))
+    rows = pd.DataFrame({"name": list(crystals), "e_above_hull": 0.01})
+    rows["formula"] = [crystal.formula for crystal in crystals.values()]
+    rows["reduced_formula"] = [crystal.composition.reduced_formula for crystal in crystals.values()]
+    rows = rows.reindex(columns=list(COLUMNS)).assign(
+        valid=True, unique=True, structurally_valid=True, compositionally_valid=True
+    )
+    rows.to_csv(evaluation / "structures.csv", index=False)
+
+
+def test_elements_without_a_pseudopotential_are_named_and_the_others_written(evaluation, tmp_path, salt, capsys):
+    polonium, sodium = Structure(3.3 * np.eye(3), ["Po"], [[0, 0, 0]]), Structure(3.3 * np.eye(3), ["Na"], [[0, 0, 0]])
+    with_crystals(evaluation, {"a": polonium, "b": sodium})
+    manifest = pd.read_csv(write(evaluation, output=tmp_path / "runs"))
+    assert manifest["folder"].tolist() == ["00000_Na"]
+    assert "left out: a: MPRelaxSet has no POTCAR of Po" in capsys.readouterr().err
+    with_crystals(evaluation, {"a": polonium})
+    with pytest.raises(UserError, match="no crystal is left; each has an element that MPRelaxSet has no POTCAR of"):
+        write(evaluation, output=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failed_write_does_not_block_the_next_try(evaluation, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("crystal_jax.dft.write.MPRelaxSet.write_input", fail)
+        with pytest.raises(UserError, match="No space left on device"):
+            write(evaluation, output=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert write(evaluation, output=tmp_path / "runs").is_file()
+
+
+@pytest.mark.parametrize("name", ["NaN", "NA", "null", "None", "nan"])
+def test_names_that_look_like_missing_values(evaluation, tmp_path, salt, name):
+    nitride = Structure(4.9 * np.eye(3), ["Na", "N"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    with_crystals(evaluation, {name: nitride, "salt": salt})
+    manifest = pd.read_csv(write(evaluation, output=tmp_path / "runs"), keep_default_na=False)
+    assert manifest["name"].tolist() == [name, "salt"]
+    assert manifest["folder"].tolist() == ["00000_NaN", "00001_NaCl"]
+    added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    assert added["dft_endings"] == {"no vasprun.xml": 2}
+    fresh = pd.DataFrame({"name": [name], "formula": ["Na1 N1"]}).assign(dft=None, e_above_hull_dft=float("nan"))
+    dft_runs.fill_in(fresh, evaluation)
+    assert fresh["dft"].tolist() == ["no vasprun.xml"]
+
+
 def test_command_line(evaluation, tmp_path, salt, capsys, monkeypatch):
     runs, reported = tmp_path / "runs", []
     monkeypatch.setattr("crystal_jax.report.run.main", lambda flags: reported.append(flags.evaluation))
@@ -177,10 +257,31 @@ def test_command_line(evaluation, tmp_path, salt, capsys, monkeypatch):
     assert reported == [str(evaluation)]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", r"metrics\.json is a list, not an object"),
+        ('{"metastable": null, "samples": null}', "metastable is null|samples is null"),
+        (
+            '{"metastable": {"total": "3"}, "samples": {"path": 3}}',
+            "total is '3', not a whole number|path is 3, not a text",
+        ),
+        ("{", "is damaged"),
+    ],
+)
+def test_damaged_metrics_are_one_line(evaluation, tmp_path, content, message):
+    write(evaluation, output=tmp_path / "runs")
+    (evaluation / "metrics.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    with pytest.raises(UserError, match=message):
+        write(evaluation, output=tmp_path / "again")
+
+
 def test_folders_of_something_else(evaluation, tmp_path):
-    with pytest.raises(UserError, match="not the --output of 'crystal-jax evaluate'"):
+    with pytest.raises(UserError, match="give the --output of 'crystal-jax evaluate'"):
         write(tmp_path / "nowhere", output=tmp_path / "runs")
-    with pytest.raises(UserError, match=r"no manifest\.csv"):
+    with pytest.raises(UserError, match=r"has no manifest\.csv"):
         collect(evaluation, runs=tmp_path, hull=HULL)
     rows = pd.read_csv(evaluation / "structures.csv")
     rows.assign(e_above_hull=None).to_csv(evaluation / "structures.csv", index=False)
