@@ -15,6 +15,7 @@ from crystal_jax.checkpoint.hf import HfSource, is_hf, write_hf
 from crystal_jax.checkpoint.layout import PartSource, StateSource, load, path_of
 from crystal_jax.checkpoint.models import abstract_parameters, base_source, load_trained, write_exported
 from crystal_jax.checkpoint.peft import Adapter, MergedSource, adapter_of, read_peft, write_peft
+from crystal_jax.checkpoint.peft_config import EMBEDDING
 from crystal_jax.checkpoint.released import locate
 from crystal_jax.checkpoint.tensors import Source
 from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
@@ -31,7 +32,8 @@ from crystal_jax.model.lora import merge_adapters
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.tokenizer import load_tokenizer
 
-_ROUNDING = 0.05  # of the standard deviation of a vocabulary's numbers
+_ROUNDING = 0.05  # of the mean of a vocabulary, as a share of the standard deviation of its numbers
+_HALF, _FLOOR = 2**-8, 1e-4  # of a number in bfloat16, as a share of itself; of one near zero, of the deviation
 _ONE_DEVICE = MeshConfig(data=1, fsdp=1, tensor=1)
 
 
@@ -94,7 +96,9 @@ def import_model(base: Path, adapter: Path | None, output: Path, config: Mapping
     """
     source = HfSource(base)
     found = read_peft(adapter) if adapter else None
-    resized = found.resized if found else {}
+    if found is not None:
+        found.check(source.config)
+    resized = found.whole if found else {}
     rows = max([source.config.vocab_size, *map(len, resized.values())])
     tree = dict(config) | {"base": str(base) if adapter else ""}
     experiment = from_config_dict(tree, vocab_size=rows)
@@ -109,7 +113,7 @@ def import_model(base: Path, adapter: Path | None, output: Path, config: Mapping
             raise UserError(f"{adapter} adapts {found.lora.targets}, the config {experiment.lora.targets}")
     parts = base_source(base, experiment.model)
     if found is not None:
-        _check_vocabulary(found, parts)
+        _check_vocabulary(found, parts, old_rows=source.config.vocab_size)
     _, like, _ = abstract_parameters(experiment, make_mesh(_ONE_DEVICE, jax.devices()[:1]))
     params = load(parts, like) if found is None else _place(found, source, like)
     claim(output, experiment)
@@ -117,16 +121,24 @@ def import_model(base: Path, adapter: Path | None, output: Path, config: Mapping
         checkpoints.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
 
-def _check_vocabulary(adapter: Adapter, base: PartSource) -> None:
+def _check_vocabulary(adapter: Adapter, base: PartSource, *, old_rows: int) -> None:
     """A run keeps no vocabulary beside its base: an adapter's must be the one that the run grows of it.
+
+    Args:
+        adapter: With an embedding or a head of its own.
+        base: With the grown vocabulary.
+        old_rows: How many rows of it are the base's own, and not their mean.
 
     Raises:
         UserError: it is not.
     """
-    for name, theirs in adapter.resized.items():
-        ours = base.read_part(name, slice(0, len(theirs)), slice(None)).astype(np.float32)
-        # Types differ (a half here, float32 there), trained rows by more than that.
-        if np.abs(theirs.astype(np.float32) - ours).max() > _ROUNDING * ours.std():
+    for name, theirs in adapter.whole.items():
+        stored = EMBEDDING if base.config.tie_embeddings else name
+        ours = base.read_part(stored, slice(0, len(theirs)), slice(None)).astype(np.float32)
+        off = np.abs(theirs.astype(np.float32) - ours)
+        # Types differ, a half here and float32 there. The mean of a vocabulary is small, and rounded to more than that.
+        copied = off[:old_rows] <= _HALF * np.abs(ours[:old_rows]) + _FLOOR * ours.std()
+        if not copied.all() or (off[old_rows:] > _ROUNDING * ours.std()).any():
             raise UserError(
                 f"{adapter.path} brings rows of {name} that are neither its base's nor their mean: merge the two "
                 "first, with --to=hf"
@@ -134,7 +146,6 @@ def _check_vocabulary(adapter: Adapter, base: PartSource) -> None:
 
 
 def _place(adapter: Adapter, base: HfSource, like: nnx.State) -> nnx.State:
-    adapter.check(base.config)
     arrays = adapter.arrays(base.config)
 
     def place(path: tuple[Any, ...], leaf: Any) -> jax.Array:

@@ -16,12 +16,15 @@ from crystal_jax.checkpoint.tensors import Shape, Source, check, expected_shapes
 from crystal_jax.config import LlamaConfig
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.json_files import JsonObject, describe, read_object
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS_AT_ONCE = 4096
 _BUFFERS = ("rotary_emb.inv_freq",)  # old files store this constant of the architecture
 LLAMA2_SPECIAL = (1, 2)  # ids of BOS and EOS
 _CONTEXT = 4096  # tokens, LLaMA-2's; nothing here depends on it
@@ -38,9 +41,26 @@ class HfSource:
         self.path = directory
         self.config = read_config(directory)
         self._shards = Shards(directory, ignored=_BUFFERS)
+        self._shapes = self._shards.shapes()
+        if self.config.tie_embeddings and _HEAD in self._shapes:
+            self._check_copy()
+            del self._shapes[_HEAD]
+
+    def _check_copy(self) -> None:
+        """Sees that the stored head of a tied model is the copy that it should be."""
+        shape = self._shapes.get(_EMBEDDING, ())
+        same = shape == self._shapes[_HEAD]
+        for start in range(0, shape[0] if same and shape else 0, _ROWS_AT_ONCE):
+            rows = slice(start, min(start + _ROWS_AT_ONCE, shape[0]))
+            same = same and np.array_equal(self.read_part(_EMBEDDING, rows), self.read_part(_HEAD, rows))
+        if not same:
+            raise UserError(
+                f"{self.path}: config.json says tie_word_embeddings, but {_HEAD} differs from the embedding; set "
+                "tie_word_embeddings to false to use it, or delete the tensor"
+            )
 
     def shapes(self) -> dict[str, Shape]:
-        return self._shards.shapes()
+        return dict(self._shapes)
 
     def read(self, name: str) -> np.ndarray:
         return self._shards.read(name)
@@ -48,7 +68,7 @@ class HfSource:
     @functools.cached_property
     def dtype(self) -> np.dtype:
         """Of the embedding, and so of all."""
-        return self.read_part("model.embed_tokens.weight", slice(0, 1)).dtype
+        return self.read_part(_EMBEDDING, slice(0, 1)).dtype
 
     def read_part(self, name: str, *where: slice) -> np.ndarray:
         """A rectangle of a tensor; the rest of it is not read."""
@@ -58,7 +78,7 @@ class HfSource:
 def is_hf(directory: Path) -> bool:
     """Whether a folder looks like a Hugging Face model (a workdir's config.json states no model_type)."""
     path = directory / "config.json"
-    return path.is_file() and '"model_type"' in path.read_text()
+    return path.is_file() and b'"model_type"' in path.read_bytes()
 
 
 def read_config(directory: Path) -> LlamaConfig:
@@ -67,51 +87,57 @@ def read_config(directory: Path) -> LlamaConfig:
     Its dtype, which is that of the computation, is float32 if the weights' is, and bfloat16 for either half type.
 
     Raises:
-        UserError: there is none, or the model is not LLaMA-2's architecture.
+        UserError: there is none, it is damaged, or the model is not LLaMA-2's architecture.
     """
     path = directory / "config.json"
-    try:
-        stated = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{directory} is no Hugging Face model: it has no config.json") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    if not path.is_file():
+        raise UserError(f"{directory} is no Hugging Face model: it has no config.json")
+    stated = read_object(path)
     if stated.get("model_type") != "llama":
-        raise UserError(f"{path}: model_type is {stated.get('model_type')!r}; only 'llama' is LLaMA's architecture")
-    rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    for key, value, plain in (
-        ("hidden_act", stated.get("hidden_act", "silu"), "silu"),
-        ("attention_bias", stated.get("attention_bias", False), False),
-        ("mlp_bias", stated.get("mlp_bias", False), False),
-        ("rope_type", kind, "default"),
-    ):
-        if value != plain:
-            raise UserError(f"{path}: {key} is {value!r}; LLaMA-2's is {plain!r}, and nothing else is implemented")
+        raise stated.error(f"model_type is {describe(stated.get('model_type'))}; only 'llama' is LLaMA's architecture")
+    key = "rope_parameters" if "rope_parameters" in stated else "rope_scaling"
+    rope = stated.part(key, {})
+    _check_plain(stated, rope)
+    heads, width = stated.integer("num_attention_heads", least=1), stated.integer("hidden_size", least=1)
     try:
-        heads, width = stated["num_attention_heads"], stated["hidden_size"]
         return LlamaConfig(
-            vocab_size=stated["vocab_size"],
+            vocab_size=stated.integer("vocab_size"),
             embed_dim=width,
-            mlp_dim=stated["intermediate_size"],
-            num_layers=stated["num_hidden_layers"],
+            mlp_dim=stated.integer("intermediate_size"),
+            num_layers=stated.integer("num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=stated.get("num_key_value_heads") or heads,
-            head_dim=stated.get("head_dim") or width // heads,
-            norm_eps=stated["rms_norm_eps"],
-            rope_theta=float(rope.get("rope_theta", stated.get("rope_theta", 10_000.0))),
-            tie_embeddings=stated.get("tie_word_embeddings", False),
+            num_kv_heads=stated.integer("num_key_value_heads", heads),
+            head_dim=stated.integer("head_dim", width // heads),
+            norm_eps=stated.number("rms_norm_eps", above=0.0),
+            rope_theta=rope.number("rope_theta", stated.number("rope_theta", 10_000.0, above=0.0), above=0.0),
+            tie_embeddings=stated.boolean("tie_word_embeddings", False),
             dtype="float32" if stated_dtype(stated) == "float32" else "bfloat16",
         )
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def stated_dtype(config: Mapping[str, Any]) -> str:
+def _check_plain(stated: JsonObject, rope: JsonObject) -> None:
+    """Sees that the equations are LLaMA-2's."""
+    if "quantization_config" in stated:
+        raise stated.error("quantization_config: the weights are quantised, which is not read; take the original model")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    for key, value, plain in (
+        ("hidden_act", stated.get("hidden_act", "silu"), "silu"),
+        ("attention_bias", stated.get("attention_bias") or False, False),
+        ("mlp_bias", stated.get("mlp_bias") or False, False),
+        ("rope_type", kind, "default"),
+        ("partial_rotary_factor", rope.get("partial_rotary_factor", stated.get("partial_rotary_factor")) or 1, 1),
+    ):
+        if value != plain:
+            raise stated.error(
+                f"{key} is {describe(value)}; LLaMA-2's is {describe(plain)}, and nothing else is implemented"
+            )
+
+
+def stated_dtype(config: JsonObject) -> str:
     """The type of the weights that a config.json states ("dtype" since transformers 5, before it "torch_dtype")."""
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
+    return config.text("dtype", config.text("torch_dtype", "float32"))
 
 
 def config_json(cfg: LlamaConfig, dtype: str, special: tuple[int, int] = LLAMA2_SPECIAL) -> dict[str, Any]:

@@ -13,31 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from crystal_jax.checkpoint.layout import leaves_by_path
+from crystal_jax.checkpoint.peft_config import EMBEDDING, HEAD, MODULES, Statement, read_statement, to_json
+from crystal_jax.checkpoint.shards import read_tensors
 from crystal_jax.checkpoint.tensors import Shape, Source
 from crystal_jax.config import LlamaConfig, LoraConfig
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.json_files import describe
 from crystal_jax.model.flops import projection_sizes
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-MODULES = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(r"model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
-# What the reference's adapters hold besides the factors: it resizes the vocabulary after it adds them.
-_RESIZED = ("model.embed_tokens.weight", "lm_head.weight")
-# Options of PEFT that change what an adapter computes; each must be off.
-_UNSUPPORTED = ("use_dora", "alpha_pattern", "rank_pattern", "layers_to_transform", "lora_bias", "fan_in_fan_out")
+_FACTOR = re.compile(r"(model\.layers\.(\d{1,6})\.(\w+\.\w+))\.lora_([AB])\.weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +38,30 @@ class Adapter:
         path: Where it was read, for messages.
         lora: Rank, α and targets.
         factors: By projection, layer, and "A" [r, inputs] or "B" [outputs, r].
-        resized: Embedding and head by Hugging Face's names, where the adapter brings its own.
+        whole: Embedding and head by Hugging Face's names, where the adapter brings its own: PEFT's `modules_to_save`,
+            or a vocabulary that was resized after the adapters were added, as in the reference.
+        keeps_head: On a base whose head is tied to its embedding, the head stays the base's: `modules_to_save` copies
+            the embedding and trains the copy alone.
     """
 
     path: Path
     lora: LoraConfig
     factors: Mapping[tuple[str, int, str], np.ndarray]
-    resized: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    whole: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    keeps_head: bool = False
 
     def check(self, cfg: LlamaConfig) -> None:
-        """Compares the factors with those that a model of this architecture has.
+        """Compares the tensors with those that a model of this architecture has.
 
         Raises:
             UserError: one is missing, superfluous, or of another shape.
         """
+        for name, tensor in self.whole.items():
+            if tensor.ndim != 2 or tensor.shape[1] != cfg.embed_dim:
+                raise UserError(
+                    f"{self.path}: tensor {name} has shape {tensor.shape}, the base model asks for rows of "
+                    f"{cfg.embed_dim}"
+                )
         expected = {}
         for target in self.lora.targets:
             fan_in, fan_out = projection_sizes(cfg)[target]
@@ -73,6 +73,11 @@ class Adapter:
             if found != expected.get(key):
                 target, layer, factor = key
                 name = f"layers.{layer}.{MODULES[target]}.lora_{factor}"
+                if found is None:
+                    raise UserError(
+                        f"{self.path} lacks {name}; adapters of some layers only are not implemented, and the base "
+                        f"has {cfg.num_layers}"
+                    )
                 raise UserError(f"{self.path}: {name} has shape {found}, the base model asks for {expected.get(key)}")
 
     def arrays(self, cfg: LlamaConfig) -> dict[str, np.ndarray]:
@@ -115,26 +120,54 @@ def read_peft(directory: Path) -> Adapter:
     Raises:
         UserError: it holds no LoRA adapter, one that computes something else, or a damaged one.
     """
-    try:
-        stated = json.loads((directory / CONFIG).read_text())
-        weights = load_file(directory / WEIGHTS)
-    except FileNotFoundError as error:
-        raise UserError(f"{directory} is no PEFT adapter: {Path(error.filename).name} is missing") from None
-    except Exception as error:  # json's and safetensors' errors share no type
-        raise UserError(f"{directory} is damaged: {error}") from error
-    lora = _lora_config(directory, stated)
-    factors, resized = {}, {}
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            pickled = (directory / "adapter_model.bin").is_file()
+            hint = "; adapter_model.bin is a pickle, save the adapter as safetensors" if pickled else ""
+            raise UserError(f"{directory} is no PEFT adapter: {name} is missing{hint}")
+    stated = read_statement(directory / CONFIG)
+    weights = read_tensors(directory / WEIGHTS)
+    factors, whole = {}, {}
     projections = {module: name for name, module in MODULES.items()}
+    adapted: dict[str, set[int]] = {}
     for name, tensor in weights.items():
         plain = name.removeprefix(_PREFIX)
         factor = _FACTOR.fullmatch(plain)
-        if plain in _RESIZED:
-            resized[plain] = tensor
-        elif factor and projections.get(factor[2]) in lora.targets:
-            factors[projections[factor[2]], int(factor[1]), factor[3]] = tensor
+        if plain in (EMBEDDING, HEAD):
+            whole[plain] = tensor
+        elif factor and (projection := projections.get(factor[3])):
+            if not stated.adapts(factor[1]):
+                raise UserError(f"{directory} has tensor {name}, which target_modules in {CONFIG} does not name")
+            factors[projection, int(factor[2]), factor[4]] = tensor
+            adapted.setdefault(projection, set()).add(int(factor[2]))
         else:
             raise UserError(f"{directory} has unknown tensor {name}")
-    return Adapter(directory, lora, factors, resized)
+    _check_complete(directory, stated, adapted)
+    if missing := [name for name in stated.saved if name not in whole]:
+        raise UserError(f"{directory} lacks tensor {missing[0]}, which modules_to_save in {CONFIG} names")
+    lora = stated.lora(tuple(name for name in MODULES if name in adapted))
+    return Adapter(directory, lora, factors, whole, keeps_head=EMBEDDING in stated.saved and HEAD not in whole)
+
+
+def _check_complete(directory: Path, stated: Statement, adapted: Mapping[str, set[int]]) -> None:
+    """Sees that the adapter has a tensor for whatever the statement covers, in the layers that have any.
+
+    Raises:
+        UserError: one is missing, or a target is no projection of a block.
+    """
+    if not adapted:
+        raise UserError(f"{directory} has no LoRA factors of {', '.join(MODULES.values())}")
+    for layer in sorted(set().union(*adapted.values())):
+        for target, module in MODULES.items():
+            name = f"model.layers.{layer}.{module}"
+            if stated.adapts(name) and layer not in adapted.get(target, ()):
+                raise UserError(f"{directory} lacks the factors of {name}, which target_modules in {CONFIG} names")
+    for target in stated.targets if isinstance(stated.targets, tuple) else ():
+        if not any(f".{name}".endswith(f".{target}") or target.endswith(name) for name in MODULES.values()):
+            raise UserError(
+                f"{directory / CONFIG}: adapters of {describe(target)} are unknown; there are: "
+                f"{', '.join(module.split('.')[1] for module in MODULES.values())}"
+            )
 
 
 def write_peft(directory: Path, adapter: Adapter, *, base: str) -> None:
@@ -145,40 +178,47 @@ def write_peft(directory: Path, adapter: Adapter, *, base: str) -> None:
         for (target, layer, factor), tensor in adapter.factors.items()
     }
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": adapter.lora.rank,
-        "lora_alpha": adapter.lora.alpha,
-        "lora_dropout": adapter.lora.dropout,
-        "use_rslora": adapter.lora.rank_stabilized,
-        "target_modules": [MODULES[target].split(".")[1] for target in adapter.lora.targets],
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
+    config = to_json(adapter.lora, base=base)
     write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 class MergedSource:
-    """A base model with an adapter merged into it, tensor by tensor: W + α/r · B A."""
+    """A base model with an adapter merged into it, tensor by tensor: W + α/r · B A.
+
+    Where the adapter gives a tied base another head than embedding, the merged model is not tied.
+    """
 
     def __init__(self, base: Source, adapter: Adapter):
         adapter.check(base.config)
         self.path = adapter.path
-        embedding = adapter.resized.get("model.embed_tokens.weight")
-        rows = base.config.vocab_size if embedding is None else len(embedding)
-        self.config = dataclasses.replace(base.config, vocab_size=rows)
         self._base, self._adapter = base, adapter
+        self._unties = base.config.tie_embeddings and self._has_own_head()
+        embedding = adapter.whole.get(EMBEDDING)
+        rows = base.config.vocab_size if embedding is None else len(embedding)
+        tied = base.config.tie_embeddings and not self._unties
+        self.config = dataclasses.replace(base.config, vocab_size=rows, tie_embeddings=tied)
+
+    def _has_own_head(self) -> bool:
+        if self._adapter.keeps_head:
+            return True
+        head, embedding = (self._adapter.whole.get(name) for name in (HEAD, EMBEDDING))
+        if head is None:
+            return False
+        return not np.array_equal(head, self._base.read(EMBEDDING) if embedding is None else embedding)
 
     def shapes(self) -> dict[str, Shape]:
-        resized = {name: tensor.shape for name, tensor in self._adapter.resized.items()}
-        return {**self._base.shapes(), **resized}
+        shapes = {**self._base.shapes(), **{name: tensor.shape for name, tensor in self._adapter.whole.items()}}
+        if self._unties and HEAD not in shapes:
+            shapes[HEAD] = self._base.shapes()[EMBEDDING]
+        if self.config.tie_embeddings:
+            shapes.pop(HEAD, None)
+        return shapes
 
     def read(self, name: str) -> np.ndarray:
-        if name in self._adapter.resized:
-            return self._adapter.resized[name]
+        if name in self._adapter.whole:
+            return self._adapter.whole[name]
+        if name == HEAD and self._unties:
+            return self._base.read(EMBEDDING)
         tensor = self._base.read(name)
         for target, module in MODULES.items():
             if f".{module}." in name and target in self._adapter.lora.targets:
@@ -186,23 +226,3 @@ class MergedSource:
                 a, b = (self._adapter.factors[target, layer, factor].astype(np.float32) for factor in "AB")
                 return (tensor.astype(np.float32) + self._adapter.lora.scale * (b @ a)).astype(tensor.dtype)
         return tensor
-
-
-def _lora_config(directory: Path, stated: Mapping[str, Any]) -> LoraConfig:
-    if stated.get("peft_type") != "LORA":
-        raise UserError(f"{directory}: peft_type is {stated.get('peft_type')!r}, not 'LORA'")
-    for option in _UNSUPPORTED:
-        if stated.get(option):
-            raise UserError(f"{directory}: the adapter uses PEFT's {option}, which is not implemented")
-    short = {module.split(".")[1]: name for name, module in MODULES.items()}
-    modules = stated.get("target_modules") or ["q_proj", "v_proj"]  # PEFT's default for LLaMA
-    if unknown := [module for module in modules if module not in short]:
-        raise UserError(f"{directory}: adapters of {unknown[0]} are unknown; there are: {', '.join(short)}")
-    targets = tuple(name for name in MODULES if name in {short[module] for module in modules})
-    return LoraConfig(
-        rank=stated["r"],
-        alpha=float(stated["lora_alpha"]),
-        targets=targets,
-        dropout=stated.get("lora_dropout", 0.0),
-        rank_stabilized=stated.get("use_rslora", False),
-    )

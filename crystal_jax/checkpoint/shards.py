@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from crystal_jax.checkpoint.tensors import Shape
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.json_files import describe, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # as transformers cuts
@@ -25,6 +27,10 @@ _CODES: Mapping[np.dtype, str] = {
     np.dtype(np.int8): "I8",
     np.dtype(np.uint8): "U8",
 }
+
+
+# Types that NumPy can hold; an 8-bit float, for one, belongs to a quantised model with scales beside it.
+_READABLE = ("F64", *_CODES.values())
 
 
 class Entry(NamedTuple):
@@ -42,12 +48,15 @@ class Entry(NamedTuple):
 class Shards:
     """The tensors of a folder, from the files themselves; an index must agree with them.
 
+    Where a folder has `model.safetensors`, that file is read, as transformers does, and an index beside it is not.
+
     Args:
         directory: The folder.
         ignored: Endings of names that are passed over.
 
     Raises:
-        UserError: no such files, a damaged one, or one that the index describes wrongly.
+        UserError: no such files, a damaged one, one that the index describes wrongly, or a type of numbers that cannot
+            be read.
     """
 
     def __init__(self, directory: Path, *, ignored: tuple[str, ...] = ()):
@@ -133,35 +142,73 @@ def _write_file(path: Path, entries: Mapping[str, Entry], tensors: Iterator[tupl
             np.ascontiguousarray(tensor).view(np.uint8).tofile(file)
 
 
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        UserError: it is missing or damaged, or has numbers of a type that cannot be read.
+    """
+    with _open(file) as tensors:
+        return {name: tensors.get_tensor(name) for name in _names(file, tensors)}
+
+
 def _tensor_files(directory: Path, ignored: tuple[str, ...]) -> dict[str, Path]:
     """Which file holds each tensor."""
-    index = directory / INDEX
-    if index.is_file():
-        stated = json.loads(index.read_text())["weight_map"]
+    stated = None
+    if (directory / SINGLE).is_file():
+        if (directory / INDEX).is_file():
+            print(
+                f"{directory}: {SINGLE} is read; {INDEX} and its shards are passed over, as in transformers",
+                file=sys.stderr,
+            )
+        files = [directory / SINGLE]
+    elif (directory / INDEX).is_file():
+        stated = _read_index(directory / INDEX)
         files = [directory / file for file in sorted(set(stated.values()))]
-    elif (directory / SINGLE).is_file():
-        stated, files = None, [directory / SINGLE]
     else:
         raise UserError(f"{directory} has neither {SINGLE} nor {INDEX}")
     found: dict[str, Path] = {}
     for file in files:
         if not file.is_file():
-            raise UserError(f"{index} names {file.name}, which is missing")
+            raise UserError(f"{directory / INDEX} names {file.name}, which is missing")
         with _open(file) as tensors:
-            for name in list(tensors.keys()):
+            for name in _names(file, tensors):
                 if name.endswith(ignored):
                     continue
                 if name in found:
                     raise UserError(f"{directory}: tensor {name} is in {found[name].name} and in {file.name}")
                 found[name] = file
-    for name, file in (stated or {}).items():
-        if not name.endswith(ignored) and (name not in found or found[name].name != file):
-            raise UserError(f"{index} places tensor {name} in {file}, which does not hold it")
+    for name, shard in (stated or {}).items():
+        if not name.endswith(ignored) and (name not in found or found[name].name != shard):
+            raise UserError(f"{directory / INDEX} places tensor {name} in {shard}, which does not hold it")
     return found
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor."""
+    stated = read_object(path).part("weight_map")
+    found = {name: stated.text(name) for name in stated}
+    if not found:
+        raise stated.error("weight_map is empty")
+    for file in set(found.values()):
+        if Path(file).name != file:
+            raise stated.error(f"weight_map has {describe(file)}, which is no name of a file beside it")
+    return found
+
+
+def _names(file: Path, tensors: Any) -> list[str]:
+    """The tensors of an open file, whose types are checked."""
+    names = list(tensors.keys())
+    for name in names:
+        if (kind := tensors.get_slice(name).get_dtype()) not in _READABLE:
+            raise UserError(
+                f"{file}: tensor {name} has type {kind}, which is not read; types are {', '.join(_READABLE)}"
+            )
+    return names
 
 
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no readable safetensors file: {error}") from error
+        raise UserError(f"{file} is no readable safetensors file: {' '.join(str(error).split())}") from error

@@ -98,10 +98,10 @@ def test_both_generations_of_keys_are_written(folder):
     [
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"attention_bias": True}, "attention_bias is True"),
+        ({"attention_bias": True}, "attention_bias is true"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type is 'llama3'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
-        ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"hidden_size": None}, "hidden_size is missing"),
         ({"num_key_value_heads": 3}, "num_heads=8 is not a multiple of model.num_kv_heads=3"),
     ],
 )
