@@ -53,7 +53,7 @@ DECODE_RULES: tuple[tuple[str, P], ...] = (
     (r"(logits|state|written|columns|log_probs|log_kept|strayed)$", BATCH),
     (r"progress/(counts|least|site)$", BATCH),
     (r"wish/(key|temperature|top_p|strict)$", BATCH),
-    (r"limits/(elements|formula|min_atoms|max_atoms)$", BATCH),
+    (r"limits/(elements|required|formula|m(in|ax)_elements|m(in|ax)_atoms)$", BATCH),
 )
 # Rows that a run may do without: LLaMA-2 has no biases and no position embedding, tied embeddings have no head, full
 # training no adapters, AdamW no coefficients, sampling no guard, and a cache has one layout.

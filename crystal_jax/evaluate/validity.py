@@ -1,17 +1,29 @@
-"""The two validity checks of the paper: atoms keep their distance, and charges can balance (as in CDVAE)."""
+"""The two validity checks of the paper (as in CDVAE), and a stricter one that a chemist would apply.
+
+CDVAE's structural check only asks for 0.5 Å between atoms, so lithium and sulfur 0.9 Å apart pass. The stricter check
+scales with the atoms: no two are closer than a share of the sum of their covalent radii, and the cell is not much
+larger than its atoms. Its constants are chosen so that real crystals pass: of the 15,491 of mp20_open 0.15 % have atoms
+closer than 0.70 of the sum of radii (all but two contain U, Np, Pu or Ce), and 0.10 % a cell of more than twice the
+volume of their van der Waals spheres (layers far apart, solid HI3, Xe); together 0.25 %.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+from jaxtyping import Float
+from pymatgen.analysis.local_env import CovalentRadius
 from pymatgen.core import Composition, Element, Structure
 
 from crystal_jax.evaluate.oxidation import OxidationTable
 
 MIN_DISTANCE = 0.5  # Å between two different sites; CDVAE, `structure_validity`
 MIN_VOLUME = 0.1  # Å^3 of the cell; CDVAE, `structure_validity`
+MIN_RADIUS_FACTOR = 0.7  # least distance of two atoms, in units of the sum of their covalent radii
+MAX_VOLUME_FACTOR = 2.0  # largest volume of a cell, in units of the volume of its van der Waals spheres
 
 
 def structural_fault(structure: Structure) -> str | None:
@@ -29,6 +41,57 @@ def structural_fault(structure: Structure) -> str | None:
     if len(structure) > 1 and not distances[~np.eye(len(structure), dtype=bool)].min() >= MIN_DISTANCE:
         return f"two atoms closer than {MIN_DISTANCE} Å"
     return None
+
+
+def implausible_reason(structure: Structure) -> str | None:
+    """Says which chemical limit a structure breaks, or returns None if it breaks none.
+
+    Covalent radii are those of Cordero et al. (Dalton Trans. 2008, 2832) and van der Waals radii those of Alvarez
+    (Dalton Trans. 2013, 8617), as pymatgen has them. An atom's own images count as other atoms.
+    """
+    symbols = [site.specie.symbol for site in structure]
+    try:
+        distances = interatomic_distances(structure)
+    except np.linalg.LinAlgError:
+        return "the lattice forms no cell"
+    radii = np.array([covalent_radius(symbol) for symbol in symbols])
+    factors = distances / np.maximum(radii[:, None] + radii[None], 1e-9)
+    i, j = np.unravel_index(factors.argmin(), factors.shape)
+    if not factors[i, j] >= MIN_RADIUS_FACTOR:
+        first, second = sorted((symbols[i], symbols[j]))
+        return f"atoms too close for their radii: {first}-{second} {distances[i, j]:.2f} Å"
+    if not structure.volume <= MAX_VOLUME_FACTOR * sphere_volume(symbols):
+        return f"cell mostly empty: {structure.volume / len(symbols):.0f} Å^3 an atom"
+    return None
+
+
+def interatomic_distances(structure: Structure) -> Float[np.ndarray, "n n"]:
+    """Returns the shortest distances in Å of all pairs of sites over all images; of one site, to its nearest image."""
+    distances = np.array(structure.distance_matrix)
+    np.fill_diagonal(distances, shortest_vector(structure.lattice.get_lll_reduced_lattice().matrix))
+    return distances
+
+
+def shortest_vector(matrix: Float[np.ndarray, "3 3"]) -> float:
+    """Returns the length of the shortest vector of a reduced lattice; its coefficients are -1, 0 or 1."""
+    grid = np.stack(np.meshgrid(*3 * [[-1, 0, 1]]), axis=-1).reshape(-1, 3)
+    return float(np.linalg.norm(grid[grid.any(axis=1)] @ matrix, axis=1).min())
+
+
+def covalent_radius(symbol: str) -> float:
+    """Returns an element's covalent radius in Å; 0 where none is known (beyond curium)."""
+    return CovalentRadius.radius.get(symbol, 0.0)
+
+
+def sphere_volume(symbols: Iterable[str]) -> float:
+    """Returns the volume in Å^3 of the van der Waals spheres of these atoms."""
+    return sum(_sphere_volume_of(symbol) for symbol in symbols)
+
+
+@functools.cache
+def _sphere_volume_of(symbol: str) -> float:
+    radius = Element(symbol).van_der_waals_radius
+    return math.inf if radius is None else 4 / 3 * math.pi * float(radius) ** 3
 
 
 def compositional_fault(composition: Composition, table: OxidationTable) -> str | None:

@@ -1,20 +1,21 @@
-"""The answers to a job's questions.
+"""Draws the samples of a job by rejection: each follows the model's distribution among texts that keep its rules.
 
-A composition is stated, then a crystal of it is written. A text that does not keep to its rules by itself is begun
-again, some times; then another composition is stated. Only what comes to nothing so, too, is made to keep to them.
+A composition is drawn, then a crystal of it. A text that violates its rules is rejected and drawn again, up to
+`redraws` times; then another composition is drawn. Only if that fails, too, are the rules enforced by masks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import nnx
 
 from crystal_jax.sample.compositions import Compositions
-from crystal_jax.sample.questions import Question, Questions
+from crystal_jax.sample.questions import DRAFT, Question, Questions
 from crystal_jax.sample.scheduler import Engine
 from crystal_jax.sample.texts import ATTEMPTS, Drawn, Request
 
@@ -22,12 +23,12 @@ _COMPOSITIONS = 4  # that are tried, at most; the last one is kept to
 
 
 class Answer(NamedTuple):
-    """Of one sample.
+    """One sample.
 
     Attributes:
         question: What was asked, with the composition that was stated last.
         drawn: What was written.
-        dead_ends: How often a composition or a crystal was begun in vain.
+        dead_ends: How often a composition or a crystal was rejected.
     """
 
     question: Question
@@ -42,6 +43,7 @@ def answers(
     compositions: Compositions | None,
     indices: Sequence[int],
     *,
+    symbols_of: Callable[[Question, Drawn], Sequence[str]],
     seed: int,
     temperature: float,
     top_p: float,
@@ -53,36 +55,50 @@ def answers(
         engine: Writes the crystals.
         params: The model's.
         questions: What is asked of each.
-        compositions: Draws first lines, if the texts have them.
+        compositions: Draws composition lines, if the texts have them.
         indices: Numbers of the samples. A sample depends on its own and on the settings below alone.
+        symbols_of: Returns the element of each site of a finished text.
         seed: Of the job.
         temperature: Of compositions and crystals.
         top_p: Likewise.
-        redraws: How often a crystal is begun again that does not keep to its rules by itself.
+        redraws: How often a crystal that violates its rules is drawn again.
     """
+    settings = dict(seed=seed, temperature=temperature, top_p=top_p, redraws=redraws)
     state = None
     if compositions:
         state = functools.partial(compositions, params, temperature=temperature, top_p=top_p)
+
+    def draft(some: Mapping[int, Question]) -> dict[int, Mapping[str, int] | None]:
+        requests = (_request(i, question, first=DRAFT, attempts=ATTEMPTS, **settings) for i, question in some.items())
+        found: dict[int, Mapping[str, int] | None] = {}
+        with contextlib.closing(engine.run(params, requests)) as texts:
+            for drawn in texts:
+                index = drawn.request.index
+                found[index] = Counter(symbols_of(some[index], drawn)) if drawn.complete else None
+        return {index: found.get(index) for index in some}
+
     rounds = _COMPOSITIONS if state and redraws and temperature > 0 else 1
-    settings = dict(seed=seed, temperature=temperature, top_p=top_p, redraws=redraws)
-    stated, begun = dict.fromkeys(indices, 0), dict.fromkeys(indices, 0)  # how often, before this round
+    attempts, begun = dict.fromkeys(indices, 0), dict.fromkeys(indices, 0)  # before this round
+    rejected = dict.fromkeys(indices, 0)
     for left in reversed(range(rounds)):
         asked: dict[int, Question] = {}
-        numbered = questions(sorted(stated), state, first=stated)
+        numbered = questions(sorted(attempts), state, draft=draft, first=attempts)
         requests = _requests(numbered, asked, begun, attempts=0 if left else ATTEMPTS, **settings)
-        stated = {}
+        attempts = {}
         with contextlib.closing(engine.run(params, requests)) as texts:
             for drawn in texts:
                 index = drawn.request.index
                 question = asked.pop(index)
                 begun[index] += drawn.dead_ends
+                rejected[index] += question.rejected
                 if drawn.complete or not left:
-                    yield Answer(question, drawn, question.rejected + begun[index])
+                    yield Answer(question, drawn, rejected[index] + begun[index])
                 else:
-                    stated[index] = question.rejected + 1
-        for index, question in asked.items():
+                    attempts[index] = question.next_attempt
+                    rejected[index] += 1
+        for index, question in asked.items():  # no composition is admitted
             nothing = Drawn(request=Request(index=index, prompt=()), ids=(), log_probs=(), log_kept=0.0, complete=False)
-            yield Answer(question, nothing, question.rejected + begun[index] + 1)
+            yield Answer(question, nothing, rejected[index] + question.rejected + begun[index] + 1)
 
 
 def _requests(
@@ -97,12 +113,16 @@ def _requests(
     for index, question in numbered:
         asked[index] = question
         if question.stated is None or question.stated.admitted:
-            yield Request(
-                index=index,
-                prompt=question.head,
-                limits=question.limits,
-                guide=question.guide,
-                first=begun[index],
-                attempts=attempts,
-                **settings,
-            )
+            yield _request(index, question, first=begun[index], attempts=attempts, **settings)
+
+
+def _request(index: int, question: Question, *, first: int, attempts: int, **settings: Any) -> Request:
+    return Request(
+        index=index,
+        prompt=question.head,
+        limits=question.limits,
+        guide=question.guide,
+        first=first,
+        attempts=attempts,
+        **settings,
+    )

@@ -1,7 +1,10 @@
-"""First lines of texts that begin with a composition: they are drawn before the texts, which are then held to them.
+"""Draws the composition line of texts that begin with one, before the sites, which are then constrained to it.
 
-Drawn so, a text has the probability that the model gives it; only what the sites say in contradiction to their first
-line is left out. And what is asked of a composition is decided where it is written.
+Without constraints the lines follow the model's distribution. Under constraints each token is drawn under a mask, which
+alone would distort it: a model that may write Li, Fe, P and O only would mostly stop after lithium, since ending the
+line is the one continuation whose probability the mask does not take away. So several lines are proposed, and one is
+chosen with the probability that the masks removed put back as its weight (sampling-importance-resampling, Rubin 1988).
+The more proposals, the nearer the result is to the model's distribution restricted to the constraints.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from crystal_jax.model.cache import Cache, empty_cache, put_rows
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.decode import draw
 from crystal_jax.sharding import BATCH, CACHE_RULES, on_mesh, row_parts, tree_shardings
-from crystal_jax.text.first_line import FirstLine, Parts, Place, Wanted
+from crystal_jax.text.composition_constraint import CompositionConstraint, Parts
+from crystal_jax.text.first_line import FirstLine, Place
 
 _ATTEMPTS = 1000  # at a composition that is admitted
+# Lines of which one is chosen, under constraints; of a formula, which the prompt states, only the multiple is open.
+_PROPOSALS, _FORMULA_PROPOSALS = 32, 4
 Admit = Callable[[Mapping[str, int]], bool]
 _STREAM = 0x434F4D50  # a composition's random numbers are not those of its crystal
 
@@ -38,12 +44,12 @@ class ToState:
         prompt: Token ids, BOS included.
         wanted: What it must be.
         admit: What else its composition must be; others are drawn again.
-        first: How many lines of this sample were drawn before.
+        first: Number of its first attempt, which like `index` decides the random numbers.
     """
 
     index: int
     prompt: tuple[int, ...]
-    wanted: Wanted
+    wanted: CompositionConstraint
     admit: Admit = lambda composition: True
     first: int = 0
 
@@ -57,19 +63,24 @@ class Stated:
         ids: Token ids.
         log_probs: Of them and of the line's end, which is not among them: see `Rows` in sample/decode.py.
         log_kept: Natural logarithm of the share of probability that `ToState.wanted` left.
-        rejected: Lines of its sample that were drawn before it, not admitted or not kept to.
+        next_attempt: Number of the first attempt that was not made for this line.
+        rejected: Attempts that were not admitted.
         admitted: Whether it is; if not, none of 1,000 was, and this is the last of them.
+        weight: Natural logarithm of the probability that the masks removed, as the temperature has it.
     """
 
     composition: Parts
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     log_kept: float
+    next_attempt: int = 1
     rejected: int = 0
     admitted: bool = True
+    weight: float = 0.0
 
 
-_NOTHING = Stated(composition=(), ids=(), log_probs=(0.0,), log_kept=0.0)
+# The line of a sample for which no composition was found.
+NOTHING = Stated(composition=(), ids=(), log_probs=(0.0,), log_kept=0.0, admitted=False)
 
 
 class _Read(NamedTuple):
@@ -87,6 +98,7 @@ class _Row:
     ids: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
     log_kept: float = 0.0
+    weight: float = 0.0
     stated: Stated | None = None
     stuck: bool = False
 
@@ -115,7 +127,7 @@ class Compositions:
         seed: int,
         at_once: int = 64,
     ):
-        self._language = language
+        self._language, self._seed = language, seed
         at_once += -at_once % row_parts(mesh)
         self._prompt_tokens, self._at_once = prompt_tokens, at_once
         whole = NamedSharding(mesh, jax.P())
@@ -141,13 +153,16 @@ class Compositions:
             masks: Bool[Array, "2 b k"],
             numbers: Int[Array, "b 3"],
             settings: tuple[Array, Array],
-        ) -> tuple[_Read, tuple[Array, Array, Array]]:
+        ) -> tuple[_Read, tuple[Array, Array, Array, Array]]:
             """Draws a column in each row and reads it; `masks` are the grammar's and what is wanted."""
             with on_mesh(mesh):
                 model: Transformer = nnx.merge(graph, params)
                 logits = past.logits
                 log_probs = jax.nn.log_softmax(jnp.where(masks[0], logits, -jnp.inf))
                 kept = jax.nn.logsumexp(jnp.where(masks[1], log_probs, -jnp.inf), axis=-1)
+                heat = jnp.where(settings[0] == 0, 1, settings[0])[:, None]
+                tempered = jax.nn.log_softmax(jnp.where(masks[0], logits / heat, -jnp.inf))
+                weight = jax.nn.logsumexp(jnp.where(masks[1], tempered, -jnp.inf), axis=-1)
                 stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
                 keys = jnp.broadcast_to(stream, len(numbers))
                 for part in numbers.T:
@@ -155,7 +170,7 @@ class Compositions:
                 column = draw(keys, jnp.where(masks[1], logits, -jnp.inf), *settings)
                 token = jnp.append(columns, 0)[column]
                 hidden, cache = model.extend(token[:, None], jnp.ones(at_once, jnp.int32), past.cache)
-                drawn = column, jnp.take_along_axis(log_probs, column[:, None], axis=1)[:, 0], kept
+                drawn = column, jnp.take_along_axis(log_probs, column[:, None], axis=1)[:, 0], kept, weight
                 return _Read(cache, logits_after(model, hidden)), drawn
 
         def empty() -> _Read:
@@ -173,21 +188,60 @@ class Compositions:
         settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
         for begin in range(0, len(asked), self._at_once):
             some = asked[begin : begin + self._at_once]
+            # How many lines are proposed together, of which one is chosen. The most likely line is always the same.
+            sizes = [self._num_proposals(one) if temperature else 1 for one in some]
             found: dict[int, Stated] = {}
-            attempts = 0
+            made = [0] * len(some)  # attempts
             while missing := [i for i in range(len(some)) if i not in found]:
-                # As many attempts at once as there are rows for; of those that are admitted, the first counts.
-                each = min(self._at_once // len(missing), _ATTEMPTS - attempts)
-                tries = [(i, attempt) for i in missing for attempt in range(attempts, attempts + each)]
-                rows = self._write(params, [(some[i], some[i].first + attempt) for i, attempt in tries], settings)
-                for (i, attempt), row in zip(tries, rows, strict=True):
-                    stated = row.stated or _NOTHING
+                groups = max(1, self._at_once // sum(sizes[i] for i in missing))
+                tries = [
+                    (i, made[i] + number)
+                    for i in missing
+                    for number in range(min(groups * sizes[i], _ATTEMPTS - made[i]))
+                ]
+                rows: list[_Row] = []
+                for first in range(0, len(tries), self._at_once):
+                    batch = tries[first : first + self._at_once]
+                    rows += self._write(params, [(some[i], some[i].first + number) for i, number in batch], settings)
+                proposed: dict[int, list[Stated]] = {i: [] for i in missing}
+                for (i, _), row in zip(tries, rows, strict=True):
+                    stated = row.stated or NOTHING
                     admitted = row.stated is not None and some[i].admit(dict(stated.composition))
-                    if i not in found and (admitted or attempt == _ATTEMPTS - 1):
-                        rejected = some[i].first + attempt
-                        found[i] = dataclasses.replace(stated, rejected=rejected, admitted=admitted)
-                attempts += each
+                    proposed[i].append(dataclasses.replace(stated, admitted=admitted, weight=row.weight))
+                for i, lines in proposed.items():
+                    if chosen := self._choose(some[i], made[i], lines, sizes[i]):
+                        found[i] = chosen
+                    made[i] += len(lines)
             yield from (found[i] for i in range(len(some)))
+
+    def _num_proposals(self, one: ToState) -> int:
+        if one.wanted == self._language.anything:  # masks remove nothing
+            return 1
+        return _FORMULA_PROPOSALS if one.wanted.formula else _PROPOSALS
+
+    def _choose(self, one: ToState, made: int, lines: Sequence[Stated], size: int) -> Stated | None:
+        """Chooses a line of the first group in which one is admitted; the last line if attempts run out, else None.
+
+        Args:
+            one: What is drawn.
+            made: Attempts before these lines.
+            lines: The proposals of whole groups.
+            size: Lines of a group.
+        """
+        for begin in range(0, len(lines), size):
+            group = lines[begin : begin + size]
+            admitted = [line for line in group if line.admitted]
+            first = one.first + made + begin
+            facts = dict(next_attempt=first + len(group), rejected=made + begin + len(group) - len(admitted))
+            if admitted:
+                weights = np.exp(np.array([line.weight for line in admitted]) - max(line.weight for line in admitted))
+                rng = np.random.default_rng([self._seed, _STREAM, one.index, first])
+                place = int(rng.choice(len(admitted), p=weights / weights.sum())) if len(admitted) > 1 else 0
+                return dataclasses.replace(admitted[place], **facts)
+        if made + len(lines) >= _ATTEMPTS:
+            rejected = made + len(lines) - 1
+            return dataclasses.replace(lines[-1], next_attempt=one.first + rejected + 1, rejected=rejected)
+        return None
 
     def _write(
         self, params: nnx.State, tries: Sequence[tuple[ToState, int]], settings: tuple[Array, Array]
@@ -217,16 +271,17 @@ class Compositions:
                 masks[:, i, language.end] |= rows[i].stuck
             numbers[:, 2] = number
             past, drawn = self._step(params, past, masks, numbers, settings)
-            columns, log_probs, kept = (np.asarray(array).tolist() for array in drawn)
+            columns, log_probs, kept, weights = (np.asarray(array).tolist() for array in drawn)
             for i in going:
                 if not rows[i].stuck:
-                    self._note(rows[i], columns[i], log_probs[i], kept[i])
+                    self._note(rows[i], columns[i], log_probs[i], kept[i], weights[i])
         return rows
 
-    def _note(self, row: _Row, column: int, log_prob: float, kept: float) -> None:
+    def _note(self, row: _Row, column: int, log_prob: float, kept: float, weight: float) -> None:
         """Adds what was drawn to a line."""
         row.log_probs.append(log_prob)
         row.log_kept += kept
+        row.weight += weight
         if column != self._language.end:
             row.ids.append(int(self._language.token_ids[column]))
             row.place = self._language.step(row.place, column)

@@ -6,7 +6,6 @@ the row's own limits on its composition. All work on *columns*: indices into the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
-from pymatgen.core import Composition
 
 from crystal_jax.text.automaton import ANY, END, TokenAutomaton
+from crystal_jax.text.composition_constraint import CompositionConstraint
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
@@ -170,83 +169,52 @@ def _forced_run(automaton: TokenAutomaton, state: int) -> tuple[int, ...]:
 
 
 class Limits(NamedTuple):
-    """What a row's composition must be; on the host, of one row, as NumPy arrays.
+    """A `CompositionConstraint` of each row as arrays; on the host, of one row, as NumPy arrays.
 
     Attributes:
         elements: Which may occur, bool; shape [b, e] (no b for a single row).
+        required: Which must occur, bool; shape [b, e].
         formula: Atoms of each element in a formula unit; all 0 where no formula is asked for. Shape [b, e].
+        min_elements, max_elements: Numbers of different elements; shape [b].
         min_atoms, max_atoms: Of the cell; shape [b].
     """
 
     elements: Any
+    required: Any
     formula: Any
+    min_elements: Any
+    max_elements: Any
     min_atoms: Any
     max_atoms: Any
 
 
-def make_limits(
-    *,
-    elements: Sequence[str] = ELEMENTS,
-    formula: str | None = None,
-    min_atoms: int = 1,
-    max_atoms: int = 20,
-) -> Limits:
-    """Limits of one row, as NumPy arrays.
+def limits_of(constraint: CompositionConstraint) -> Limits:
+    """Returns a constraint as NumPy arrays, of one row."""
+    allowed, required = (np.zeros(len(ELEMENTS), bool) for _ in range(2))
+    allowed[[_INDEX[symbol] for symbol in constraint.elements]] = True
+    required[[_INDEX[symbol] for symbol in constraint.required]] = True
+    counts = np.zeros(len(ELEMENTS), np.int32)
+    for symbol, number in constraint.unit:
+        counts[_INDEX[symbol]] = number
+    numbers = (constraint.min_elements, constraint.max_elements, constraint.min_atoms, constraint.max_atoms)
+    return Limits(allowed, required, counts, *(np.int32(number) for number in numbers))
 
-    Args:
-        elements: Elements that may occur.
-        formula: The composition is a multiple of this formula, such as LiFePO4.
-        min_atoms: Fewest atoms in the cell.
-        max_atoms: Most atoms in the cell.
+
+def make_limits(**constraint: Any) -> Limits:
+    """Returns the limits of `CompositionConstraint(**constraint)`.
 
     Raises:
         ValueError: no composition is within the limits, or something in them is no element or formula.
     """
-    if unknown := set(elements) - set(ELEMENTS):
-        raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
-    if not elements:
-        raise ValueError("A crystal needs at least one allowed element")
-    if not 1 <= min_atoms <= max_atoms:
-        raise ValueError(f"min_atoms={min_atoms} must be at least 1 and at most max_atoms={max_atoms}")
-    unit = formula_unit(formula) if formula else {}
-    if foreign := set(unit) - set(elements):
-        raise ValueError(f"{formula} has {', '.join(sorted(foreign))}, which the allowed elements leave out")
-    size = sum(unit.values())
-    if unit and not any(min_atoms <= n <= max_atoms for n in range(size, max_atoms + 1, size)):
-        raise ValueError(f"no multiple of {formula} ({size} atoms) has {min_atoms} to {max_atoms} atoms")
-    allowed, counts = np.zeros(len(ELEMENTS), bool), np.zeros(len(ELEMENTS), np.int32)
-    allowed[[_INDEX[symbol] for symbol in elements]] = True
-    for symbol, number in unit.items():
-        counts[_INDEX[symbol]] = number
-    return Limits(allowed, counts, np.int32(min_atoms), np.int32(max_atoms))
+    return limits_of(CompositionConstraint(**constraint))
 
 
 def exactly(composition: Mapping[str, int]) -> Limits:
     """Limits of a row with these numbers of atoms, as NumPy arrays."""
     counts = np.zeros(len(ELEMENTS), np.int32)
     counts[[_INDEX[symbol] for symbol in composition]] = list(composition.values())
-    atoms = np.int32(counts.sum())
-    return Limits(np.ones(len(ELEMENTS), bool), counts, atoms, atoms)
-
-
-def formula_unit(formula: str) -> Mapping[str, int]:
-    """Atoms of each element in the smallest whole formula: of Li4Fe4P4O16, those of LiFePO4.
-
-    Raises:
-        ValueError: it is no formula.
-    """
-    try:
-        composition = Composition(formula)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{formula!r} is not a chemical formula") from error
-    amounts = composition.get_el_amt_dict()
-    if any(number != round(number) for number in amounts.values()):
-        amounts = Composition(composition.get_integer_formula_and_factor()[0]).get_el_amt_dict()
-    if not amounts or set(amounts) - set(ELEMENTS):
-        raise ValueError(f"{formula!r} is not a chemical formula of elements that can be written")
-    counts = {symbol: round(number) for symbol, number in amounts.items()}
-    divisor = math.gcd(*counts.values())  # pymatgen would make O2 of oxygen
-    return {symbol: number // divisor for symbol, number in counts.items()}
+    atoms, elements = np.int32(counts.sum()), np.int32(len(composition))
+    return Limits(np.ones(len(ELEMENTS), bool), counts > 0, counts, elements, elements, atoms, atoms)
 
 
 class Grants(NamedTuple):
@@ -294,16 +262,25 @@ def permitted(
     column is open if one of the values that are possible after it is.
     """
     counts = progress.counts
-    total, size = counts.sum(axis=-1), limits.formula.sum(axis=-1)
+    present = counts > 0
+    distinct, total, size = present.sum(axis=-1), counts.sum(axis=-1), limits.formula.sum(axis=-1)
     asked = size > 0
     whole = tables.units[:, None] * limits.formula[:, None]  # [b, m, e]
     atoms = tables.units * size[:, None]
     fits = (atoms >= limits.min_atoms[:, None]) & (atoms <= limits.max_atoms[:, None])
     contains = fits & (whole >= counts[:, None]).all(axis=-1)
     more = (contains[..., None] & (whole > counts[:, None])).any(axis=1)
-    open_elements = limits.elements & jnp.where(asked[:, None], more, (total < limits.max_atoms)[:, None])
+    # With one more of each element: how many are there, how many required ones are missing, how many must still come?
+    missing = limits.required & ~present
+    then_distinct = distinct[:, None] + ~present
+    then_missing = missing.sum(axis=-1)[:, None] - missing
+    needed = jnp.maximum(then_missing, limits.min_elements[:, None] - then_distinct)
+    fits_in = then_distinct + then_missing <= limits.max_elements[:, None]
+    has_room = jnp.maximum(needed, 0) < (limits.max_atoms - total)[:, None]
+    open_elements = limits.elements & jnp.where(asked[:, None], more, fits_in & has_room)
     exact = (contains & (atoms == total[:, None])).any(axis=-1)
-    may_end = jnp.where(asked, exact, total >= limits.min_atoms)
+    is_complete = (total >= limits.min_atoms) & (distinct >= limits.min_elements) & ~missing.any(axis=-1)
+    may_end = jnp.where(asked, exact, is_complete)
 
     elements = jnp.concatenate([open_elements[:, tables.elements], may_end[:, None]], axis=1)
     granted = grants.open

@@ -162,7 +162,8 @@ def free_rows(
     room = max_tokens + tables.forced.shape[1]
     columns, elements = tables.token_ids.shape[0], len(ELEMENTS)
     ints, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows)
-    limits = Limits(jnp.zeros((rows, elements), bool), jnp.zeros((rows, elements), jnp.int32), ints, ints)
+    none = jnp.zeros((rows, elements), bool)
+    limits = Limits(none, none, jnp.zeros((rows, elements), jnp.int32), ints, ints, ints, ints)
     return Rows(
         cache=empty_cache(cfg, batch=rows, capacity=capacity or prompt_tokens + room, stacked=stacked, coded=coded),
         logits=jnp.zeros((rows, columns)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,7 +11,7 @@ from pymatgen.core import Lattice
 from pymatgen.symmetry.groups import SpaceGroup
 from pymatgen.util.coord import pbc_shortest_vectors
 
-from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
+from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME, covalent_radius, shortest_vector, sphere_volume
 from crystal_jax.sample.guide import NEVER, Grant, turn_of
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
@@ -20,17 +21,35 @@ _SLACK = 1e-4
 
 
 class CellForms:
-    """The last angle is one with which there is a cell of some volume (the evaluator's smallest).
+    """Admits the last angle of a cell that exists, whose volume is possible, and in which no atom meets its own images.
 
-    And no atom is too near to its own images: a vector of the lattice is at least as long as two atoms are apart.
+    The shortest vector of the lattice is at least as long as two atoms are apart. Where the composition is known, that
+    is the distance of two of its largest atoms, and the volume is at most a multiple of that of the atoms.
 
     Args:
         lengths, angles: The values of these fields, in the automaton's order.
         shortest: The shortest vector of the lattice, in Å.
+        radii: Or this share of the sum of two covalent radii, if that is more.
+        max_volume_factor: Largest volume, in units of the van der Waals spheres of the composition; None is any.
+        composition: Atoms by element, if they are known before the cell.
     """
 
-    def __init__(self, *, lengths: Sequence[str], angles: Sequence[str], shortest: float = MIN_DISTANCE):
-        self._lengths, self._angles, self._shortest = np.array(lengths, float), np.array(angles, float), shortest
+    def __init__(
+        self,
+        *,
+        lengths: Sequence[str],
+        angles: Sequence[str],
+        shortest: float = MIN_DISTANCE,
+        radii: float = 0.0,
+        max_volume_factor: float | None = None,
+        composition: Mapping[str, int] | None = None,
+    ):
+        self._lengths, self._angles = _as_numbers(tuple(lengths)), _as_numbers(tuple(angles))
+        counts = composition or {}
+        self._shortest = max([shortest, *(2 * radii * covalent_radius(symbol) for symbol in counts)])
+        self._largest = np.inf
+        if counts and max_volume_factor is not None:
+            self._largest = max_volume_factor * sphere_volume(s for s, n in counts.items() for _ in range(n))
 
     def __call__(self, fields: Sequence[str]) -> Grant:
         """Which lengths and which γ there may be; it must be asked for once α and β are known."""
@@ -43,12 +62,18 @@ class CellForms:
         cosines = np.cos(np.radians(np.stack(np.broadcast_arrays(alpha, beta, self._angles))))
         squared = 1 - (cosines**2).sum(axis=0) + 2 * cosines.prod(axis=0)
         forms = (abs(alpha - beta) < self._angles) & (self._angles < min(alpha + beta, 360 - alpha - beta))
-        possible = forms & (a * b * c * np.sqrt(np.maximum(squared, 0)) > MIN_VOLUME + _SLACK)
+        volumes = a * b * c * np.sqrt(np.maximum(squared, 0))
+        possible = forms & (volumes > MIN_VOLUME + _SLACK) & (volumes < self._largest * (1 - _SLACK))
         ones, (cos_alpha, cos_beta, cos_gamma) = np.ones(possible.sum()), cosines[:, possible]
         products = np.array([[ones, cos_gamma, cos_beta], [cos_gamma, ones, cos_alpha], [cos_beta, cos_alpha, ones]])
         metrics = np.moveaxis(products, -1, 0) * np.outer([a, b, c], [a, b, c])
         possible[possible] = _no_shorter_vector(self._shortest + _SLACK, metrics)
         return Grant({"angle": possible}, NEVER)
+
+
+@functools.lru_cache(maxsize=16)  # each sample whose composition is known has a guide of its own
+def _as_numbers(values: tuple[str, ...]) -> Float[np.ndarray, " n"]:
+    return np.array(values, float)
 
 
 def _no_shorter_vector(length: float, metrics: Float[np.ndarray, "n 3 3"]) -> Bool[np.ndarray, " n"]:
@@ -66,22 +91,41 @@ def _no_shorter_vector(length: float, metrics: Float[np.ndarray, "n 3 3"]) -> Bo
 
 
 class KeepsDistance:
-    """The last coordinate of an atom is one where no earlier atom is too near, periodic images included.
+    """Admits the last coordinate of an atom where no earlier atom is too near, periodic images included.
+
+    Given the elements, one is admitted only if the lattice keeps its atoms far enough from their own images. Where the
+    composition is known before the lattice, `CellForms` sees to that, and atoms need not be asked for twice.
 
     Args:
         values: The values of the field `z`, fractional, in the automaton's order.
+        elements: Those of the field `element`, its end included; None admits any.
         shortest: Two atoms are at least this far apart, in Å.
         radii: Or this share of the sum of their covalent radii, if that is more.
     """
 
-    def __init__(self, values: Sequence[str], *, shortest: float = MIN_DISTANCE, radii: float = 0.0):
-        self._z, self._shortest, self._radii = np.array(values, float), shortest, radii
+    def __init__(
+        self,
+        values: Sequence[str],
+        *,
+        elements: Sequence[str] | None = None,
+        shortest: float = MIN_DISTANCE,
+        radii: float = 0.0,
+    ):
+        self._z, self._shortest, self._radii = _as_numbers(tuple(values)), shortest, radii
+        own = [2 * radii * covalent_radius(symbol) for symbol in elements or ()]
+        self._own_distance = np.array(own) if any(own) else None
 
     def __call__(self, fields: Sequence[str]) -> Grant:
-        """Which z there may be; it must be asked for once x and y are known."""
+        """Which elements or z there may be; it must be asked for once x and y are known, and at each element."""
         atom, part = divmod(len(fields) - LATTICE_WORDS, ATOM_WORDS)
-        if len(fields) < LATTICE_WORDS or atom == 0:
-            return Grant({}, turn_of(1, _Z))  # there is nothing to be near to
+        asks_elements = self._own_distance is not None
+        if len(fields) < LATTICE_WORDS:
+            return Grant({}, LATTICE_WORDS if asks_elements else turn_of(1, _Z))
+        if part == 0 and self._own_distance is not None:
+            possible = self._own_distance + _SLACK <= _shortest_vector(tuple(fields[:LATTICE_WORDS]))
+            return Grant({"element": possible}, turn_of(atom, _Z) if atom else turn_of(1, 0))
+        if atom == 0:
+            return Grant({}, turn_of(1, 0 if asks_elements else _Z))  # there is nothing to be near to
         if part != _Z:
             return Grant({}, turn_of(atom, _Z))
         symbols = fields[LATTICE_WORDS::ATOM_WORDS]
@@ -94,17 +138,20 @@ class KeepsDistance:
         _, squares = pbc_shortest_vectors(lattice, candidates, places, return_d2=True)
         return Grant(
             {"z": (squares >= (self._apart(symbols) + _SLACK) ** 2).all(axis=1)},
-            turn_of(atom + 1, _Z),
+            turn_of(atom + 1, 0 if asks_elements else _Z),
         )
 
     def _apart(self, symbols: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """How far the last of these atoms must be from each of the others, in Å."""
-        if not self._radii:
-            return np.full(len(symbols) - 1, self._shortest)
-        from pymatgen.analysis.local_env import CovalentRadius
-
-        own, *others = (CovalentRadius.radius.get(symbol, 0.0) for symbol in reversed(symbols))
+        """Returns how far the last of these atoms must be from each of the others, in Å."""
+        own, *others = (covalent_radius(symbol) for symbol in reversed(symbols))
         return np.maximum(self._shortest, self._radii * (own + np.array(others[::-1])))
+
+
+@functools.lru_cache(maxsize=1024)  # asked once an atom, of the rows that are being written
+def _shortest_vector(cell: tuple[str, ...]) -> float:
+    """Returns the length of the lattice's shortest vector in Å."""
+    matrix = Lattice.from_parameters(*map(float, cell)).get_lll_reduced_lattice().matrix
+    return shortest_vector(matrix)
 
 
 class LatticeSystem:
@@ -151,6 +198,7 @@ _MONOCLINIC: _Shape = (None, None, None, "90", None, "90")  # unique axis b
 _TRICLINIC: _Shape = (None,) * 6
 
 
+@functools.cache
 def _shapes(spacegroup: int) -> tuple[_Shape, ...]:
     group = SpaceGroup.from_int_number(spacegroup)
     match group.crystal_system, group.symbol[0]:

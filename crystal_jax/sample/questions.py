@@ -1,64 +1,92 @@
-"""What each sample of a job answers: a prompt, and what the answer must keep to."""
+"""What each sample of a job answers: a prompt, and what the answer must keep to.
+
+A model learns properties after a formula: the formula always comes first in a prompt (Gruver et al., section 3). Asked
+for a property alone, it was never trained on such a prompt and mostly writes pure elements. So where properties are
+asked for without a formula, the formula is drawn first, by the model itself without any request, under the limits on
+the composition; then formula and properties are asked for together. The formulas of such samples therefore follow the
+model's unconditional distribution, restricted to the limits.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 from flax import nnx
 from jax.sharding import Mesh
+from pymatgen.core import Composition
 
 from crystal_jax.config import ModelConfig
-from crystal_jax.sample.compositions import Admit, Compositions, Stated, ToState
-from crystal_jax.sample.constraints import Limits, exactly, formula_unit, make_limits
+from crystal_jax.sample.compositions import NOTHING, Admit, Compositions, Stated, ToState
+from crystal_jax.sample.constraints import Limits, exactly, limits_of
 from crystal_jax.sample.guide import Guide
-from crystal_jax.sample.requests import Asked, conditions_of
-from crystal_jax.sample.rules import Rules, formula_of, make_admission, make_guide, narrowed
+from crystal_jax.sample.requests import FORMULA, SPACEGROUP, Asked, conditions_of
+from crystal_jax.sample.rules import Rules, kept_formula, make_admission, make_guide, narrowed
 from crystal_jax.sample.texts import Drawn
 from crystal_jax.text.automaton import TokenAutomaton
+from crystal_jax.text.composition_constraint import CompositionConstraint
 from crystal_jax.text.crystal_text import TextFormat
-from crystal_jax.text.first_line import FirstLine, Wanted
+from crystal_jax.text.first_line import FirstLine
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import Tokenizer, prompt_ids
 
-_AT_ONCE = 256  # questions whose first lines are drawn together
+_AT_ONCE = 256  # questions whose compositions are drawn together
+# Attempts are numbered, and their numbers decide the random numbers: the second line of a sample, after its formula
+# was drawn, and a crystal that is drawn for its formula only, must not repeat the numbers of others.
+_SECOND_LINE = 1 << 20
+DRAFT = 1 << 21
+_USUAL_ATOMS = 20  # of cells that models are trained on: fewer are a limit, not another language
+# A formula as long as formulas of so many atoms get, to know how long prompts become.
+_LONG_FORMULA = "Li2Fe2Mn2Co2(Si2B2P2S2O2F2)10"
 
 
 class Question(NamedTuple):
-    """Of one sample.
+    """What one sample answers.
 
     Attributes:
-        asked: What is asked for.
+        asked: What the user asks for.
         rules: What the answer keeps to, by name.
         text, prompt: The prompt, and its ids with BOS.
-        limits, guide: These rules for what is written after its first line, if it has one.
-        wanted, admit: And for that line.
-        stated: That line, which stands between the prompt and what is yet to be written.
+        constraint: What the composition must be.
+        limits, guide: The rules for what is written after the composition line, if there is one.
+        admit: A further test of the composition.
+        formula_is_drawn: Properties are asked for without a formula: the model draws one first.
+        stated: The composition line, which stands between the prompt and what is yet to be written.
+        draft: Where the formula was drawn, the line that it comes from.
     """
 
     asked: Asked
     rules: Rules
     text: str
     prompt: tuple[int, ...]
+    constraint: CompositionConstraint
     limits: Limits
     guide: Guide | None
-    wanted: Wanted
     admit: Admit
+    formula_is_drawn: bool = False
     stated: Stated | None = None
+    draft: Stated | None = None
 
     @property
     def rejected(self) -> int:
-        """First lines that were drawn before its own, and not admitted or not kept to."""
-        return self.stated.rejected if self.stated else 0
+        """Returns how many composition lines were drawn and not admitted."""
+        return sum(line.rejected for line in (self.draft, self.stated) if line)
+
+    @property
+    def next_attempt(self) -> int:
+        """Returns the number of the first attempt at a composition that was not made yet."""
+        line = self.draft or self.stated
+        return line.next_attempt if line else 0
 
     @property
     def head(self) -> tuple[int, ...]:
-        """The ids after which writing begins."""
+        """Returns the ids after which writing begins."""
         return self.prompt + (self.stated.ids if self.stated else ())
 
     def log_probs(self, drawn: Drawn) -> tuple[list[float], float]:
-        """`log_probs` and `log_kept` of a whole answer, its first line included."""
+        """Returns `log_probs` and `log_kept` of a whole answer, its composition line included."""
         if self.stated is None:
             return list(drawn.log_probs), drawn.log_kept
         # The first token after a line is one of those that end it.
@@ -67,20 +95,27 @@ class Question(NamedTuple):
         return [*line, end + first, *others], self.stated.log_kept + drawn.log_kept
 
 
+# Draws composition lines, in order.
+StateLines = Callable[[Sequence[ToState]], Iterator[Stated]]
+# Draws crystals without a request under the limits of these questions, and returns their compositions: None where it
+# comes to nothing. For texts without a composition line.
+DraftCompositions = Callable[[Mapping[int, Question]], Mapping[int, Mapping[str, int] | None]]
+
+
 class Questions:
-    """Each of `asked` in turn, over and over: raising the number of samples renames none.
+    """Answers which question each sample has: the requests in turn, so that more samples rename none.
 
     Args:
-        asked: Requests (see `read_requests`).
+        asked: Requests (see sample/requests.py).
         rules: Of the whole job; a request may add to them.
-        automaton: The grammar, without a first line.
+        automaton: The grammar, without a composition line.
         tokenizer, text_format: Of the texts. Those that begin with a composition are held to it, and it is drawn first.
 
     Attributes:
-        texts: The prompts, of `asked`.
+        texts: The prompts, of `asked`; where a formula is drawn, without it.
         constraints: All that are in use, by name.
         prompt_tokens: Length of the longest prompt, BOS included.
-        first_line: The language of first lines, if texts have them.
+        first_line: The language of composition lines, if texts have them.
         head_tokens: Length of the longest `Question.head`.
 
     Raises:
@@ -95,41 +130,72 @@ class Questions:
         tokenizer: Tokenizer,
         text_format: TextFormat,
     ):
-        self.texts = [generation_prompt(conditions_of(one)) for one in asked]
-        prompts = [prompt_ids(tokenizer, text) for text in self.texts]
-        self.prompt_tokens = max(map(len, prompts))
+        self._tokenizer, self._automaton = tokenizer, automaton
+        self._plain = prompt_ids(tokenizer, generation_prompt())
         has_line = text_format.layout.block is not None
-        self.first_line = FirstLine(tokenizer, text_format, max_atoms=automaton.max_atoms) if has_line else None
-        self.head_tokens = self.prompt_tokens + (self.first_line.max_tokens if self.first_line else 0)
+        most = max(automaton.max_atoms, _USUAL_ATOMS)
+        self.first_line = FirstLine(tokenizer, text_format, max_atoms=most) if has_line else None
         self._admissions: dict[Rules, Admit] = {}
         self._questions: list[Question] = []
-        for number, (one, text, prompt) in enumerate(zip(asked, self.texts, prompts, strict=True), start=1):
+        for number, one in enumerate(asked, start=1):
             try:
-                self._questions.append(self._question(one, narrowed(rules, one), automaton, text, prompt))
+                self._questions.append(self._question(one, narrowed(rules, one)))
             except ValueError as error:
                 raise ValueError(f"request {number}: {error}" if len(asked) > 1 else str(error)) from error
+        self.texts = [question.text for question in self._questions]
         self.constraints = frozenset[str]().union(*(question.rules.constraints for question in self._questions))
+        self.prompt_tokens = max(len(self._plain), *map(self._longest_prompt, self._questions))
+        self.head_tokens = self.prompt_tokens + (self.first_line.max_tokens if self.first_line else 0)
 
-    def _question(
-        self, asked: Asked, rules: Rules, automaton: TokenAutomaton, text: str, prompt: tuple[int, ...]
-    ) -> Question:
-        formula, group = asked.get("pretty_formula"), asked.get("spacegroup.number")
-        guide = make_guide(
-            rules,
-            automaton,
-            formula=str(formula) if formula else None,
-            spacegroup=int(group) if group is not None else None,
-            stated=self.first_line is not None,
-        )
-        held = formula_of(rules, str(formula) if formula else None)
-        limits = make_limits(
-            elements=rules.elements, formula=held, min_atoms=rules.min_atoms, max_atoms=rules.max_atoms
-        )
-        unit = tuple(formula_unit(held).items()) if held else ()
-        wanted = Wanted(frozenset(rules.elements), rules.min_atoms, rules.max_atoms, unit)
+    def __len__(self) -> int:
+        """Returns the number of requests."""
+        return len(self._questions)
+
+    def number_of(self, index: int) -> int:
+        """Returns the number, from 0, of the request that sample `index` answers."""
+        return index % len(self._questions)
+
+    def _question(self, asked: Asked, rules: Rules) -> Question:
+        conditions = conditions_of(asked)
+        formula = kept_formula(rules, conditions.get(FORMULA))
+        constraint = rules.composition(formula)
         if rules not in self._admissions:  # which remembers what it has found out
-            self._admissions[rules] = make_admission(rules, automaton)
-        return Question(asked, rules, text, prompt, limits, guide, wanted, self._admissions[rules])
+            self._admissions[rules] = make_admission(rules, self._automaton)
+        text = generation_prompt(conditions)
+        return Question(
+            asked=asked,
+            rules=rules,
+            text=text,
+            prompt=prompt_ids(self._tokenizer, text),
+            constraint=constraint,
+            limits=limits_of(constraint),
+            guide=self._guide(rules, asked, formula),
+            admit=self._admissions[rules],
+            formula_is_drawn=bool(conditions) and FORMULA not in conditions,
+        )
+
+    def _guide(
+        self, rules: Rules, asked: Asked, formula: str | None, composition: Mapping[str, int] | None = None
+    ) -> Guide | None:
+        return make_guide(
+            rules,
+            self._automaton,
+            formula=formula,
+            spacegroup=asked.get(SPACEGROUP),
+            composition_first=self.first_line is not None,
+            composition=composition,
+        )
+
+    def _longest_prompt(self, question: Question) -> int:
+        """Returns how many tokens a question's prompt may have, with the formula that is drawn for it."""
+        if not question.formula_is_drawn:
+            return len(question.prompt)
+        return len(self._prompt_with(question, _LONG_FORMULA)[1])
+
+    def _prompt_with(self, question: Question, formula: str) -> tuple[str, tuple[int, ...]]:
+        """Returns the prompt that asks for a formula, and then for what the question asks for."""
+        text = generation_prompt({FORMULA: formula, **conditions_of(question.asked)})
+        return text, prompt_ids(self._tokenizer, text)
 
     def make_compositions(
         self,
@@ -140,7 +206,7 @@ class Questions:
         seed: int,
         at_once: int = 64,
     ) -> Compositions | None:
-        """What draws these questions' first lines (see there); None where texts have none."""
+        """Returns what draws these questions' composition lines (see there); None where texts have none."""
         if self.first_line is None:
             return None
         most = self.prompt_tokens
@@ -149,29 +215,97 @@ class Questions:
     def __call__(
         self,
         indices: Sequence[int],
-        state: Callable[[Sequence[ToState]], Iterator[Stated]] | None = None,
+        state: StateLines | None = None,
         *,
+        draft: DraftCompositions | None = None,
         first: Mapping[int, int] = MappingProxyType({}),
     ) -> Iterator[tuple[int, Question]]:
-        """Pairs of a sample's number and its question; `state` draws first lines, where there are any.
+        """Yields each sample's number and its question, with its composition line where texts have one.
 
-        `first` has how many of a sample were drawn before.
+        Args:
+            indices: Numbers of the samples.
+            state: Draws composition lines; needed where texts have them.
+            draft: Draws compositions where texts have no such line; needed if a formula is drawn there.
+            first: How many attempts at a sample's composition were made before.
         """
         for begin in range(0, len(indices), _AT_ONCE):
-            some = indices[begin : begin + _AT_ONCE]
-            questions = [self._questions[index % len(self._questions)] for index in some]
+            some = {index: self._questions[self.number_of(index)] for index in indices[begin : begin + _AT_ONCE]}
             if state is None:
-                yield from zip(some, questions, strict=True)
+                yield from self._with_drafts(some, draft).items()
                 continue
-            lines = [
-                ToState(
-                    index=index,
-                    prompt=question.prompt,
-                    wanted=question.wanted,
-                    admit=question.admit,
-                    first=first.get(index, 0),
-                )
-                for index, question in zip(some, questions, strict=True)
-            ]
-            for index, question, line in zip(some, questions, state(lines), strict=True):
-                yield index, question._replace(limits=exactly(dict(line.composition)), stated=line)
+            for index, line in self._state(state, some, first, drafting=True):
+                some[index] = self._with_formula(some[index], line)
+            for index, line in self._state(state, some, first, drafting=False):
+                counts = dict(line.composition)
+                question = some[index]._replace(limits=exactly(counts), stated=line)
+                if line.admitted and "distance" in question.rules.constraints:
+                    guide = self._guide(question.rules, question.asked, None, counts)
+                    question = question._replace(guide=guide)
+                some[index] = question
+            yield from some.items()
+
+    def _state(
+        self, state: StateLines, some: Mapping[int, Question], first: Mapping[int, int], *, drafting: bool
+    ) -> Iterator[tuple[int, Stated]]:
+        """Draws the composition lines of questions: those that formulas come from, or those that stand in the texts."""
+        if drafting:
+            asked = {i: q for i, q in some.items() if q.formula_is_drawn}
+        else:
+            asked = {i: q for i, q in some.items() if q.stated is None}
+        lines = [
+            ToState(
+                index=index,
+                prompt=self._plain if drafting else question.prompt,
+                wanted=question.constraint,
+                admit=self._fitting(question) if drafting else question.admit,
+                first=first.get(index, 0) + (0 if question.draft is None else _SECOND_LINE),
+            )
+            for index, question in asked.items()
+        ]
+        yield from zip(asked, state(lines), strict=True)
+
+    def _fitting(self, question: Question) -> Admit:
+        """Returns the question's test of compositions, to which a prompt that would be too long is added."""
+
+        def admit(composition: Mapping[str, int]) -> bool:
+            if not question.admit(composition):
+                return False
+            return len(self._prompt_with(question, _reduced(composition))[1]) <= self.prompt_tokens
+
+        return admit
+
+    def _with_formula(self, question: Question, draft: Stated) -> Question:
+        """Returns the question that asks for the drawn formula, too; how many formula units there are is left open."""
+        if not draft.admitted:
+            return question._replace(stated=draft, formula_is_drawn=False)  # a dead end
+        return self._asking_for(question, dict(draft.composition))._replace(draft=draft)
+
+    def _asking_for(self, question: Question, composition: Mapping[str, int]) -> Question:
+        text, prompt = self._prompt_with(question, _reduced(composition))
+        written = "".join(f"{symbol}{number}" for symbol, number in composition.items())
+        constraint = dataclasses.replace(question.constraint, formula=written)
+        guide = question.guide if self.first_line else self._guide(question.rules, question.asked, written)
+        return question._replace(
+            text=text, prompt=prompt, constraint=constraint, limits=limits_of(constraint), guide=guide
+        )
+
+    def _with_drafts(self, some: Mapping[int, Question], draft: DraftCompositions | None) -> Mapping[int, Question]:
+        """Returns questions whose formulas are those of crystals that were drawn without a request."""
+        asked = {index: question for index, question in some.items() if question.formula_is_drawn}
+        if not asked:
+            return some
+        if draft is None:
+            raise ValueError("a property without a formula needs crystals to take formulas from")
+        plain = {i: question._replace(text=generation_prompt(), prompt=self._plain) for i, question in asked.items()}
+        found = {}
+        for index, composition in draft(plain).items():
+            if composition is None or not self._fitting(asked[index])(composition):
+                found[index] = asked[index]._replace(stated=NOTHING)
+            else:
+                found[index] = self._asking_for(asked[index], composition)
+        return {**some, **found}
+
+
+def _reduced(composition: Mapping[str, int]) -> str:
+    """Returns the formula as data sets and prompts have it."""
+    return Composition(composition).reduced_formula

@@ -1,80 +1,150 @@
-"""What is asked for: from flags or from a CSV file, each request to be answered by several samples.
+"""What samples are asked for, by flags, by Python arguments, or by a CSV file with a request a line.
 
-A request is a mapping. What has the name of a condition stands in the prompt and is a wish; what has one of `LIMITS` is
-kept to, beside what the whole job keeps to.
+A request is a mapping. Its keys are of two kinds:
+
+- hints (`CONDITIONS`): properties that stand in the prompt. The model follows them more or less; nothing enforces them.
+- limits (`LIMITS`): elements, chemical system, numbers of atoms and elements, constraints. Every sample keeps to them,
+  in addition to those of the whole job.
+
+A formula is both: it stands in the prompt, and the composition is a multiple of it unless the job has `hints_only`.
 """
 
 from __future__ import annotations
 
-import csv
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from crystal_jax.errors import UserError
+from crystal_jax.tables import read_rows
+from crystal_jax.text.conditions import parse_chemical_system, parse_elements, parse_formula, parse_spacegroup
 from crystal_jax.text.prompts import CONDITIONS
 
 Asked = Mapping[str, Any]
 
-# What a request may be kept to, by the names of `Rules` in sample/rules.py and of the flags.
-LIMITS = ("elements", "without", "min_atoms", "max_atoms", "constraints")
-_INTEGERS = {"spacegroup.number", "min_atoms", "max_atoms"}
-_TEXTS = {"pretty_formula"}
-_LISTS = {"elements", "without", "constraints"}
+FORMULA, SPACEGROUP = "pretty_formula", "spacegroup.number"
+# Keys of a request that every sample keeps to, by the names of the flags.
+LIMITS = (
+    "chemical_system",
+    "elements",
+    "without",
+    "min_elements",
+    "max_elements",
+    "min_atoms",
+    "max_atoms",
+    "constraints",
+)
+NAME = "name"  # of the request, for the outputs
+_NAME_COLUMNS = (NAME, "material_id")
+
+
+def _count(value: Any) -> int:
+    number = _number(value)
+    if number != round(number) or number < 1:
+        raise ValueError(f"{value!r} is not a whole number from 1 up")
+    return round(number)
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
+
+
+def _words(value: Any) -> list[str]:
+    """Returns the words of a list, or of a cell that holds one: "Li Fe P O" or "['Fe', 'O']"."""
+    return re.findall(r"[\w.+-]+", value) if isinstance(value, str) else [str(word) for word in value]
+
+
+_PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    FORMULA: lambda value: parse_formula(str(value)),
+    SPACEGROUP: parse_spacegroup,
+    "formation_energy_per_atom": _number,
+    "band_gap": _number,
+    "e_above_hull": _number,
+    "chemical_system": parse_chemical_system,
+    "elements": lambda value: parse_elements(_words(value)),
+    "without": lambda value: parse_elements(_words(value), name="without"),
+    "min_elements": _count,
+    "max_elements": _count,
+    "min_atoms": _count,
+    "max_atoms": _count,
+    "constraints": _words,
+    NAME: str,
+}
+
+
+def parse_request(request: Asked) -> Asked:
+    """Returns a request with its values checked and in canonical form; values that are None are left out.
+
+    Raises:
+        UserError: a value is no formula, space group, element or number; the message names its key.
+    """
+    parsed = {}
+    for key, value in request.items():
+        if value is None:
+            continue
+        try:
+            parsed[key] = _PARSERS[key](value) if key in _PARSERS else value
+        except ValueError as error:
+            shown = str(error)
+            raise UserError(shown if key in (FORMULA, SPACEGROUP, "chemical_system") else f"{key}: {shown}") from None
+    return parsed
 
 
 def read_requests(path: Path) -> list[Asked]:
-    """The request of each line of a CSV file.
+    """Reads the request of each line of a CSV file.
 
     Its columns are those of the CDVAE data files: pretty_formula, formation_energy_per_atom (eV/atom), band_gap (eV),
     e_above_hull (eV/atom), spacegroup.number; and `LIMITS`, of which some are lists, written as in "Li Fe P O" or as in
-    "['Fe', 'O']". An empty cell asks for nothing; other columns are passed over.
+    "['Fe', 'O']". A column `name` or `material_id` names the requests. An empty cell asks for nothing; other columns
+    are passed over.
 
     Raises:
-        UserError: no file, none of these columns, no lines, or a number that is none, by its line.
+        UserError: no file, none of these columns, no lines, or a value that cannot be read, by its line.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            named = [name for name in reader.fieldnames or () if name in (*CONDITIONS, *LIMITS)]
-            lines = [(reader.line_num, line) for line in reader]
-    except OSError as error:
-        raise UserError(f"--requests={path} cannot be read: {error.strerror}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"--requests={path} is not a CSV file: {error}") from error
-    if not named:
+    table = read_rows(path)
+    known = [column for column in table.columns if column in (*CONDITIONS, *LIMITS)]
+    if not known:
         raise UserError(f"--requests={path} has none of the columns {', '.join((*CONDITIONS, *LIMITS))}")
-    if not lines:
+    if not table.rows:
         raise UserError(f"--requests={path} has no lines but its header")
-    return [
-        {name: _value(path, number, name, line[name]) for name in named if (line[name] or "").strip()}
-        for number, line in lines
-    ]
+    name = next((column for column in _NAME_COLUMNS if column in table.columns), None)
+    requests = []
+    for line, row in enumerate(table.records(), start=2):
+        cells = {column: row[column].strip() for column in known if row[column].strip()}
+        try:
+            requests.append(parse_request(cells | ({NAME: row[name]} if name else {})))
+        except UserError as error:
+            raise UserError(f"--requests={path}, line {line}: {error}") from None
+    return requests
 
 
-def conditions_of(asked: Asked) -> dict[str, Any]:
-    """What a request says in its prompt."""
-    return {name: value for name, value in asked.items() if name not in LIMITS}
+def parse_requests(conditions: Asked | Sequence[Asked]) -> list[Asked]:
+    """Returns one request or several as a list of checked ones; no request at all is one that asks for nothing.
+
+    Raises:
+        UserError: see `parse_request`; of several, the message says which one.
+    """
+    if isinstance(conditions, Mapping):
+        return [parse_request(conditions)]
+    requests = []
+    for number, request in enumerate(conditions, start=1):
+        if not isinstance(request, Mapping):
+            raise UserError(f"request {number} is {request!r}; a request is a mapping, such as {{'band_gap': 1.5}}")
+        try:
+            requests.append(parse_request(request))
+        except UserError as error:
+            raise UserError(f"request {number}: {error}" if len(conditions) > 1 else str(error)) from None
+    return requests or [{}]
 
 
-def _value(path: Path, line: int, name: str, text: str) -> str | float | int | list[str]:
-    if name in _TEXTS:
-        return text.strip()
-    if name in _LISTS:
-        return re.findall(r"\w+", text)
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if number != number or (name in _INTEGERS and number != round(number)):
-        raise UserError(f"--requests={path}, line {line}: {name} is {text!r}, which is not a number of its kind")
-    return round(number) if name in _INTEGERS else number
-
-
-def check_requests(asked: Sequence[Asked]) -> None:
-    """Raises UserError where a space group is none of the 230."""
-    for one in asked:
-        group = one.get("spacegroup.number", 1)
-        if not 1 <= int(group) <= 230:
-            raise UserError(f"there is no space group {group}: their numbers are 1 to 230")
+def conditions_of(request: Asked) -> dict[str, Any]:
+    """Returns the part of a request that stands in its prompt."""
+    return {key: value for key, value in request.items() if key not in LIMITS and key != NAME}

@@ -1,24 +1,26 @@
-"""The rules that samples can be made to keep to, by name."""
+"""The rules that every sample keeps to: constraints by name, and limits on the composition."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import MIN_DISTANCE
+from crystal_jax.evaluate.validity import MAX_VOLUME_FACTOR, MIN_DISTANCE, MIN_RADIUS_FACTOR
 from crystal_jax.sample.charge import ChargeBalance
-from crystal_jax.sample.constraints import formula_unit
 from crystal_jax.sample.geometry import CellForms, KeepsDistance, LatticeSystem
 from crystal_jax.sample.guide import Guide, Guides
 from crystal_jax.text.automaton import ANY, TokenAutomaton
+from crystal_jax.text.composition_constraint import MAX_ELEMENTS, CompositionConstraint
+from crystal_jax.text.conditions import formula_unit, without_elements
 from crystal_jax.text.crystal_text import ELEMENTS
 
 CONSTRAINTS = {
-    "formula": "the composition is a multiple of the requested formula",
+    "formula": "the composition is a multiple of the requested formula (kept to unless --hints_only)",
     "charge": "charges can balance (compositional validity)",
-    "distance": "the angles form a cell, and atoms keep their distance (structural validity)",
+    "distance": "the angles form a cell, atoms keep the distance that their radii ask for, and the cell is not mostly "
+    "empty (plausible)",
     "lattice": "lengths and angles are those of the requested space group's lattice system",
 }
 
@@ -30,40 +32,73 @@ class Rules:
     Attributes:
         constraints: Some of `CONSTRAINTS`.
         elements: Elements that may occur.
+        required: Elements that must occur: all those of a chemical system.
+        min_elements, max_elements: Numbers of different elements.
         min_atoms, max_atoms: Of the cell.
         oxidation_states: The table for `charge`: smact14 or icsd24.
-        min_distance: For `distance`, in Å.
+        min_distance: For `distance`: the least distance of two atoms, in Å.
         min_radii: For `distance`: or this share of the sum of two covalent radii, if that is more.
+        hints_only: A requested formula stands in the prompt and nothing keeps the composition to it.
     """
 
     constraints: frozenset[str] = frozenset()
     elements: tuple[str, ...] = ELEMENTS
+    required: tuple[str, ...] = ()
+    min_elements: int = 1
+    max_elements: int = MAX_ELEMENTS
     min_atoms: int = 1
     max_atoms: int = 20
     oxidation_states: str = "smact14"
     min_distance: float = MIN_DISTANCE
-    min_radii: float = 0.0
+    min_radii: float = MIN_RADIUS_FACTOR
+    hints_only: bool = False
 
     def __post_init__(self):
         if unknown := self.constraints - CONSTRAINTS.keys():
             raise ValueError(f"unknown constraints {', '.join(sorted(unknown))}; there are: {', '.join(CONSTRAINTS)}")
-        if self.min_distance < 0 or self.min_radii < 0:
-            raise ValueError(f"min_distance={self.min_distance} and min_radii={self.min_radii} must not be negative")
+        for name in ("min_distance", "min_radii"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative")
+
+    def composition(self, formula: str | None) -> CompositionConstraint:
+        """Returns what the composition must be, given the formula that is kept to, if one is.
+
+        Raises:
+            ValueError: no composition is possible.
+        """
+        return CompositionConstraint(
+            elements=self.elements,
+            required=self.required,
+            min_elements=self.min_elements,
+            max_elements=self.max_elements,
+            min_atoms=self.min_atoms,
+            max_atoms=self.max_atoms,
+            formula=formula,
+        )
 
 
-def narrowed(rules: Rules, asked: Mapping[str, Any]) -> Rules:
-    """The rules of a job, and what one request adds to them, by the names of `LIMITS` in sample/requests.py.
+def narrowed(rules: Rules, limits: Mapping[str, Any]) -> Rules:
+    """Returns rules with further limits, by the names of `LIMITS` in sample/requests.py.
 
     Raises:
         ValueError: no element is left, or something that is asked for does not exist.
     """
-    elements = allowed_elements(asked.get("elements", rules.elements), asked.get("without", ()))
+    allowed = [symbol for symbol in limits.get("elements", rules.elements) if symbol in rules.elements]
+    system = tuple(limits.get("chemical_system", ()))
+    excluded = limits.get("without", ())
+    if foreign := [symbol for symbol in system if symbol not in allowed or symbol in excluded]:
+        raise ValueError(
+            f"chemical_system {'-'.join(system)} has {', '.join(foreign)}, which the other limits leave out"
+        )
     return dataclasses.replace(
         rules,
-        constraints=rules.constraints | set(asked.get("constraints", ())),
-        elements=allowed_elements([symbol for symbol in elements if symbol in rules.elements], ()),
-        min_atoms=max(rules.min_atoms, asked.get("min_atoms", rules.min_atoms)),
-        max_atoms=min(rules.max_atoms, asked.get("max_atoms", rules.max_atoms)),
+        constraints=rules.constraints | set(limits.get("constraints", ())),
+        elements=without_elements(system or allowed, excluded),
+        required=tuple(dict.fromkeys((*rules.required, *system))),
+        min_elements=max(rules.min_elements, limits.get("min_elements", 1)),
+        max_elements=min(rules.max_elements, limits.get("max_elements", rules.max_elements)),
+        min_atoms=max(rules.min_atoms, limits.get("min_atoms", 1)),
+        max_atoms=min(rules.max_atoms, limits.get("max_atoms", rules.max_atoms)),
     )
 
 
@@ -73,28 +108,44 @@ def make_guide(
     *,
     formula: str | None = None,
     spacegroup: int | None = None,
-    stated: bool = False,
+    composition_first: bool = False,
+    composition: Mapping[str, int] | None = None,
 ) -> Guide | None:
-    """The guide of the requests with this formula and space group; None where the rules need none.
+    """Returns the guide of samples under these rules; None where the rules need none.
 
-    Charges are no business of it where a composition is `stated` before: see `make_admission`.
+    Args:
+        rules: What samples keep to.
+        automaton: The grammar.
+        formula: The formula that is kept to, if one is; its charges are checked here and need no guide.
+        spacegroup: The requested space group.
+        composition_first: The composition is decided before the sites, and its charges with it (`make_admission`).
+        composition: That composition, once it is known: the cell then has room for its atoms, and not far too much.
 
     Raises:
         ValueError: a rule needs a formula or space group that is not asked for, or the formula breaks one.
     """
     guides: list[Guide] = []
     values = {name: automaton.values[part] for name, part in automaton.fields.items()}
-    if "charge" in rules.constraints:
-        guide = _charge_balance(rules, automaton)
-        if "formula" not in rules.constraints:
-            guides += [] if stated else [guide]
-        elif formula and not guide.is_valid(formula_unit(formula)):
+    if "charge" in rules.constraints and formula is not None:
+        if not _charge_balance(rules, automaton).is_valid(formula_unit(formula)):
             raise ValueError(f"the charges of {formula} cannot balance; leave out the constraint 'charge'")
+    elif "charge" in rules.constraints and not composition_first:
+        guides.append(_charge_balance(rules, automaton))
     if "distance" in rules.constraints:
         if ANY in values["z"]:
             raise ValueError("the constraint 'distance' needs a model that writes fractional coordinates")
-        guides.append(CellForms(lengths=values["length"], angles=values["angle"], shortest=rules.min_distance))
-        guides.append(KeepsDistance(values["z"], shortest=rules.min_distance, radii=rules.min_radii))
+        guides.append(
+            CellForms(
+                lengths=values["length"],
+                angles=values["angle"],
+                shortest=rules.min_distance,
+                radii=rules.min_radii,
+                max_volume_factor=MAX_VOLUME_FACTOR if rules.min_radii else None,
+                composition=composition or {},
+            )
+        )
+        elements = None if composition else values["element"]
+        guides.append(KeepsDistance(values["z"], elements=elements, shortest=rules.min_distance, radii=rules.min_radii))
     if "lattice" in rules.constraints:
         if spacegroup is None:
             raise ValueError("the constraint 'lattice' needs a requested space group")
@@ -113,33 +164,18 @@ def _charge_balance(rules: Rules, automaton: TokenAutomaton) -> ChargeBalance:
 
 
 def make_admission(rules: Rules, automaton: TokenAutomaton) -> Callable[[Mapping[str, int]], bool]:
-    """Whether the charges of a composition balance, where they must."""
+    """Returns a test of whole compositions: whether their charges balance, where they must."""
     if "charge" not in rules.constraints:
         return lambda composition: True
     return _charge_balance(rules, automaton).is_valid
 
 
-def formula_of(rules: Rules, formula: str | None) -> str | None:
-    """The formula that the composition is held to, if it is.
+def kept_formula(rules: Rules, formula: str | None) -> str | None:
+    """Returns the formula that the composition is a multiple of; None where it is a hint, or none is requested.
 
     Raises:
-        ValueError: it is to be, and none is asked for.
+        ValueError: the constraint `formula` is set, and no formula is requested.
     """
-    if "formula" not in rules.constraints:
-        return None
-    if not formula:
+    if "formula" in rules.constraints and not formula:
         raise ValueError("the constraint 'formula' needs a requested formula")
-    return formula
-
-
-def allowed_elements(elements: Sequence[str], without: Sequence[str]) -> tuple[str, ...]:
-    """Those of `elements` that are not in `without`.
-
-    Raises:
-        ValueError: one of either is no element, or none is left.
-    """
-    if unknown := ({*elements, *without}) - set(ELEMENTS):
-        raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
-    if not (left := tuple(symbol for symbol in elements if symbol not in set(without))):
-        raise ValueError("A crystal needs at least one allowed element")
-    return left
+    return formula if "formula" in rules.constraints or not rules.hints_only else None

@@ -1,11 +1,18 @@
 """Writes new crystals with a trained model.
 
-Each text is drawn under the grammar of crystals, so that every one can be read. Properties are asked for by flags, or,
-many at once, by a CSV file; what samples must keep to, and not only be asked for, is said by --constraints. Samples are
-appended to the output directory as they are finished; the same command run again goes on where it stopped, and
---num_samples can be raised.
+Each text is drawn under the grammar of crystals, so that every one can be read. What you ask for is of two kinds:
 
-Several temperatures, or several shares --top_p, are one job: each pair has a folder of its own in the output directory.
+  limits   kept to by every sample, exactly: --formula, --chemical_system, --elements, --without, numbers of atoms and
+           elements, and --constraints
+  hints    stand in the prompt, and the model follows them more or less: --spacegroup, --e_above_hull, --band_gap,
+           --formation_energy_per_atom; with --hints_only the formula, too
+
+Where a hint is given without a formula, the model first draws formulas as it does without any request, under the
+limits, and is then asked for formula and hints together. Many requests at once come from a CSV file (--requests).
+
+Samples are appended to the output directory as they are finished; the same command run again goes on where it stopped,
+and --num_samples can be raised. Several temperatures, or several shares --top_p, are one job: each pair has a folder of
+its own in the output directory.
 
 On a pod the same command runs on every host, with --distributed, and the output lies on a disk that all of them see.
 """
@@ -16,7 +23,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,21 +31,32 @@ from absl import flags
 
 from crystal_jax import processes
 from crystal_jax.errors import UserError
-from crystal_jax.sample.requests import LIMITS, Asked, check_requests, conditions_of, read_requests
-from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.sample.request_flags import (
+    HINT_FLAGS,
+    MAX_ATOMS,
+    check_numbers,
+    define_request_flags,
+    hints_in,
+    limits_in,
+)
+from crystal_jax.sample.requests import (
+    FORMULA,
+    LIMITS,
+    NAME,
+    Asked,
+    conditions_of,
+    parse_request,
+    parse_requests,
+    read_requests,
+)
 
 if TYPE_CHECKING:
     from crystal_jax.sample.answers import Answer
+    from crystal_jax.sample.questions import Question
+    from crystal_jax.sample.texts import Drawn
 
 REDRAWS = 8
-# Conditions by name, and their flags.
-_FLAGS = {
-    "pretty_formula": "formula",
-    "formation_energy_per_atom": "formation_energy_per_atom",
-    "band_gap": "band_gap",
-    "e_above_hull": "e_above_hull",
-    "spacegroup.number": "spacegroup",
-}
+MIN_RADII = 0.7  # of evaluate/validity.py, which is not imported for --help
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -61,40 +79,37 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "top_p", ["1.0"], "Nucleus: draw from this share of the probability; or several.", flag_values=flag_values
     )
-    flags.DEFINE_string("formula", None, "Ask for a chemical formula, such as LiFePO4.", flag_values=flag_values)
-    flags.DEFINE_integer("spacegroup", None, "Ask for a space-group number, 1 to 230.", flag_values=flag_values)
-    flags.DEFINE_float(
-        "e_above_hull", None, "Ask for an energy above the convex hull in eV/atom.", flag_values=flag_values
-    )
-    flags.DEFINE_float("band_gap", None, "Ask for a band gap in eV.", flag_values=flag_values)
-    flags.DEFINE_float(
-        "formation_energy_per_atom", None, "Ask for a formation energy in eV/atom.", flag_values=flag_values
-    )
+    define_request_flags(flag_values)
     flags.DEFINE_string(
         "requests",
         None,
-        "Ask for what each line of this CSV file says: properties in MP-20's columns, which are wishes; elements, "
-        "without, min_atoms, max_atoms, constraints, which are kept to, beside the flags of these names.",
+        "Ask for what each line of this CSV file says. Columns: hints by MP-20's names (pretty_formula, "
+        f"spacegroup.number, ...); limits ({', '.join(LIMITS)}), in addition to the flags of these names; name.",
         flag_values=flag_values,
     )
-    flags.DEFINE_list("elements", None, "Allow these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
-    flags.DEFINE_list("without", None, "Forbid these elements.", flag_values=flag_values)
-    flags.DEFINE_integer("min_atoms", 1, "Fewest atoms in a cell.", flag_values=flag_values)
-    flags.DEFINE_integer("max_atoms", 20, "Most atoms in a cell.", flag_values=flag_values)
+    flags.DEFINE_bool(
+        "hints_only",
+        False,
+        "A requested formula is a hint as well: the composition need not be a multiple of it.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_list(
         "constraints",
         [],
-        "What samples keep to, of: formula (their composition is a multiple of the requested one), charge (charges can "
-        "balance), distance (the angles form a cell, and atoms keep their distance), lattice (of the requested space "
-        "group's lattice system).",
+        "Limits, of: charge (charges can balance), distance (the angles form a cell, atoms keep the distance that "
+        "their radii ask for, and the cell is not mostly empty), lattice (of the requested space group's lattice "
+        "system), formula (as by default).",
         flag_values=flag_values,
     )
     flags.DEFINE_enum(
         "oxidation_states", "smact14", ["smact14", "icsd24"], "The table for charge.", flag_values=flag_values
     )
-    flags.DEFINE_float("min_distance", 0.5, "Between atoms in Å, for distance.", flag_values=flag_values)
+    flags.DEFINE_float("min_distance", 0.5, "For distance: between atoms, in Å.", flag_values=flag_values)
     flags.DEFINE_float(
-        "min_radii", 0.0, "Or this share of the sum of their covalent radii, if more.", flag_values=flag_values
+        "min_radii",
+        MIN_RADII,
+        "For distance: or this share of the sum of their covalent radii, if that is more. 0: the distance alone.",
+        flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "redraws",
@@ -123,10 +138,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(flag_values: flags.FlagValues) -> None:
     """Entry of `crystal-jax sample`."""
-    asked = {name: value for name, flag in _FLAGS.items() if (value := flag_values[flag].value) is not None}
+    asked = hints_in(flag_values)
     requests = flag_values.requests
     if requests and asked:
-        raise UserError("--requests states the properties; leave out --" + ", --".join(_FLAGS[name] for name in asked))
+        raise UserError(
+            "--requests states the properties; leave out --" + ", --".join(HINT_FLAGS[name] for name in asked)
+        )
     step = flag_values.step
     if step is not None and step != "best" and not step.isdecimal():
         raise UserError(f"--step={step} is neither a number nor 'best'")
@@ -139,10 +156,8 @@ def main(flag_values: flags.FlagValues) -> None:
         top_p=_numbers("top_p", flag_values.top_p),
         conditions=read_requests(Path(requests)) if requests else asked,
         constraints=flag_values.constraints,
-        elements=flag_values.elements or ELEMENTS,
-        without=flag_values.without or (),
-        min_atoms=flag_values.min_atoms,
-        max_atoms=flag_values.max_atoms,
+        **limits_in(flag_values),
+        hints_only=flag_values.hints_only,
         oxidation_states=flag_values.oxidation_states,
         min_distance=flag_values.min_distance,
         min_radii=flag_values.min_radii,
@@ -172,19 +187,23 @@ def _numbers(flag: str, texts: Sequence[str]) -> list[float]:
 def sample(
     checkpoint: str | Path,
     *,
-    output: Path,
+    output: str | Path,
     num_samples: int = 1000,
     temperature: float | Sequence[float] = 1.0,
     top_p: float | Sequence[float] = 1.0,
     conditions: Asked | Sequence[Asked] = (),
     constraints: Sequence[str] = (),
-    elements: Sequence[str] = ELEMENTS,
-    without: Sequence[str] = (),
-    min_atoms: int = 1,
-    max_atoms: int = 20,
+    chemical_system: str | Sequence[str] | None = None,
+    elements: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
+    min_elements: int | None = None,
+    max_elements: int | None = None,
+    min_atoms: int | None = None,
+    max_atoms: int = MAX_ATOMS,
+    hints_only: bool = False,
     oxidation_states: str = "smact14",
     min_distance: float = 0.5,
-    min_radii: float = 0.0,
+    min_radii: float = MIN_RADII,
     redraws: int = REDRAWS,
     batch_size: int = 128,
     kv_cache: Literal["model", "int8"] = "model",
@@ -202,15 +221,21 @@ def sample(
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of the probability.
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests. A request may also
-            have elements, without, min_atoms, max_atoms and constraints of its own, which add to those below.
+            have limits of its own, by the names of `LIMITS` in `sample/requests.py`, which add to those below. A space
+            group is a number or a symbol.
         constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to.
-        elements: Elements that may occur.
+        chemical_system: Elements that all occur, and no others: "Li-P-S".
+        elements: Elements that may occur; all by default.
         without: Elements that may not.
+        min_elements: Fewest different elements.
+        max_elements: Most different elements.
         min_atoms: Fewest atoms in the cell.
         max_atoms: Most atoms in the cell.
+        hints_only: A requested formula is a hint, as properties are; by default the composition is a multiple of it.
         oxidation_states: The table for the constraint `charge`: smact14 or icsd24.
         min_distance: For the constraint `distance`, in Å.
-        min_radii: For it, too: or this share of the sum of two covalent radii, if that is more.
+        min_radii: For it, too: or this share of the sum of two covalent radii, if that is more. With 0, cells may also
+            be as empty as they like.
         redraws: How often a crystal is begun again that does not keep to its rules, or to the order of its sites, by
             itself, before another composition is tried; see sample/answers.py. 0: it is made to keep to them at once.
         batch_size: Rows decoded side by side; no influence on the samples.
@@ -223,10 +248,19 @@ def sample(
     Raises:
         UserError: no such checkpoint, an impossible setting, or an output directory of another request.
     """
-    if num_samples < 1 or batch_size < 1 or redraws < 0:
-        raise UserError(
-            f"num_samples={num_samples} and batch_size={batch_size} must be positive, redraws={redraws} not negative"
-        )
+    output = Path(output).expanduser()
+    check_numbers(num_samples=num_samples, batch_size=batch_size, redraws=redraws, max_atoms=max_atoms)
+    asked = parse_requests(conditions)
+    given = dict(
+        chemical_system=chemical_system,
+        elements=elements,
+        without=without,
+        min_elements=min_elements,
+        max_elements=max_elements,
+        min_atoms=min_atoms,
+        max_atoms=max_atoms,
+    )
+    limits = parse_request({name: value for name, value in given.items() if value is not None})
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint.models import load_trained
     from crystal_jax.checkpoint.released import locate
@@ -234,37 +268,34 @@ def sample(
     from crystal_jax.sample.answers import answers
     from crystal_jax.sample.job import Job
     from crystal_jax.sample.questions import Questions
-    from crystal_jax.sample.rules import Rules, allowed_elements
+    from crystal_jax.sample.rules import Rules, narrowed
     from crystal_jax.sample.scheduler import Engine
     from crystal_jax.sample.texts import Request
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
-    asked = [conditions] if isinstance(conditions, Mapping) else list(conditions) or [{}]
-    check_requests(asked)
     try:
         devices = make_mesh(MeshConfig.parse(mesh))
     except ValueError as error:
         raise UserError(str(error)) from error
     trained = load_trained(checkpoint, devices, step=step)
     experiment = trained.experiment
-    if (
-        names := dict.fromkeys(name for one in asked for name in conditions_of(one))
-    ) and not experiment.task.conditions:
-        raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(names)}")
+    hints = list(dict.fromkeys(name for one in asked for name in conditions_of(one)))
+    if hints and not experiment.task.conditions:
+        raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(hints)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     settings = list(itertools.product(*(v if isinstance(v, Sequence) else [v] for v in (temperature, top_p))))
     try:
         rules = Rules(
             constraints=frozenset(constraints),
-            elements=allowed_elements(elements, without),
-            min_atoms=min_atoms,
             max_atoms=max_atoms,
             oxidation_states=oxidation_states,
             min_distance=min_distance,
             min_radii=min_radii,
+            hints_only=hints_only,
         )
+        rules = narrowed(rules, limits)
         automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
         questions = Questions(asked, rules, automaton, tokenizer, experiment.text)
         for t, p in settings:
@@ -279,14 +310,15 @@ def sample(
         "step": trained.step,
         "prompt": texts[0] if len(texts) == 1 else _digest("\0".join(texts)),
         "requests": len(texts),
-        "limits": _digest(json.dumps(own)) if any(own) else None,
+        # What every sample keeps to, and what only stands in the prompt.
+        "limits": {name: limits.get(name) for name in LIMITS if name in limits}
+        | ({"formula": "the requested one"} if FORMULA in hints and not hints_only else {}),
+        "hints": [name for name in hints if name != FORMULA or hints_only],
+        "limits_of_requests": _digest(json.dumps(own)) if any(own) else None,
         "constraints": sorted(constraints),
         "oxidation_states": oxidation_states if "charge" in used else None,
         "min_distance": min_distance if "distance" in used else None,
         "min_radii": min_radii if "distance" in used else None,
-        "elements": rules.elements if rules.elements != ELEMENTS else "all",
-        "min_atoms": min_atoms,
-        "max_atoms": max_atoms,
         "redraws": redraws,
         "kv_cache": kv_cache,
         "seed": seed,
@@ -307,16 +339,21 @@ def sample(
         sorted_sites=experiment.task.order == "sorted",
     )
 
+    def text_of(question: Question, drawn: Drawn) -> str:
+        return completion_text(tokenizer, question.text, question.head, drawn.ids)
+
     def row(answer: Answer) -> dict[str, Any]:
         question, drawn, dead_ends = answer
-        text = completion_text(tokenizer, question.text, question.head, drawn.ids)
+        text = text_of(question, drawn)
         log_probs, log_kept = question.log_probs(drawn)
         if drawn.complete:
             experiment.text.decode(text)  # cannot fail: the grammar admits readable texts only
         return {
             "index": drawn.request.index,
             "status": "complete" if drawn.complete else "dead end",
-            "request": dict(question.asked),
+            "request": {name: value for name, value in question.asked.items() if name != NAME},
+            "request_number": questions.number_of(drawn.request.index),
+            "request_name": question.asked.get(NAME, ""),
             "seed": seed,
             "prompt": question.text,
             "text": text,
@@ -340,6 +377,7 @@ def sample(
             questions,
             compositions,
             job.missing,
+            symbols_of=lambda question, drawn: experiment.text.decode(text_of(question, drawn)).symbols,
             seed=seed,
             temperature=t,
             top_p=p,

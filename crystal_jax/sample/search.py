@@ -1,8 +1,8 @@
 """Searches for crystals that a reward likes, instead of sampling them.
 
 Monte-Carlo tree search with the model's probabilities as its guide. Rewards are validity, or how low the energy per
-atom is by an energy model, unrelaxed. A model whose texts begin with a composition searches the structures of one
-composition: drawn first, by --seed, of --formula if that is given.
+atom is by an energy model, unrelaxed. Limits and hints are those of crystal-jax sample. A model whose texts begin with
+a composition searches the structures of one composition: drawn first, by --seed, within the limits.
 
 Writes what crystal-jax sample writes; samples.jsonl holds every crystal that was finished, the best first, and
 samples.csv the best --num_samples.
@@ -19,8 +19,10 @@ from typing import Any
 from absl import flags
 
 from crystal_jax.errors import UserError
-from crystal_jax.sample.requests import check_requests
-from crystal_jax.text.crystal_text import ELEMENTS, Crystal
+from crystal_jax.files import is_new
+from crystal_jax.sample.request_flags import MAX_ATOMS, check_numbers, define_request_flags, hints_in, limits_in
+from crystal_jax.sample.requests import FORMULA, parse_request
+from crystal_jax.text.crystal_text import Crystal
 from crystal_jax.text.prompts import Conditions
 
 Reward = Callable[[Crystal], float]
@@ -40,13 +42,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "budget", 10_000, "Model calls; a sampled crystal takes one for each of its tokens.", flag_values=flag_values
     )
     flags.DEFINE_integer("num_samples", 20, "How many of the best go into samples.csv.", flag_values=flag_values)
-    flags.DEFINE_string("formula", None, "Ask for a chemical formula, and keep to it.", flag_values=flag_values)
-    flags.DEFINE_integer("spacegroup", None, "Ask for a space-group number, 1 to 230.", flag_values=flag_values)
-    flags.DEFINE_float(
-        "e_above_hull", None, "Ask for an energy above the convex hull in eV/atom.", flag_values=flag_values
-    )
-    flags.DEFINE_list("elements", None, "Allow these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
-    flags.DEFINE_integer("max_atoms", 20, "Most atoms in a cell.", flag_values=flag_values)
+    define_request_flags(flag_values)
     flags.DEFINE_float(
         "exploration", 1.0, "Weight of the model's probabilities against rewards.", flag_values=flag_values
     )
@@ -59,7 +55,6 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(flag_values: flags.FlagValues) -> None:
     """Entry of `crystal-jax search`."""
-    names = {"formula": "pretty_formula", "spacegroup": "spacegroup.number", "e_above_hull": "e_above_hull"}
     path = search(
         flag_values.checkpoint,
         output=Path(flag_values.output),
@@ -67,9 +62,8 @@ def main(flag_values: flags.FlagValues) -> None:
         reward_name=flag_values.reward,
         budget=flag_values.budget,
         num_samples=flag_values.num_samples,
-        conditions={name: value for flag, name in names.items() if (value := flag_values[flag].value) is not None},
-        elements=flag_values.elements or ELEMENTS,
-        max_atoms=flag_values.max_atoms,
+        conditions=hints_in(flag_values),
+        **limits_in(flag_values),
         exploration=flag_values.exploration,
         temperature=flag_values.temperature,
         width=flag_values.width,
@@ -82,14 +76,19 @@ def main(flag_values: flags.FlagValues) -> None:
 def search(
     checkpoint: str | Path,
     *,
-    output: Path,
+    output: str | Path,
     reward: Reward,
     reward_name: str,
     budget: int = 10_000,
     num_samples: int = 20,
     conditions: Conditions | None = None,
-    elements: Sequence[str] = ELEMENTS,
-    max_atoms: int = 20,
+    chemical_system: str | Sequence[str] | None = None,
+    elements: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
+    min_elements: int | None = None,
+    max_elements: int | None = None,
+    min_atoms: int | None = None,
+    max_atoms: int = MAX_ATOMS,
     exploration: float = 1.0,
     temperature: float = 1.0,
     width: int = 16,
@@ -106,7 +105,12 @@ def search(
         budget: Model calls.
         num_samples: How many of the best go into `samples.csv`.
         conditions: Properties to ask for, by the names of `CONDITIONS`. A formula is kept to.
-        elements: Elements that may occur.
+        chemical_system: Elements that all occur, and no others: "Li-P-S".
+        elements: Elements that may occur; all by default.
+        without: Elements that may not.
+        min_elements: Fewest different elements.
+        max_elements: Most different elements.
+        min_atoms: Fewest atoms in the cell.
         max_atoms: Most atoms in the cell.
         exploration: See `sample/tree.py`.
         temperature: Of what is written beyond the tree.
@@ -123,9 +127,20 @@ def search(
             f"budget={budget}, num_samples={num_samples}, width={width} must be positive, and "
             f"temperature={temperature}, exploration={exploration} not negative"
         )
-    asked = dict(conditions or {})
-    check_requests([asked])
-    if output.exists() and any(output.iterdir()):
+    output = Path(output).expanduser()
+    check_numbers(num_samples=num_samples, max_atoms=max_atoms)
+    asked = parse_request(conditions or {})
+    given = dict(
+        chemical_system=chemical_system,
+        elements=elements,
+        without=without,
+        min_elements=min_elements,
+        max_elements=max_elements,
+        min_atoms=min_atoms,
+        max_atoms=max_atoms,
+    )
+    limits = parse_request({name: value for name, value in given.items() if value is not None})
+    if not is_new(output):
         raise UserError(f"{output} is not empty, and a search is not continued; choose another --output")
     # Late, so that --help and bad flags answer at once.
     import numpy as np
@@ -137,7 +152,7 @@ def search(
     from crystal_jax.provenance import provenance
     from crystal_jax.sample.output import SamplesFile
     from crystal_jax.sample.questions import Questions
-    from crystal_jax.sample.rules import Rules
+    from crystal_jax.sample.rules import Rules, narrowed
     from crystal_jax.sample.tree import Search
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
@@ -150,13 +165,12 @@ def search(
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(asked)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     try:
-        constraints = frozenset({"formula"} if "pretty_formula" in asked else ())
-        rules = Rules(constraints=constraints, elements=tuple(elements), max_atoms=max_atoms)
+        rules = narrowed(Rules(max_atoms=max_atoms), limits)
         automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
         questions = Questions([asked], rules, automaton, tokenizer, experiment.text)
     except ValueError as error:
         raise UserError(str(error)) from error
-    compositions = questions.make_compositions(trained.graph, experiment.model, mesh, seed=seed, at_once=1)
+    compositions = questions.make_compositions(trained.graph, experiment.model, mesh, seed=seed, at_once=32)
     state = None
     if compositions:
         state = functools.partial(compositions, trained.params, temperature=temperature, top_p=1.0)
@@ -168,8 +182,8 @@ def search(
         "prompt": prompt,
         "reward": reward_name,
         "budget": budget,
-        "elements": elements if tuple(elements) != ELEMENTS else "all",
-        "max_atoms": max_atoms,
+        "limits": dict(limits) | ({"formula": "the requested one"} if FORMULA in asked else {}),
+        "hints": [name for name in asked if name != FORMULA],
         "exploration": exploration,
         "temperature": temperature,
         "width": width,

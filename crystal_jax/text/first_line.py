@@ -8,59 +8,18 @@ it says.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
+from crystal_jax.text.composition_constraint import MAX_ELEMENTS, CompositionConstraint, Parts
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
 from crystal_jax.text.grammar import LENGTHS, spelling
-from crystal_jax.text.layout import in_order
 from crystal_jax.text.tokenizer import Tokenizer
 
-MOST_ELEMENTS = 10  # of a composition; those of MP-20 have up to seven
-
 Word = tuple[int, ...]  # columns
-Parts = tuple[tuple[str, int], ...]
-
-
-class Wanted(NamedTuple):
-    """What a composition must be.
-
-    Attributes:
-        elements: Those that may occur.
-        min_atoms, max_atoms: Of the cell.
-        unit: Elements and numbers of atoms of a formula unit; the composition is a multiple of it. () is any.
-    """
-
-    elements: frozenset[str] = frozenset(ELEMENTS)
-    min_atoms: int = 1
-    max_atoms: int = 20
-    unit: Parts = ()
-
-    def symbols(self, parts: Parts) -> tuple[str, ...]:
-        """The elements that may come after these."""
-        if self.unit:
-            return in_order(dict(self.unit))[len(parts) :][:1]
-        if len(parts) == MOST_ELEMENTS or _atoms(parts) == self.max_atoms:
-            return ()
-        begin = _ORDER.index(parts[-1][0]) + 1 if parts else 0
-        return tuple(symbol for symbol in _ORDER[begin:] if symbol in self.elements)
-
-    def numbers(self, parts: Parts, symbol: str) -> tuple[int, ...]:
-        """The numbers of atoms that an element after these may have."""
-        if not self.unit:
-            atoms = _atoms(parts)
-            least = 1 if self.symbols((*parts, (symbol, 1))) else max(1, self.min_atoms - atoms)
-            return tuple(range(least, self.max_atoms - atoms + 1))
-        unit, size = dict(self.unit), _atoms(self.unit)
-        units = range(-(-self.min_atoms // size), self.max_atoms // size + 1)
-        return tuple(k * unit[symbol] for k in units if k and all(n == k * unit[s] for s, n in parts))
-
-    def is_met(self, parts: Parts) -> bool:
-        """Whether the line may end after these."""
-        return len(parts) == len(self.unit) if self.unit else self.min_atoms <= _atoms(parts) <= self.max_atoms
 
 
 class Place(NamedTuple):
@@ -101,7 +60,7 @@ class FirstLine:
             "later": {symbol: tokenizer.spell("", symbol) for symbol in ELEMENTS},
             "number": {n: tokenizer.spell("", str(n)) for n in range(1, max_atoms + 1)},
         }
-        self.anything = Wanted(max_atoms=max_atoms)
+        self.anything = CompositionConstraint(max_atoms=max_atoms)
         ids = sorted({token for words in spelled.values() for word in words.values() for token in word})
         lengths = (spelling(tokenizer, layout.separator(0), length) for length in LENGTHS)
         ends = sorted({word[0] for word in lengths if word})
@@ -119,22 +78,24 @@ class FirstLine:
             for kind, values in self._values.items()
         }
         longest = {kind: max(map(len, values)) for kind, values in self._values.items()}
-        later = (MOST_ELEMENTS - 1) * (longest["later"] + longest["number"])
+        later = (MAX_ELEMENTS - 1) * (longest["later"] + longest["number"])
         self.max_tokens = longest["first"] + longest["number"] + later
         self._next = functools.lru_cache(maxsize=10_000)(self._find_next)
 
-    def open(self, place: Place, wanted: Wanted) -> Bool[np.ndarray, " k"]:
+    def open(self, place: Place, wanted: CompositionConstraint) -> Bool[np.ndarray, " k"]:
         """The columns that may follow a place; the last one is the end."""
         kind = _kind(place)
-        values = wanted.symbols(place.parts) if place.symbol is None else wanted.numbers(place.parts, place.symbol)
+        values = (
+            wanted.next_elements(place.parts) if place.symbol is None else wanted.next_counts(place.parts, place.symbol)
+        )
         found = self._next(kind, values, place.written)
         value = self._values[kind].get(place.written)
         if value is None or value not in values:
             return found
         if place.symbol is None:
-            return found | self._next("number", wanted.numbers(place.parts, str(value)), ())
+            return found | self._next("number", wanted.next_counts(place.parts, str(value)), ())
         parts = (*place.parts, (place.symbol, int(value)))
-        found = found | self._next("later", wanted.symbols(parts), ())
+        found = found | self._next("later", wanted.next_elements(parts), ())
         found[self.end] = wanted.is_met(parts)
         return found
 
@@ -162,14 +123,7 @@ class FirstLine:
         return found
 
 
-_ORDER = in_order(ELEMENTS)
-
-
 def _kind(place: Place) -> str:
     if place.symbol is not None:
         return "number"
     return "later" if place.parts else "first"
-
-
-def _atoms(parts: Iterable[tuple[str, int]]) -> int:
-    return sum(number for _, number in parts)

@@ -8,7 +8,6 @@ import pytest
 
 from crystal_jax.sample.constraints import (
     Grants,
-    formula_unit,
     make_limits,
     nothing_written,
     permitted,
@@ -16,6 +15,7 @@ from crystal_jax.sample.constraints import (
 )
 from crystal_jax.sample.guide import NEVER, turn_of
 from crystal_jax.text.automaton import END
+from crystal_jax.text.conditions import formula_unit
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import load_tokenizer

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crystal_jax.text.composition_constraint import MAX_ELEMENTS, CompositionConstraint
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
-from crystal_jax.text.first_line import MOST_ELEMENTS, FirstLine, Place, Wanted
+from crystal_jax.text.first_line import FirstLine, Place
 from crystal_jax.text.layout import composition_line, in_order
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
 from tests.text.languages import walk
@@ -53,7 +54,7 @@ def test_what_may_be_drawn_is_what_training_writes(spelled):
     """And nothing that is drawn says more atoms than there may be."""
     tokenizer, text_format, language = spelled
     rng = np.random.default_rng(0)
-    wanted = Wanted(min_atoms=2, max_atoms=7)
+    wanted = CompositionConstraint(min_atoms=2, max_atoms=7)
     seen = set()
     for _ in range(200):
         place, columns = Place(), []
@@ -63,7 +64,7 @@ def test_what_may_be_drawn_is_what_training_writes(spelled):
         parts = language.composition(place)
         seen.add(parts)
         assert 2 <= sum(n for _, n in parts) <= 7
-        assert len(parts) <= MOST_ELEMENTS
+        assert len(parts) <= MAX_ELEMENTS
         assert columns == columns_of(tokenizer, text_format, language, dict(parts))
     assert len(seen) > 100
 
@@ -81,7 +82,7 @@ def every_line(language, wanted, place=None):
 def test_limits_are_exact(spelled):
     """Of three elements with at most three atoms, and nothing more; and of the multiples of a formula."""
     language = spelled[2]
-    few = Wanted(elements=frozenset(["H", "N", "Np"]), min_atoms=2, max_atoms=3)
+    few = CompositionConstraint(elements=frozenset(["H", "N", "Np"]), min_atoms=2, max_atoms=3)
     expected = {
         parts_of({s: n for s, n in zip(("H", "N", "Np"), numbers, strict=True) if n})
         for numbers in np.ndindex(4, 4, 4)
@@ -90,7 +91,7 @@ def test_limits_are_exact(spelled):
     found = list(every_line(language, few))
     assert len(found) == len(expected)
     assert set(found) == expected
-    water = Wanted(min_atoms=4, max_atoms=12, unit=(("O", 1), ("H", 2)))
+    water = CompositionConstraint(min_atoms=4, max_atoms=12, formula="H2O")
     assert set(every_line(language, water)) == {parts_of({"H": 2 * k, "O": k}) for k in (2, 3, 4)}
 
 

@@ -1,0 +1,72 @@
+"""The flags that say what crystals are asked for, which `sample` and `search` share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from crystal_jax.errors import UserError
+from crystal_jax.sample.requests import FORMULA, SPACEGROUP
+
+MAX_ATOMS = 20
+# Hints by name, and their flags.
+HINT_FLAGS = {
+    FORMULA: "formula",
+    "formation_energy_per_atom": "formation_energy_per_atom",
+    "band_gap": "band_gap",
+    "e_above_hull": "e_above_hull",
+    SPACEGROUP: "spacegroup",
+}
+# Least and greatest values; beyond them no job ends, or none fits into memory.
+_BOUNDS = {
+    "num_samples": (1, 10**9),
+    "batch_size": (1, 1 << 20),
+    "redraws": (0, 10_000),
+    "max_atoms": (1, 500),  # the grammar has states for every atom
+}
+
+
+def define_request_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags that say what crystals are asked for; `search` has them, too."""
+    flags.DEFINE_string(
+        "formula", None, "Limit: a chemical formula, such as LiFePO4; it stands in the prompt.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "spacegroup", None, "Hint: a space group, by symbol or number, such as Pnma or 62.", flag_values=flag_values
+    )
+    flags.DEFINE_float(
+        "e_above_hull", None, "Hint: an energy above the convex hull in eV/atom.", flag_values=flag_values
+    )
+    flags.DEFINE_float("band_gap", None, "Hint: a band gap in eV.", flag_values=flag_values)
+    flags.DEFINE_float(
+        "formation_energy_per_atom", None, "Hint: a formation energy in eV/atom.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "chemical_system", None, "Limit: all of these elements and no others, such as Li-P-S.", flag_values=flag_values
+    )
+    flags.DEFINE_list("elements", None, "Limit: these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
+    flags.DEFINE_list("without", None, "Limit: none of these elements.", flag_values=flag_values)
+    flags.DEFINE_integer("min_elements", None, "Limit: fewest different elements.", flag_values=flag_values)
+    flags.DEFINE_integer("max_elements", None, "Limit: most different elements.", flag_values=flag_values)
+    flags.DEFINE_integer("min_atoms", None, "Limit: fewest atoms in a cell.", flag_values=flag_values)
+    flags.DEFINE_integer("max_atoms", MAX_ATOMS, "Limit: most atoms in a cell.", flag_values=flag_values)
+
+
+def hints_in(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the hints that flags ask for, by their names."""
+    return {name: value for name, flag in HINT_FLAGS.items() if (value := flag_values[flag].value) is not None}
+
+
+def limits_in(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the limits that flags ask for, as arguments of `sample` and `search`."""
+    names = ("chemical_system", "elements", "without", "min_elements", "max_elements", "min_atoms", "max_atoms")
+    return {name: value for name in names if (value := flag_values[name].value) is not None}
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raises UserError where a number is not whole, or beyond what any job can do."""
+    for name, value in numbers.items():
+        least, most = _BOUNDS[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UserError(f"{name}={value} must be a whole number from {least} to {most}")
