@@ -26,6 +26,8 @@ import pandas as pd
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
 
+MAX_BYTES = 2**32  # of a file, decompressed
+
 _RUN = re.compile(r"'*[=+\-@\t\r]")  # how a text begins that a spreadsheet runs, or one that was guarded from it
 _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 
@@ -53,23 +55,33 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
-def read_bytes(path: Path) -> bytes:
+def check_is_file(path: Path) -> None:
+    """Raises UserError where a path is no regular file: a pipe or a device would never end."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{path} cannot be read ({error}); give another path") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a socket or a device'}, not a file")
+
+
+def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     """Reads a regular file, and decompresses it if its name ends in `.gz`.
 
     Raises:
-        UserError: the file is absent, is no regular file (a pipe would never end), or is damaged.
+        UserError: the file is absent, is no regular file, is damaged, or has more bytes than `limit`.
     """
+    check_is_file(path)
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-            raise UserError(f"{path} is {kind}, not a file")
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.name.lower().endswith(".gz") else content
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: a NUL in the path
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            content = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); copy or download it again") from error
+    if len(content) > limit:
+        raise UserError(f"{path} has more than {limit:,} bytes")
+    return content
 
 
 def read_rows(path: Path) -> Table:

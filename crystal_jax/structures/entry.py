@@ -5,39 +5,55 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from pymatgen.core import Composition, Element, Structure
+from pymatgen.core import Composition, Structure
 
-_FORMULA = re.compile(r"^_chemical_formula_sum\s+['\"]?([^'\"\n]+)", re.MULTILINE)
+from crystal_jax.structures import formula as formulas
+
+_FORMULA = re.compile(
+    r"""^_chemical_formula_sum\s+(?:;\s*([^;]*)\n;|'([^'\n]*)'|"([^"\n]*)"|([^'"\s;][^\n]*))""", re.MULTILINE
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A crystal as text; an empty `cif` is a sample whose text did not parse."""
+    """A crystal as CIF text; an empty `cif` is a sample that forms no crystal.
+
+    Attributes:
+        name: unique in its source.
+        cif: one crystal's CIF; what other formats hold was written as such.
+        model: what made it, if the source says so.
+        formula: what the source states beside the CIF.
+        prompt: what was asked, and maybe the answer, if the source says so.
+        request: the number, from 0, of the request or target that it answers, if the source says so.
+        fault: why there is no CIF, if the source shows it.
+        where: its place in the source, for messages: "my.csv, row 3".
+    """
 
     name: str
     cif: str
-    model: str = ""  # what wrote it, if the source says so
-    formula: str = ""  # if the source says so
-    prompt: str = ""  # what was asked, and maybe the answer, if the source says so
-    request: int | None = None  # number of the request (or target) that it answers, from 0, if the source says so
+    model: str = ""
+    formula: str = ""
+    prompt: str = ""
+    request: int | None = None
+    fault: str = ""
+    where: str = dataclasses.field(default="", compare=False)
 
     def stated_composition(self) -> Composition | None:
-        """What the source or the CIF's header states; no site is read.
+        """Returns what the source or the CIF's header states; no site is read.
 
-        None if neither does, or not in whole numbers of real elements.
+        None if neither does, or not in whole numbers of real elements. `parse` fails where the sites are others, so a
+        crystal that was read has the reduced formula that this gives.
         """
-        in_cif = _FORMULA.search(self.cif)
-        try:
-            stated = Composition(self.formula or (in_cif[1] if in_cif else ""))
-        except ValueError:
-            return None
-        whole = all(isinstance(el, Element) and float(amount).is_integer() for el, amount in stated.items())
-        return stated if stated and whole else None
+        stated = formulas.composition(self.formula) or formulas.composition(stated_formula(self.cif))
+        return stated if stated is not None and formulas.is_whole(stated) else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """A crystal that was read: either its `structure` or the reason of its `failure` is None.
+
+    The structure is of elements, without oxidation states and isotopes. Its `cif` is the entry's, or, where a file gave
+    a space group without its operations, that of the whole cell.
 
     A crystal without a structure may still have a `composition`: atoms on top of each other, or angles that form no
     cell, do not hide which elements were meant, and as in CDVAE its compositional validity is judged.
@@ -48,3 +64,9 @@ class Sample:
     structure: Structure | None
     composition: Composition | None
     failure: str | None
+
+
+def stated_formula(cif: str) -> str:
+    """Returns the `_chemical_formula_sum` of a CIF, empty if it has none."""
+    found = _FORMULA.search(cif)
+    return next((text.strip() for text in found.groups() if text), "") if found else ""

@@ -1,47 +1,74 @@
-"""Reads crystals to be judged, and crystals to judge them by.
+"""Reads crystals of any kind of file as CIF text: one reader for samples, references, targets and training sets.
 
-Sources: a CSV (also .csv.gz) with a column `cif`, a folder of `*.cif` files, extended XYZ, the tensors of CDVAE
-(`eval_gen_*.pt`), and, for references, a prepared data set. `read_entries` only collects CIF texts, which is quick;
-`parse` builds a structure, in milliseconds.
+`read_entries` collects texts, which is quick; `parse` builds a structure, in milliseconds.
+
+    .csv, .csv.gz                a crystal a row, as CIF or as the dictionary of a pymatgen structure
+    .cif                         each data_ block with a crystal
+    POSCAR, CONTCAR, .vasp       VASP's
+    .extxyz, .xyz                each frame
+    .json                        pymatgen's structures
+    .pt                          tensors of CDVAE, DiffCSP, FlowMM
+    a folder, .zip, .tar[.gz]    all of these but tables and tensors, nested ones too; or a folder's only table
 """
 
 from __future__ import annotations
 
-import zlib
-from pathlib import Path
-
-import pandas as pd
+import dataclasses
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from crystal_jax.errors import UserError
+from crystal_jax.structures import bundle
+from crystal_jax.structures.cif import blocks
+from crystal_jax.structures.csv_table import entries_of_table
 from crystal_jax.structures.entry import Entry
-from crystal_jax.structures.sources import read_extxyz, read_tensors
+from crystal_jax.structures.extxyz import read_extxyz
+from crystal_jax.structures.plain_json import read_json
+from crystal_jax.structures.poscar import is_poscar, read_poscar
+from crystal_jax.structures.tensors import read_tensors
+from crystal_jax.tables import check_is_file, parse_rows, read_bytes
 
-CIF_COLUMNS = ("cif", "cif_str")  # both are in use in published files
-NAME_COLUMNS = ("name", "material_id")
-FORMULA_COLUMNS = ("formula", "pretty_formula")
-_OTHERS = {".extxyz": read_extxyz, ".xyz": read_extxyz, ".pt": read_tensors}  # by how names end
+KINDS = ".csv, .cif, POSCAR, .vasp, .extxyz, .xyz or .json file (or .gz of one), a .pt file, a .zip or .tar.gz archive"
+_DATASET = "dataset_info.json"  # in the folder of each version of a prepared data set
+_SHOWN = 3  # names in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What a path holds.
+
+    Attributes:
+        entries: the crystals, whose names are unique.
+        not_read: files of a folder or of an archive that are read as no crystal.
+    """
+
+    entries: list[Entry]
+    not_read: list[str] = dataclasses.field(default_factory=list)
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """Reads the CIF texts of a CSV file or of a folder of `*.cif` files.
+    """Reads the crystals of a file, a folder or an archive; what a folder holds besides is named on stderr.
 
     Raises:
         UserError: the path is missing, of another kind, or holds no crystals.
     """
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder of samples")
-    if path.name.endswith((".csv", ".csv.gz")):
-        return _read_csv(path)
-    reader = next((read for end, read in _OTHERS.items() if path.name.endswith(end)), None)
-    if reader is None:
-        raise UserError(
-            f"{path}: crystals are read from a .csv, .csv.gz, .extxyz or .pt file, or from a folder of *.cif files"
-        )
-    rows = reader(path)
-    named = len({name for name, _, _ in rows}) == len(rows)
-    return [Entry(name if named else f"{i:06d}", cif, formula=formula) for i, (name, cif, formula) in enumerate(rows)]
+    found = collect(path)
+    if found.not_read:
+        shown = ", ".join(found.not_read[:_SHOWN]) + (", ..." if len(found.not_read) > _SHOWN else "")
+        number = len(found.not_read)
+        print(f"{path}: {number} {'file is' if number == 1 else 'files are'} no crystals: {shown}", file=sys.stderr)
+    return found.entries
+
+
+def collect(path: Path) -> Collected:
+    """Reads the crystals of a file, a folder or an archive, and says nothing; see `read_entries`."""
+    if path.is_dir() or bundle.is_archive(path):
+        return _of_bundle(path)
+    entries = _of_file(path)
+    return Collected(_named(entries))
 
 
 def read_reference(reference: str, *, default_split: str) -> list[Entry]:
@@ -51,11 +78,11 @@ def read_reference(reference: str, *, default_split: str) -> list[Entry]:
         UserError: as `read_entries`, or the data set has no such split.
     """
     path = Path(reference)
-    if path.is_file() or (path.is_dir() and any(path.glob("*.cif"))):
+    if path.exists() and not _is_prepared(path):
         return read_entries(path)
     directory, _, split = (reference, "", "") if path.exists() else reference.rpartition(":")
     if not directory or not Path(directory).is_dir():
-        raise UserError(f"{reference}: no such reference; give a CSV, a folder of *.cif, or a data set as DIR:split")
+        raise UserError(f"{reference}: no such reference; give a {KINDS}, a folder of them, or a data set as DIR:split")
 
     from crystal_jax.data import mp20  # here, because only this case needs TensorFlow Datasets
 
@@ -63,36 +90,118 @@ def read_reference(reference: str, *, default_split: str) -> list[Entry]:
     return [Entry(record.material_id, record.cif, formula=record.formula) for record in records]
 
 
-def _read_folder(path: Path) -> list[Entry]:
-    files = sorted(path.glob("*.cif"))
-    if not files:
-        raise UserError(f"{path}: the folder holds no *.cif files")
-    return [Entry(file.stem, file.read_text(encoding="utf-8", errors="replace")) for file in files]
+def decode(content: bytes) -> str:
+    """Returns text of UTF-8 or, where a byte order mark says so, UTF-16; other bytes become replacement characters."""
+    marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return content.decode("utf-16" if marked else "utf-8-sig", errors="replace")
 
 
-def _read_csv(path: Path) -> list[Entry]:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path}: the file is empty; it needs a header with a column 'cif'") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a readable CSV file: {_first_line(error)}") from error
-    column = next((name for name in CIF_COLUMNS if name in table), None)
-    if column is None:
-        found = ", ".join(map(str, table.columns))
-        raise UserError(f"{path}: no column 'cif' (or 'cif_str'); the columns are: {found}")
-    if table.empty:
-        raise UserError(f"{path}: the file has a header but no rows")
-    names = next((table[name] for name in NAME_COLUMNS if name in table and table[name].is_unique), None)
-    if names is None:
-        names = pd.Series([f"{i:06d}" for i in range(len(table))])
-    blank = pd.Series([""] * len(table))
-    models = table.get("model_name", blank)
-    formulas = next((table[name] for name in FORMULA_COLUMNS if name in table), blank)
-    prompts = table.get("gen_str", blank)
-    return [Entry(*values) for values in zip(names, table[column], models, formulas, prompts, strict=True)]
+def clean_name(name: str) -> str:
+    """Returns a name on one line, of characters that can be written as UTF-8."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", name.encode("utf-8", "replace").decode())
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+def _is_prepared(path: Path) -> bool:
+    return path.is_dir() and ((path / _DATASET).is_file() or any(path.glob(f"*/{_DATASET}")))
+
+
+def _of_file(path: Path) -> list[Entry]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder of crystals")
+    lower = path.name.lower()
+    if lower.endswith(".pt"):
+        check_is_file(path)
+        return read_tensors(path)
+    if lower.endswith((".csv", ".csv.gz")):
+        return entries_of_table(parse_rows(read_bytes(path), name=str(path)), name=str(path))
+    check_is_file(path)
+    if not _is_read(path.name):
+        raise UserError(f"{path}: crystals are read from a {KINDS}, or a folder of crystal files")
+    content = read_bytes(path)
+    return _of_content(content, PurePosixPath(path.name), where=str(path), single=True)
+
+
+def _of_bundle(path: Path) -> Collected:
+    entries: list[Entry] = []
+    not_read: list[str] = []
+    for member in bundle.members(path):
+        name = clean_name(str(member.path))
+        if not member.is_file or not _is_read(member.path.name):
+            not_read.append(name)
+            continue
+        content = member.read()
+        try:
+            entries += _of_content(content, member.path, where=name)
+        except UserError as error:
+            if member.path.name.lower().removesuffix(".gz").endswith(".json"):  # of something else
+                not_read.append(name)
+            else:
+                stem = _stem(member.path)
+                entries.append(Entry(stem, "", fault=str(error).removeprefix(f"{name}: "), where=name))
+    if path.is_dir() and entries and (path / "samples.csv").is_file():
+        raise UserError(
+            f"{path} holds samples.csv beside crystal files; give {path / 'samples.csv'}, which has them all"
+        )
+    tables = [name for name in not_read if name.lower().endswith((".csv", ".csv.gz"))]
+    if not entries and len(tables) == 1 and path.is_dir():
+        not_read.remove(tables[0])
+        return Collected(_of_file(path / tables[0]), not_read)
+    if not entries:
+        held = f"only {', '.join(not_read[:_SHOWN])}" if not_read else "nothing"
+        raise UserError(f"{path} holds no crystal files (*.cif, POSCAR, *.vasp, *.extxyz, *.json), {held}")
+    return Collected(_unique(entries), not_read)
+
+
+def _is_read(name: str) -> bool:
+    lower = name.lower().removesuffix(".gz")
+    return lower.endswith((".cif", ".extxyz", ".xyz", ".json")) or is_poscar(lower)
+
+
+def _of_content(content: bytes, path: PurePosixPath, *, where: str, single: bool = False) -> list[Entry]:
+    """The crystals of a file by its name; with `single`, they keep the names that the file gives them."""
+    lower = path.name.lower().removesuffix(".gz")
+    text, stem = decode(content), _stem(path)
+    if lower.endswith(".cif"):
+        found = blocks(text)
+        names = [stem] if len(found) == 1 else [f"{stem}_{name}" if name else stem for name, _ in found]
+        return [Entry(name, cif, where=where) for name, (_, cif) in zip(names, found, strict=True)]
+    if is_poscar(lower):
+        return [dataclasses.replace(read_poscar(text, name=stem), where=where)]
+    entries = (read_extxyz if lower.endswith(("xyz",)) else read_json)(text, name=where)
+    if single:
+        return [dataclasses.replace(entry, where=f"{where}, crystal {i}") for i, entry in enumerate(entries, start=1)]
+    return [
+        dataclasses.replace(entry, name=entry.name or (stem if len(entries) == 1 else f"{stem}_{i}"), where=where)
+        for i, entry in enumerate(entries)
+    ]
+
+
+def _stem(path: PurePosixPath) -> str:
+    """A name for a file's crystal: its path without the ends of its name, in one word."""
+    name = re.sub(r"\.(cif|vasp|poscar|extxyz|xyz|json)$", "", re.sub(r"(?i)\.gz$", "", path.name), flags=re.IGNORECASE)
+    parts = [part for part in (*path.parts[:-1], name) if part not in ("", "/", ".", "..")]
+    return clean_name("_".join(parts)) or "crystal"
+
+
+def _named(entries: list[Entry]) -> list[Entry]:
+    """Entries under the names that their file gives them if it names all, and differently; else numbered."""
+    names = [clean_name(entry.name) for entry in entries]
+    if not all(names):
+        names = [f"{i:06d}" for i in range(len(entries))]
+    return _unique([dataclasses.replace(entry, name=name) for entry, name in zip(entries, names, strict=True)])
+
+
+def _unique(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries of which the second of a name is called NAME_2, and so on."""
+    times: Counter[str] = Counter()
+    taken = {entry.name for entry in entries}
+    found = []
+    for entry in entries:
+        times[entry.name] += 1
+        name = entry.name
+        while times[entry.name] > 1 and name in taken:
+            name = f"{entry.name}_{times[entry.name]}"
+            times[entry.name] += name in taken
+        taken.add(name)
+        found.append(entry if name == entry.name else dataclasses.replace(entry, name=name))
+    return found

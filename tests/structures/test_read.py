@@ -80,10 +80,10 @@ def test_reads_a_folder_in_order(tmp_path, cif):
         ("empty.csv", b"", "the file is empty"),
         ("header.csv", b"gen_str,cif\n", "a header but no rows"),
         ("other.csv", b"a,b\n1,2\n", r"no column 'cif' \(or 'cif_str'\); the columns are: a, b"),
-        ("binary.csv", b"\xff\xfe\x00cif", "not a readable CSV"),
-        ("ragged.csv", b"cif\na\nb,c,d\n", "not a readable CSV"),
-        ("false.csv.gz", b"cif\nx\n", "not a readable CSV"),
-        ("cut.csv.gz", gzip.compress(b"cif\n" + b"x\n" * 99, mtime=0)[:-12], "not a readable CSV"),
+        ("binary.csv", b"\xff\xfe\x00cif", "is no CSV table: it is not UTF-8"),
+        ("ragged.csv", b"cif\na\nb,c,d\n", "row 2 has more cells than the header has columns"),
+        ("false.csv.gz", b"cif\nx\n", "cannot be read"),
+        ("cut.csv.gz", gzip.compress(b"cif\n" + b"x\n" * 99, mtime=0)[:-12], "cannot be read"),
         ("samples.txt", b"cif\nx\n", "are read from a .csv"),
     ],
 )
@@ -97,7 +97,7 @@ def test_bad_files_are_one_line_errors(tmp_path, name, content, message):
 
 
 def test_a_folder_without_cifs(tmp_path):
-    with pytest.raises(UserError, match=r"no \*\.cif files"):
+    with pytest.raises(UserError, match=r"holds no crystal files \(\*\.cif, "):
         read_entries(tmp_path)
 
 

@@ -1,0 +1,55 @@
+"""Writes crystals that other formats hold as numbers to CIF text, which is what everything else works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pymatgen.core import Element, Lattice, Structure
+
+from crystal_jax.structures.cif import write_cif
+from crystal_jax.structures.entry import Entry
+from crystal_jax.structures.lattice import matrix_fault
+
+
+def entry_of(
+    matrix: np.ndarray, symbols: Sequence[str], frac_coords: np.ndarray, *, name: str = "", request: int | None = None
+) -> Entry:
+    """Returns the entry of a crystal, with the reason in place of a CIF where the numbers are none of a crystal.
+
+    Args:
+        matrix: the lattice vectors in Å, one a row, [3, 3].
+        symbols: of elements, one a site; D is H.
+        frac_coords: fractional coordinates, [n_sites, 3].
+        name: empty where the source gives none.
+        request: see `Entry`.
+    """
+    elements = []
+    for symbol in symbols:
+        if not Element.is_valid_symbol(symbol):
+            return Entry(name, "", fault=f"{symbol} is no element", request=request)
+        elements.append(Element.from_Z(Element(symbol).Z))
+    formula = formula_of(elements)
+    if fault := crystal_fault(matrix, elements, frac_coords):
+        return Entry(name, "", formula=formula, fault=fault, request=request)
+    structure = Structure(Lattice(matrix), elements, frac_coords)
+    return Entry(name, write_cif(structure), formula=formula, request=request)
+
+
+def crystal_fault(matrix: np.ndarray, elements: Sequence[Element], frac_coords: np.ndarray) -> str | None:
+    """Says why numbers are no crystal, or returns None if they are one."""
+    if not elements:
+        return "it has no atoms"
+    if np.shape(frac_coords) != (len(elements), 3) or np.shape(matrix) != (3, 3):
+        return "the numbers of sites, coordinates and lattice vectors do not fit together"
+    if not np.isfinite(frac_coords).all():
+        return "a coordinate is not finite"
+    return matrix_fault(np.asarray(matrix, float))
+
+
+def formula_of(elements: Sequence[Element]) -> str:
+    """Returns the formula of a cell's atoms: "Na4 Cl4"."""
+    counts: dict[Element, int] = {}
+    for element in elements:
+        counts[element] = counts.get(element, 0) + 1
+    return " ".join(f"{element.symbol}{count}" for element, count in sorted(counts.items(), key=lambda item: item[0].X))

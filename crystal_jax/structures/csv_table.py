@@ -1,0 +1,76 @@
+"""Reads a CSV table of crystals: one a row, as CIF text or as the dictionary of a pymatgen structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crystal_jax.errors import UserError
+from crystal_jax.structures.entry import Entry
+from crystal_jax.structures.plain_json import entry_of_text
+from crystal_jax.tables import Table
+
+CIF_COLUMNS = ("cif", "cif_str")  # both are in use in published files
+NAME_COLUMNS = ("name", "material_id")
+FORMULA_COLUMNS = ("formula", "pretty_formula")
+
+
+def entries_of_table(table: Table, *, name: str) -> list[Entry]:
+    """Returns an entry for each row, in the rows' order.
+
+    Columns: `cif` or `cif_str`; `name` or `material_id`, where all are there and differ, else rows are numbered;
+    `formula` or `pretty_formula`; `model_name`; `gen_str` (the prompt); `request`.
+
+    Args:
+        table: of text cells.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: it has no column of crystals, no rows, or a request that is no number.
+    """
+    column = next((each for each in CIF_COLUMNS if each in table.columns), None)
+    if column is None:
+        raise UserError(f"{name}: no column 'cif' (or 'cif_str'); the columns are: {', '.join(table.columns)}")
+    if not table.rows:
+        raise UserError(f"{name}: the file has a header but no rows")
+    number = len(table.rows)
+    names = next((found for each in NAME_COLUMNS if (found := _distinct(table, each))), None)
+    formulas = next((table.column(each) for each in FORMULA_COLUMNS if each in table.columns), [""] * number)
+    models, prompts, requests = (_cells(table, each) for each in ("model_name", "gen_str", "request"))
+    return [
+        _entry(
+            names[i] if names else f"{i:06d}",
+            cif,
+            model=models[i],
+            formula=formulas[i],
+            prompt=prompts[i],
+            request=_request(requests[i], f"{name}, row {i + 1}"),
+            where=f"{name}, row {i + 1}",
+        )
+        for i, cif in enumerate(table.column(column))
+    ]
+
+
+def _entry(name: str, cif: str, **facts: object) -> Entry:
+    fault = ""
+    if cif.lstrip().startswith("{"):
+        found = entry_of_text(cif, name=name)
+        cif, fault = found.cif, found.fault
+    return Entry(name, cif, fault=fault, **facts)  # type: ignore[arg-type]
+
+
+def _distinct(table: Table, column: str) -> Sequence[str] | None:
+    """The cells of a column that gives each row a name of its own."""
+    found = table.column(column) if column in table.columns else []
+    return found if found and all(found) and len(set(found)) == len(found) else None
+
+
+def _cells(table: Table, column: str) -> list[str]:
+    return table.column(column) if column in table.columns else [""] * len(table.rows)
+
+
+def _request(cell: str, where: str) -> int | None:
+    if not cell.strip():
+        return None
+    if not cell.strip().isdecimal():
+        raise UserError(f"{where}: request is {cell!r}, which is no whole number")
+    return int(cell)

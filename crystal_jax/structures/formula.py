@@ -1,0 +1,50 @@
+"""Compares the formula that a file states with the atoms that it lists."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+from pymatgen.core import Composition, Element
+
+_TOLERANCE = 0.01  # of the share of an element's atoms, where the stated amounts are rounded; one atom of 20 is 0.05
+_LONGEST = 1000  # characters; no formula is longer
+
+
+def composition(text: str) -> Composition | None:
+    """Parses a formula, deuterium and tritium as hydrogen; None if it is none, or not of real elements."""
+    if not text.strip() or len(text) > _LONGEST:
+        return None
+    try:
+        amounts: dict[Element, float] = defaultdict(float)
+        for element, amount in Composition(text).items():
+            if not isinstance(element, Element):
+                return None
+            amounts[Element.from_Z(element.Z)] += amount
+        return Composition(amounts) or None
+    except (ValueError, ArithmeticError, KeyError, RecursionError):
+        return None
+
+
+def is_whole(stated: Composition) -> bool:
+    """Says whether all amounts are whole numbers."""
+    return all(float(amount).is_integer() for amount in stated.values())
+
+
+def agrees(sites: Composition, stated: Composition) -> bool:
+    """Says whether atoms are in the proportions of a stated formula.
+
+    Whole numbers must agree exactly, so that crystals may be looked up by the formula that they state. Others are
+    rounded, and are compared as shares of the atoms.
+    """
+    if is_whole(stated):
+        return _reduced(sites) == _reduced(stated)
+    shares = sites.fractional_composition
+    return bool(shares.almost_equals(stated.fractional_composition, rtol=0, atol=_TOLERANCE))
+
+
+def _reduced(whole: Composition) -> dict[Any, int]:
+    amounts = {element: round(amount) for element, amount in whole.items()}
+    divisor = math.gcd(*amounts.values())
+    return {element: amount // divisor for element, amount in amounts.items()}
