@@ -6,10 +6,8 @@ elements.csv, the most probable new crystals as CIF files, and run.json.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -24,9 +22,11 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, OxidationTable, load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_fault
 from crystal_jax.files import write_text
-from crystal_jax.sample.crystals import crystal_of_cif, spelled
+from crystal_jax.sample.crystals import crystal_of, spelled
 from crystal_jax.sample.journal import claim
 from crystal_jax.sample.radii import TOLERANCE, swaps
+from crystal_jax.structures import read_entries
+from crystal_jax.tables import read_rows, write_rows
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal
 from crystal_jax.text.prompts import infill_prompt, mask_element
 
@@ -40,7 +40,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
-    flags.DEFINE_string("cif", None, "The crystal: a CIF file.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "cif", None, "The crystal: a CIF file, or another file of one crystal.", flag_values=flag_values
+    )
     flags.DEFINE_string("element", None, "The element to replace, such as Fe.", flag_values=flag_values)
     flags.DEFINE_integer(
         "site",
@@ -92,8 +94,7 @@ def main(flag_values: flags.FlagValues) -> None:
         batch_size=flag_values.batch_size,
         step=flag_values.step,
     )
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))[: flag_values.top_k]
+    rows = read_rows(path).records()[: flag_values.top_k]
     print("element  probability  uniform swap")
     for row in rows:
         print(f"{row['symbol']:<7}  {float(row['probability']):11.4f}  {float(row['baseline']):12.4f}")
@@ -224,7 +225,8 @@ def infill(
     proposals = propose(log_probs, admitted, allowed, temperature=temperature)
     _write_crystals(output / "cif", crystal, symbol, proposals[:top_k])
     path = output / "elements.csv"
-    write_text(path, _table(proposals))
+    columns = [field.name for field in dataclasses.fields(Proposal)]
+    write_rows(path, columns, [dataclasses.astuple(proposal) for proposal in proposals])
     return path
 
 
@@ -271,12 +273,12 @@ def _balanced(crystal: Crystal, original: str, table: OxidationTable) -> set[str
 
 
 def _read(cif: Path) -> tuple[Crystal, str]:
-    """The crystal of a file, and the file's text."""
+    """The crystal of a file, and its CIF."""
+    entries = read_entries(cif)
+    if len(entries) != 1:
+        raise UserError(f"{cif} holds {len(entries)} crystals; give a file of one")
     try:
-        content = cif.read_text(encoding="utf-8", errors="replace")
-        return crystal_of_cif(content), content
-    except OSError as error:
-        raise UserError(f"cannot read {cif}: {error.strerror}; give a CIF file") from error
+        return crystal_of(entries[0]), entries[0].cif
     except ValueError as error:
         raise UserError(f"{cif}: {error}") from error
 
@@ -303,14 +305,6 @@ def _spellings(encode: Callable[[str], list[int]]) -> dict[str, list[int]]:
         except ValueError:  # outside of a compact vocabulary
             continue
     return spellings
-
-
-def _table(proposals: Sequence[Proposal]) -> str:
-    content = io.StringIO()
-    table = csv.DictWriter(content, [field.name for field in dataclasses.fields(Proposal)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(dataclasses.asdict(row) for row in proposals)
-    return content.getvalue()
 
 
 def _write_crystals(folder: Path, crystal: Crystal, original: str, proposals: Sequence[Proposal]) -> None:

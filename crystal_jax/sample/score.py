@@ -18,8 +18,9 @@ from absl import flags
 
 from crystal_jax.config import Experiment
 from crystal_jax.errors import UserError
-from crystal_jax.sample.crystals import CifText, crystal_of_cif, read_cifs, spelled
+from crystal_jax.sample.crystals import crystal_of, spelled
 from crystal_jax.sample.journal import Journal, claim
+from crystal_jax.structures import Entry, read_entries
 from crystal_jax.text.prompts import generation_prompt
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
     flags.DEFINE_string(
-        "samples", None, "The crystals: a CSV with a column 'cif', or a folder of *.cif.", flag_values=flag_values
+        "samples",
+        None,
+        "The crystals: a CSV with a column 'cif', a CIF file, or a folder of them.",
+        flag_values=flag_values,
     )
     flags.DEFINE_integer("translations", 20, "Random translations of each crystal.", flag_values=flag_values)
     flags.DEFINE_integer("batch_size", 64, "Texts scored side by side.", flag_values=flag_values)
@@ -84,7 +88,7 @@ def score(
 
     Args:
         checkpoint: A workdir, an exported folder, or the name of a released model.
-        samples: A CSV with a column `cif`, or a folder of `*.cif`.
+        samples: A CSV with a column `cif`, or another source of crystals (`crystal_jax.structures.read`).
         output: Directory for the scores; continued if it holds some of the same request.
         translations: How many random ones; the i-th crystal's depend on the seed and on i alone.
         batch_size: Texts scored side by side; no influence on the scores beyond rounding.
@@ -98,7 +102,7 @@ def score(
         raise UserError(f"translations={translations} must not be negative, and batch_size={batch_size} be positive")
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative")
-    entries = read_cifs(samples)
+    entries = read_entries(samples)
     # Late, so that --help and bad flags answer at once.
     from tqdm import tqdm
 
@@ -164,7 +168,7 @@ def increase_under_translation(perplexities: Sequence[float]) -> float:
 
 def _written(
     index: int,
-    entry: CifText,
+    entry: Entry,
     experiment: Experiment,
     encode: Callable[[str], list[int]],
     *,
@@ -175,7 +179,7 @@ def _written(
     shifts = np.random.default_rng([seed, index]).random((translations, 3))
     row: dict[str, Any] = {"index": index, "name": entry.name, "reason": None}
     try:
-        crystal = crystal_of_cif(entry.cif)
+        crystal = crystal_of(entry)
         text = spelled(crystal, experiment)
         ids = [encode(text), *(encode(spelled(crystal.translated(shift), experiment)) for shift in shifts)]
     except ValueError as error:

@@ -116,8 +116,9 @@ def test_isotopes_and_ions_are_elements():
             {"site": 0, "radius_rule": True, "radius_tolerance": 0.0},
             "no element has an ionic radius within 0.0 Å of Mg",
         ),
-        ({"site": 0, "cif": "{tmp}/none.cif"}, "cannot read .*none.cif: No such file"),
+        ({"site": 0, "cif": "{tmp}/none.cif"}, "none.cif: no such file or folder of crystals"),
         ({"site": 0, "cif": "{tmp}/bad.cif"}, "bad.cif: CIF does not parse"),
+        ({"site": 0, "cif": "{tmp}/two.cif"}, "two.cif holds 2 crystals; give a file of one"),
         ({"site": 0, "checkpoint": "{tmp}/without"}, r"trained without infilling \(task.infill=0\)"),
         ({"site": 0, "checkpoint": "{tmp}"}, "is no training workdir"),
         ({"site": 0, "step": 5}, "no checkpoint of step 5"),
@@ -125,6 +126,7 @@ def test_isotopes_and_ions_are_elements():
 )
 def test_bad_requests_are_one_clear_line_and_write_nothing(trained, magnesia, tmp_path, changes, message):
     (tmp_path / "bad.cif").write_text("nothing")
+    (tmp_path / "two.cif").write_text(magnesia.read_text() + magnesia.read_text())
     without = json.loads((trained / "config.json").read_text())
     without["experiment"]["task"]["infill"] = 0.0
     (tmp_path / "without").mkdir()

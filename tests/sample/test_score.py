@@ -129,11 +129,12 @@ def test_what_cannot_be_scored_keeps_its_row(trained, records, tmp_path, capsys)
         ({"seed": -1}, "seed=-1 must not be negative"),
         ({"step": 5}, "no checkpoint of step 5"),
         ({"samples": "{tmp}/none.csv"}, "none.csv: no such file or folder"),
-        ({"samples": "{tmp}/bare"}, "holds no \\*.cif files"),
+        ({"samples": "{tmp}/bare"}, "holds no crystal files"),
         ({"samples": "{tmp}/x.csv"}, "no column 'cif'"),
         ({"samples": "{tmp}/x.txt"}, "crystals are read from a .csv"),
+        ({"samples": "{tmp}/ragged.csv"}, "row 1 has more cells than the header has columns"),
         ({"samples": "{tmp}/header.csv"}, "a header but no rows"),
-        ({"samples": "{tmp}/empty.csv"}, "not a readable CSV file"),
+        ({"samples": "{tmp}/empty.csv"}, "cannot be read|is no CSV table"),
     ],
 )
 def test_bad_requests_are_one_clear_line_and_write_nothing(trained, crystals, tmp_path, changes, message):
@@ -141,6 +142,8 @@ def test_bad_requests_are_one_clear_line_and_write_nothing(trained, crystals, tm
     (tmp_path / "x.csv").write_text("name,text\na,b\n")
     (tmp_path / "header.csv").write_text("name,cif\n")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "ragged.csv").write_text("name,cif\na,b,\n")
+    (tmp_path / "x.txt").write_text("no crystal")
     samples = type(tmp_path)(str(changes.pop("samples", crystals)).format(tmp=tmp_path))
     with pytest.raises(UserError, match=message) as caught:
         score(trained, samples=samples, output=tmp_path / "out", **changes)
