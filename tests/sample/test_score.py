@@ -134,7 +134,7 @@ def test_what_cannot_be_scored_keeps_its_row(trained, records, tmp_path, capsys)
         ({"samples": "{tmp}/x.txt"}, "crystals are read from a .csv"),
         ({"samples": "{tmp}/ragged.csv"}, "row 1 has more cells than the header has columns"),
         ({"samples": "{tmp}/header.csv"}, "a header but no rows"),
-        ({"samples": "{tmp}/empty.csv"}, "cannot be read|is no CSV table"),
+        ({"samples": "{tmp}/empty.csv"}, "empty.csv: the file is empty"),
     ],
 )
 def test_bad_requests_are_one_clear_line_and_write_nothing(trained, crystals, tmp_path, changes, message):
