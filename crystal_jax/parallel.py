@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import joblib
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from crystal_jax.errors import UserError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -19,24 +23,60 @@ def available_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_in_order(function: Callable[[In], Out], items: Sequence[In], *, workers: int | None = None) -> Iterator[Out]:
+def map_in_order(
+    function: Callable[[In], Out],
+    items: Sequence[In],
+    *,
+    workers: int | None = None,
+    lost: Callable[[In], Out] | None = None,
+) -> Iterator[Out]:
     """Yields `function(item)` in the items' order, as soon as each is there.
+
+    Where a process dies (compiled code crashes on a crystal), the items that it had are computed again, one at a time
+    in a process of their own, so that only the item that kills it is lost.
 
     Args:
         function: of a module, so that other processes find it; so must be its results.
         items: what it is called with.
         workers: processes; by default one for each core. With one, or with few items, everything is done here.
+        lost: called here with an item on which a process died, for what to yield in place of its result.
+
+    Raises:
+        UserError: a process died, and `lost` is not given.
     """
     workers = available_workers() if workers is None else workers
     if workers == 1 or len(items) < _WORTH_A_PROCESS:
-        return map(function, items)
+        yield from map(function, items)
+        return
     # Chunks amortise the transport and stay small enough for an even load.
     size = max(1, min(16, len(items) // (8 * workers)))
     chunks = [items[begin : begin + size] for begin in range(0, len(items), size)]
-    run = joblib.Parallel(n_jobs=workers, return_as="generator")
-    return (
-        result for results in run(joblib.delayed(_all_of)(function, chunk) for chunk in chunks) for result in results
-    )
+    done = 0
+    while done < len(chunks):
+        run = joblib.Parallel(n_jobs=workers, return_as="generator")
+        try:
+            for results in run(joblib.delayed(_all_of)(function, chunk) for chunk in chunks[done:]):
+                done += 1
+                yield from results
+        except BrokenProcessPool:
+            yield from _one_by_one(function, chunks[done], lost)
+            done += 1
+
+
+def _one_by_one(function: Callable[[In], Out], items: Sequence[In], lost: Callable[[In], Out] | None) -> Iterator[Out]:
+    pool = ProcessPoolExecutor(max_workers=1)
+    try:
+        for item in items:
+            try:
+                yield pool.submit(function, item).result()
+            except BrokenProcessPool as error:
+                pool = ProcessPoolExecutor(max_workers=1)
+                if lost is None:
+                    name = getattr(item, "name", None) or str(item)[:60]
+                    raise UserError(f"a process died on {name}; remove it from the input") from error
+                yield lost(item)
+    finally:
+        pool.shutdown()
 
 
 def _all_of(function: Callable[[In], Out], items: Sequence[In]) -> list[Out]:

@@ -18,7 +18,7 @@ from crystal_jax.evaluate.magpie import composition_fingerprints
 from crystal_jax.parallel import map_in_order
 from crystal_jax.structures import Entry, Sample, parse
 
-CACHE = "structure_fingerprints_1"  # the number goes up when `coordination` or `order_parameters` give other numbers
+CACHE = "structure_fingerprints_2"  # the number goes up when `coordination` or `order_parameters` give other numbers
 _SAVE_EVERY = 100  # crystals
 
 
@@ -85,7 +85,7 @@ def _structure_fingerprints(
         known = cache.get(cifs)
         missing = [cif for cif in dict.fromkeys(cifs) if cif not in known]
         fresh: dict[str, bytes] = {}
-        results = map_in_order(_compute, missing, workers=workers)
+        results = map_in_order(_compute, missing, workers=workers, lost=_lost)
         bar = tqdm(results, what, total=len(missing), unit="crystal", disable=not progress)
         try:
             for cif, result in zip(missing, bar, strict=True):
@@ -98,6 +98,10 @@ def _structure_fingerprints(
         return {cif: _read(value) for cif, value in (known | fresh).items()}
     finally:
         cache.close()
+
+
+def _lost(cif: str) -> bytes:
+    return b"!the process that computed it died"
 
 
 def _compute(cif: str) -> bytes:

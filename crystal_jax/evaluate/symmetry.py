@@ -35,7 +35,8 @@ def spacegroups(samples: Sequence[Sample], *, workers: int | None = None) -> lis
     try:
         known = cache.get(cifs)
         missing = [cif for cif in dict.fromkeys(cifs) if cif not in known]
-        fresh = dict(zip(missing, map_in_order(_of_text, missing, workers=workers), strict=True))
+        results = map_in_order(_of_text, missing, workers=workers, lost=lambda _: b"0")
+        fresh = dict(zip(missing, results, strict=True))
         cache.put(fresh)
     finally:
         cache.close()
