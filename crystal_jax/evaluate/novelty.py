@@ -7,6 +7,7 @@ primitive cell is neither unique nor new, and a pair that cannot be compared is 
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -66,19 +67,28 @@ Known = Mapping[str, Sequence[tuple[str, Structure]]]  # reduced formula to name
 def of_the_same_formulas(
     entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False
 ) -> Known:
-    """The crystals of `entries`, a training set, that have the formula of one of the cells.
+    """Returns the crystals of `entries`, a training set, that have the formula of one of the cells.
 
-    Only those are parsed that state such a formula (or state none).
+    Only those are parsed that state such a formula (or state none): `parse` fails where the sites are of another. What
+    cannot be read is known to nobody, and a line on stderr says how many there are.
     """
     wanted: set[str] = {cell.reduced_formula for cell in cells if cell is not None}
     known: dict[str, list[tuple[str, Structure]]] = defaultdict(list)
+    parsed, unread = 0, []
     for entry in tqdm(list(entries), "training set", unit="crystal", disable=not progress):
         stated = entry.stated_composition()
-        if stated is None or stated.reduced_formula in wanted:
-            structure = parse(entry).structure
-            reduced = reduce_cell(structure) if structure else None
-            if reduced is not None:
-                known[reduced.reduced_formula].append((entry.name, reduced))
+        if stated is not None and stated.reduced_formula not in wanted:
+            continue
+        parsed += 1
+        sample = parse(entry)
+        if sample.structure is None:
+            unread.append(f"{entry.where or entry.name}: {sample.failure}")
+            continue
+        if (reduced := reduce_cell(sample.structure)) is not None:
+            known[reduced.reduced_formula].append((entry.name, reduced))
+    if unread:
+        share = f"{len(unread)} of {parsed} crystals with the samples' formulas"
+        print(f"training set: {share} cannot be read; the first is {unread[0]}", file=sys.stderr)
     return known
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from pymatgen.core import Lattice, Structure
 
@@ -75,3 +77,31 @@ def test_looser_tolerances_find_more(cesium_chloride):
     known = of_the_same_formulas([Entry("mp-1", cesium_chloride.to(fmt="cif"))], cells)
     assert names_in(known, cells) == ["mp-1", None]
     assert names_in(known, cells, tolerances=LOOSE_MATCHER) == ["mp-1", "mp-1"]
+
+
+def formulas_twisted(cif, stated):
+    return re.sub(r"(_chemical_formula_sum\s+).*", rf"\1'{stated}'", cif)
+
+
+def test_ions_and_isotopes_are_their_elements_in_any_order(salt):
+    ions = salt.copy()
+    ions.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    plain, charged = Entry("plain", salt.to(fmt="cif")), Entry("charged", ions.to(fmt="cif"))
+    cells = [reduce_cell(real_parse(entry).structure) for entry in (plain, charged)]
+    assert first_of_their_kind(cells) == first_of_their_kind(cells[::-1]) == [True, False]
+    assert absent_from([plain], cells) == absent_from([charged], cells) == [False, False]
+    hydride = Structure(Lattice.cubic(4.08), ["Li", "D"], [[0, 0, 0], [0.5] * 3])
+    light = hydride.copy()
+    light.replace(1, "H")
+    heavy = Entry("heavy", hydride.to(fmt="cif"), formula="LiD")
+    assert absent_from([heavy], [reduce_cell(light)]) == [False]
+
+
+def test_a_formula_that_the_sites_do_not_have_finds_nothing(cells, salt, capsys):
+    cif = salt.to(fmt="cif")
+    entries = [Entry("column", cif, formula="KCl"), Entry("header", formulas_twisted(cif, "Na4 Cl4 H8"))]
+    cells = [*cells, reduce_cell(Structure(Lattice.cubic(4), ["K", "Cl"], [[0, 0, 0], [0.5] * 3]))]
+    assert absent_from(entries, cells) == [True] * 5
+    said = capsys.readouterr().err
+    assert "1 of 1 crystals with the samples' formulas cannot be read" in said
+    assert "the first is column: Na4 Cl4 in the cell, KCl stated" in said
