@@ -1,7 +1,10 @@
-"""What a chemist takes away: the samples worth a closer look, the best first.
+"""Which samples are worth a closer look, the best first?
 
-A candidate is valid, repeats no earlier sample and, where a training set was given, is not in it. The order is by
-energy above the hull; candidates without one come last, in the order of the samples.
+A candidate is valid, repeats no earlier sample and, where a training set was given, is not in it. Where it was relaxed,
+the relaxed crystal is what is described, and columns named `generated_` describe what the model wrote.
+
+Candidates are ranked by energy above the hull. Without one they have no rank, and are sorted by what is known: those
+with plausible distances first, then those that have a symmetry.
 """
 
 from __future__ import annotations
@@ -11,23 +14,34 @@ from pathlib import Path
 
 import pandas as pd
 
-# Columns of `candidates.csv`; all but the rank are those of `structures.csv`.
+_SAME_ENERGY = 1e-3  # eV/atom; below it, models do not tell crystals apart, and the more symmetric one comes first
+
+# Columns of `candidates.csv`.
 COLUMNS = (
-    "rank",
+    "rank",  # by energy above the hull; empty where there is none
     "name",
     "reduced_formula",
     "spacegroup",
-    "relaxed_spacegroup",
     "num_atoms",
     "e_above_hull",  # eV/atom
+    "lower_bound",  # the hull is incomplete in this system: the true value is this or more
+    "energy_per_atom",  # eV
     "formation_energy_per_atom",  # eV
     "decomposes_to",
     "known_in_system",
-    "novel",
+    "stable_in_system",
+    "stable_missing",
+    "new",  # not in the training set, and the Materials Project has no crystal of this formula
+    "known_formula",
+    "plausible",
+    "oxidation_states",
+    "density",  # g/cm^3
+    "cell",  # "relaxed" or "generated": which crystal spacegroup, density and plausible are of
+    "generated_spacegroup",
+    "generated_density",
     "nearest_known",
     "structure_distance",
     "composition_distance",
-    "density",  # g/cm^3
     "relaxation",
     "perplexity",
     "dft",
@@ -37,13 +51,34 @@ COLUMNS = (
 
 def candidates(rows: pd.DataFrame) -> pd.DataFrame:
     """Ranks the rows of `structures.csv` that are candidates."""
-    chosen = rows["valid"] & rows["unique"].fillna(False) & rows["novel"].fillna(True)
-    ranked = rows[chosen].sort_values("e_above_hull", kind="stable", na_position="last")
-    return ranked.assign(rank=range(1, len(ranked) + 1))[list(COLUMNS)]
+    chosen = rows[rows["valid"] & rows["unique"].fillna(False) & rows["novel"].fillna(True)]
+    relaxed = chosen["relaxed_density"].notna()
+    known = chosen["known_formula"]
+    table = chosen.assign(
+        cell=relaxed.map({True: "relaxed", False: "generated"}),
+        generated_spacegroup=chosen["spacegroup"],
+        generated_density=chosen["density"],
+        spacegroup=chosen["relaxed_spacegroup"].where(relaxed, chosen["spacegroup"]),
+        density=chosen["relaxed_density"].where(relaxed, chosen["density"]),
+        plausible=chosen["relaxed_plausible"].where(relaxed, chosen["plausible"].astype("boolean")),
+        new=(chosen["novel"] & ~known.fillna(False)).where(chosen["novel"].notna(), ~known),
+    )
+    order = pd.DataFrame(
+        {
+            "implausible": ~table["plausible"].fillna(False).astype(bool),
+            "unranked": table["e_above_hull"].isna(),
+            "lower_bound": table["lower_bound"].fillna(False).astype(bool),
+            "energy": (table["e_above_hull"] / _SAME_ENERGY).round(),
+            "no_symmetry": (table["spacegroup"].fillna(1) == 1).astype(bool),
+        }
+    )
+    table = table.loc[order.sort_values(list(order.columns), kind="stable").index]
+    ranked = table["e_above_hull"].notna()
+    return table.assign(rank=ranked.cumsum().where(ranked).astype("Int64"))[list(COLUMNS)]
 
 
 def write_cifs(ranked: pd.DataFrame, cifs: Mapping[str, str], folder: Path) -> None:
-    """Writes a CIF of each candidate, named by rank and formula, in place of those of an earlier evaluation.
+    """Writes a CIF of each candidate, named by place and formula, in place of those of an earlier evaluation.
 
     Args:
         ranked: what `candidates` returns.
@@ -53,5 +88,14 @@ def write_cifs(ranked: pd.DataFrame, cifs: Mapping[str, str], folder: Path) -> N
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.cif"):
         old.unlink()
-    for rank, name, formula in zip(ranked["rank"], ranked["name"], ranked["reduced_formula"], strict=True):
-        (folder / f"{rank:05d}_{formula}.cif").write_text(cifs[name], encoding="utf-8")
+    for place, (name, formula) in enumerate(zip(ranked["name"], ranked["reduced_formula"], strict=True), start=1):
+        (folder / f"{place:05d}_{formula}.cif").write_text(cifs[name], encoding="utf-8")
+
+
+def missing_for_a_rank(metrics: Mapping[str, object]) -> str | None:
+    """Says what an evaluation lacks to rank its candidates, and how to get it; None if they are ranked."""
+    if "metastable" in metrics:
+        return None
+    if "relaxed" in metrics:
+        return "not ranked: there is no convex hull; pass --hull=FILE (docs/METRICS.md says where to get one)"
+    return "not ranked: there are no energies; pass --energy_model=m3gnet and --hull=FILE (docs/METRICS.md)"

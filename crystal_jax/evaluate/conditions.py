@@ -1,22 +1,23 @@
-"""Did samples that were asked for something become it? Formula, space group, energy above the hull; by size of the
-cell.
+"""Did samples that were asked for something become it? Formula, space group, energy above the hull, chemical system.
 
-What was asked is read from the prompt (`gen_str` of a samples file), as 'crystal-jax sample' and the paper's code write
-it. A sample that forms no crystal has not become what was asked.
+What was asked is read from the column `requested` of a samples file of 'crystal-jax sample', or else from the prompt
+(`gen_str`), as the paper's code writes it. A sample that forms no crystal has not become what was asked.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from pymatgen.core import Composition, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
+from crystal_jax.errors import UserError
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, Sample
@@ -34,31 +35,53 @@ _ASKED = {
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a prompt asks for; None for what it does not."""
+    """What a sample was asked to be; None for what it was not."""
 
     formula: str | None
     spacegroup: int | None
     e_above_hull: float | None
+    chemical_system: frozenset[str] | None = None
 
     @classmethod
-    def of(cls, prompt: str) -> Asked:
-        """Reads a prompt, or a prompt with its answer."""
+    def of(cls, entry: Entry) -> Asked:
+        """Reads what a sample answers: a request, or a prompt, which may have its answer after it."""
+        if entry.requested is None:
+            return cls._of_prompt(entry.prompt)
+        try:
+            return cls._of_request(json.loads(entry.requested or "{}"))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{entry.where or entry.name}: requested is not a request in JSON ({error})") from error
+
+    @classmethod
+    def _of_request(cls, request: Mapping[str, Any]) -> Asked:
+        group, height = request.get("spacegroup.number"), request.get("e_above_hull")
+        system = request.get("chemical_system")
+        return cls(
+            formula=request.get("pretty_formula"),
+            spacegroup=None if group is None else int(group),
+            e_above_hull=None if height is None else float(height),
+            chemical_system=None if system is None else frozenset(system),
+        )
+
+    @classmethod
+    def _of_prompt(cls, prompt: str) -> Asked:
         found = {name: pattern.search(prompt) for name, pattern in _ASKED.items()}
         formula, group, height = (match[1] if match else None for match in found.values())
         return cls(formula, None if group is None else int(group), None if height is None else float(height))
 
 
 def metrics_of(entries: Sequence[Entry], samples: Sequence[Sample], rows: pd.DataFrame) -> dict[str, Any]:
-    """Rates `formula_match`, `spacegroup_match` and `e_above_hull_match`, each also by number of atoms; fills in the
-    columns of these names. Empty if nothing was asked.
+    """Returns rates `formula_match`, `spacegroup_match`, `e_above_hull_match` and `chemical_system_match`, each also by
+    number of atoms, and fills in the columns of these names. Empty if nothing was asked.
 
     `e_above_hull_match` needs the column `e_above_hull`.
     """
-    asked = [Asked.of(entry.prompt) for entry in entries]
+    asked = [Asked.of(entry) for entry in entries]
     checks: dict[str, Callable[[int], bool | None]] = {
         "formula_match": lambda i: _formula(asked[i], samples[i]),
         "spacegroup_match": lambda i: _spacegroup(asked[i], samples[i]),
         "e_above_hull_match": lambda i: _height(asked[i], rows.loc[i, "e_above_hull"]),
+        "chemical_system_match": lambda i: _chemical_system(asked[i], samples[i]),
     }
     if rows["e_above_hull"].isna().all():
         del checks["e_above_hull_match"]
@@ -100,6 +123,13 @@ def _spacegroup(asked: Asked, sample: Sample) -> bool | None:
     if asked.spacegroup is None:
         return None
     return sample.structure is not None and _group_of(sample.structure) == asked.spacegroup
+
+
+def _chemical_system(asked: Asked, sample: Sample) -> bool | None:
+    """The sample has all of these elements and no others."""
+    if asked.chemical_system is None:
+        return None
+    return sample.composition is not None and {e.symbol for e in sample.composition} == asked.chemical_system
 
 
 def _height(asked: Asked, found: Any) -> bool | None:

@@ -88,7 +88,7 @@ def coverage(
     """`coverage_recall` and `coverage_precision` as rates, `amsd_*` and `amcd_*` as mean distances.
 
     Args:
-        generated: of the valid samples.
+        generated: of the samples that count.
         real: of the reference.
         cutoffs: see `CUTOFFS`.
         num_generated: the denominator of precision, which counts samples without a fingerprint as not covered.

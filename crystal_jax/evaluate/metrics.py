@@ -16,6 +16,8 @@ RATES = (
     "structural_validity",
     "compositional_validity",
     "validity",
+    "plausibility",
+    "no_symmetry",
     "uniqueness",
     "novelty",
     "uniqueness_loose",
@@ -33,6 +35,7 @@ RATES = (
     "formula_match",
     "spacegroup_match",
     "e_above_hull_match",
+    "chemical_system_match",
     "match_rate",
     "infill_accuracy",
 )
@@ -53,12 +56,14 @@ def judged_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
 
 
 def rates(rows: pd.DataFrame, judged: pd.DataFrame, *, with_novelty: bool) -> dict[str, dict[str, Any] | None]:
-    """Validity of the judged rows; uniqueness and novelty of all valid ones; None is not measured."""
+    """Validity of the judged rows; symmetry, uniqueness and novelty of all valid ones; None is not measured."""
     valid = rows[rows["valid"]]
     found = {
         "structural_validity": Rate.of(judged["structurally_valid"]),
         "compositional_validity": Rate.of(judged["compositionally_valid"]),
         "validity": Rate.of(judged["valid"]),
+        "plausibility": Rate.of(judged["plausible"]),
+        "no_symmetry": Rate.of(valid["spacegroup"].fillna(1) == 1),
         "uniqueness": Rate.of(valid["unique"]),
         "novelty": Rate.of(valid["novel"]) if with_novelty else None,
         "uniqueness_loose": Rate.of(valid["unique_loose"]),

@@ -9,9 +9,12 @@ are fixed first, and for fixed signs the reachable sums of charges are few.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+
+from pymatgen.core import Element
 
 from crystal_jax.errors import UserError
 
@@ -40,21 +43,39 @@ class OxidationTable:
     def is_balanced(self, counts: Mapping[str, int]) -> bool:
         """Whether some choice of states is neutral and passes Pauling's test.
 
-        As in the evaluator of CDVAE, a choice whose Pauling test meets a missing electronegativity passes; an
+        A missing electronegativity makes the Pauling test fail where it is compared within a pair of the same sign, as
+        in every SMACT, and pass where it is compared between a cation and an anion, as in the evaluator of CDVAE. An
         element without states has no choice.
 
         Args:
             counts: element symbol, in the order of atomic numbers, to its number of atoms.
         """
+        return any(_reaches_zero(states, list(counts.values())) for states in self._choices(counts))
+
+    def balanced_states(self, counts: Mapping[str, int]) -> dict[str, int] | None:
+        """Returns the most usual of the choices that `is_balanced` accepts: element to its charge; None if none is.
+
+        Most usual is the choice with the fewest elements in states that pymatgen does not call common.
+
+        Args:
+            counts: as in `is_balanced`.
+        """
+        found = [
+            choice
+            for states in self._choices(counts)
+            if (choice := _cheapest_neutral(list(counts), states, list(counts.values()))) is not None
+        ]
+        if not found:
+            return None
+        _, charges = min(found)
+        return dict(zip(counts, charges, strict=True))
+
+    def _choices(self, counts: Mapping[str, int]) -> Iterator[list[list[int]]]:
+        """Yields the states that are left to each element, for every way to pass Pauling's test."""
         states = [self.states.get(element, ()) for element in counts]
         chi = [self.electronegativity.get(element) for element in counts]
-        return any(
-            _reaches_zero(
-                [[q for q in qs if q * sign > 0] for qs, sign in zip(states, signs, strict=True)],
-                list(counts.values()),
-            )
-            for signs in _sign_patterns(states, chi)
-        )
+        for signs in _sign_patterns(states, chi):
+            yield [[q for q in qs if q * sign > 0] for qs, sign in zip(states, signs, strict=True)]
 
 
 def load_oxidation_table(name: str = "smact14", *, zr_as_in_paper: bool = False) -> OxidationTable:
@@ -96,12 +117,12 @@ def _sign_patterns(states: Sequence[Sequence[int]], chi: Sequence[float | None])
 
 
 def _passes_pauling(signs: Sequence[int], chi: Sequence[float | None]) -> bool:
-    """Compares pairs in order of atomic number until one decides; a missing χ decides for passing."""
+    """Compares pairs in order of atomic number until one decides; a missing χ decides, too (see `is_balanced`)."""
     for (sign, x), (other_sign, y) in itertools.combinations(zip(signs, chi, strict=True), 2):
+        if x is None or y is None:
+            return sign != other_sign
         if sign == other_sign:
             continue
-        if x is None or y is None:
-            return True
         if (y - x) * sign <= 0:  # the cation is not the less electronegative one
             return False
     return True
@@ -113,3 +134,29 @@ def _reaches_zero(states: Sequence[Sequence[int]], counts: Sequence[int]) -> boo
     for qs, count in zip(states, counts, strict=True):
         sums = {total + q * count for total in sums for q in qs}
     return 0 in sums
+
+
+def _cheapest_neutral(
+    elements: Sequence[str], states: Sequence[Sequence[int]], counts: Sequence[int]
+) -> tuple[int, tuple[int, ...]] | None:
+    """Returns the cost and the charges of the most usual neutral choice; None if no choice is neutral."""
+    sums: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    for element, qs, count in zip(elements, states, counts, strict=True):
+        grown: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for total, (cost, charges) in sums.items():
+            for q in qs:
+                option = (cost + _rarity(element, q), (*charges, q))
+                key = total + q * count
+                if key not in grown or option < grown[key]:
+                    grown[key] = option
+        sums = grown
+    return sums.get(0)
+
+
+@functools.cache
+def _rarity(element: str, charge: int) -> int:
+    """Returns 0 for a common oxidation state of an element, 1 for one that occurs in the ICSD, 3 for another."""
+    known = Element(element)
+    if charge in known.common_oxidation_states:
+        return 0
+    return 1 if charge in known.icsd_oxidation_states else 3

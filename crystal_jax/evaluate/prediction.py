@@ -7,6 +7,7 @@ sites, in units of (volume / atoms)^(1/3).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,35 +25,98 @@ from crystal_jax.structures import Sample
 MATCHER = {name: value for name, value in LOOSE_MATCHER.items() if name != "scale"}
 
 
-def assign(samples: Sequence[Sample], targets: Sequence[Sample]) -> list[list[int]]:
-    """Which samples were made for which target: those of its name if all samples have names of targets, otherwise the
-    first so many, the next so many, and so on.
+def assign(samples: Sequence[Sample], targets: Sequence[Sample], requests: Sequence[int | None]) -> list[list[int]]:
+    """Returns which samples were made for each target.
+
+    Samples that have names of targets belong to these. Otherwise those that say which request they answer belong to the
+    target of that number. Otherwise the first so many belong to the first target, the next so many to the second.
+
+    Args:
+        samples: what was made.
+        targets: known structures, in the order of the requests.
+        requests: the number of the request, from 0, that each sample answers; None where it does not say.
 
     Raises:
-        UserError: neither is possible.
+        UserError: none of this is possible.
     """
     places: dict[str, list[int]] = {target.name: [] for target in targets}
     if len(places) == len(targets) and all(sample.name in places for sample in samples):
         for i, sample in enumerate(samples):
             places[sample.name].append(i)
         return [places[target.name] for target in targets]
+    numbers = [number for number in requests if number is not None]
+    if len(numbers) == len(samples) and len(set(numbers)) > 1:
+        if max(numbers) >= len(targets):
+            raise UserError(
+                f"a sample answers request {max(numbers) + 1}, and there are {len(targets)} targets: give the targets "
+                "of all requests, in their order"
+            )
+        groups: list[list[int]] = [[] for _ in targets]
+        for i, number in enumerate(numbers):
+            groups[number].append(i)
+        return groups
     each, rest = divmod(len(samples), max(1, len(targets)))
     if rest or not each:
         raise UserError(
-            f"{len(samples)} samples do not belong to {len(targets)} targets: names differ, and there are not equally "
-            "many for each"
+            f"{len(samples)} samples do not belong to {len(targets)} targets: names differ, they do not say which "
+            "request they answer (column request_number), and there are not equally many for each"
         )
     return [list(range(t * each, (t + 1) * each)) for t in range(len(targets))]
 
 
-@quiet()
-def metrics_of(samples: Sequence[Sample], targets: Sequence[Sample], *, progress: bool = False) -> dict[str, Any]:
-    """`match_rate` over all targets, and `match_rmse` over those that were matched.
+def check_compositions(
+    samples: Sequence[Sample], targets: Sequence[Sample], groups: Sequence[Sequence[int]]
+) -> list[str]:
+    """Returns the names of targets none of whose samples has the target's reduced formula.
 
     Raises:
-        UserError: see `assign`.
+        UserError: that are more than half of the targets, so samples and targets do not belong together.
     """
-    groups = assign(samples, targets)
+    strangers = []
+    for target, group in zip(targets, groups, strict=True):
+        formulas = {c.reduced_formula for i in group if (c := samples[i].composition) is not None}
+        if target.composition is not None and formulas and target.composition.reduced_formula not in formulas:
+            strangers.append((target, sorted(formulas)[0]))
+    if len(strangers) > len(targets) / 2:
+        target, other = strangers[0]
+        assert target.composition is not None
+        raise UserError(
+            f"samples and targets do not belong together: of {len(strangers)} of {len(targets)} targets no sample has "
+            f"the formula (target {target.name} is {target.composition.reduced_formula}, its sample is {other}); give "
+            "the targets in the order of the requests"
+        )
+    return [target.name for target, _ in strangers]
+
+
+@quiet()
+def metrics_of(
+    samples: Sequence[Sample],
+    targets: Sequence[Sample],
+    requests: Sequence[int | None],
+    *,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Returns `match_rate` over all targets, and `match_rmse` over those that were matched.
+
+    Targets none of whose samples has their formula are counted, and named on standard error.
+
+    Args:
+        samples: what was made.
+        targets: known structures.
+        requests: see `assign`.
+        progress: whether to show a progress bar.
+
+    Raises:
+        UserError: see `assign` and `check_compositions`.
+    """
+    groups = assign(samples, targets, requests)
+    strangers = check_compositions(samples, targets, groups)
+    if strangers:
+        print(
+            f"no sample has the formula of {len(strangers)} of {len(targets)} targets: {', '.join(strangers[:5])}"
+            + (", ..." if len(strangers) > 5 else ""),
+            file=sys.stderr,
+        )
     best = [
         min((_distance(samples[i].structure, target.structure) for i in group), default=np.inf)
         for target, group in tqdm(
@@ -62,7 +126,7 @@ def metrics_of(samples: Sequence[Sample], targets: Sequence[Sample], *, progress
     matched = [distance for distance in best if np.isfinite(distance)]
     return {
         "match_rate": Rate(len(matched), len(targets)).as_dict()
-        | {"samples_each": len(samples) / max(1, len(targets))},
+        | {"samples_each": len(samples) / max(1, len(targets)), "targets_without_their_formula": len(strangers)},
         "match_rmse": {"value": float(np.mean(matched)) if matched else None, "targets": len(matched)},
     }
 

@@ -21,15 +21,17 @@ class Prints:
     """Fingerprints of the three sets that are compared.
 
     Attributes:
-        generated: of the valid samples, by their place among all samples.
+        generated: of the samples, by their place among all samples: as in CDVAE of all that have a structure, in the
+            mode "paper" of the valid ones.
         real: of the reference.
         train: of the training set, if its fingerprints were asked for.
+        names: of the training set's crystals, with their formulas, if it has fingerprints, else of the reference's.
     """
 
     generated: Fingerprints
     real: Fingerprints
     train: Fingerprints | None
-    names: Sequence[str] = ()  # of the training set's crystals if it has fingerprints, else of the reference's
+    names: Sequence[str] = ()
 
 
 def take(
@@ -46,8 +48,10 @@ def take(
     """Computes what is compared. In the mode "paper", as published, a sample without a fingerprint is not valid, which
     is written into `rows`, and of the reference only valid crystals count.
     """
-    valid = [s if v else _without_structure(s) for s, v in zip(samples, rows["valid"], strict=True)]
-    generated = fingerprints(valid, what="fingerprints", workers=workers, progress=progress)
+    of = samples
+    if mode == "paper":
+        of = [s if v else _without_structure(s) for s, v in zip(samples, rows["valid"], strict=True)]
+    generated = fingerprints(of, what="fingerprints", workers=workers, progress=progress)
     if mode == "paper":
         lost = [place for place in generated.failures if rows.loc[place, "valid"]]
         rows.loc[lost, "valid"] = False
@@ -57,7 +61,11 @@ def take(
     of_train = None
     if train is not None:
         of_train = fingerprints(train, what="fingerprints, training set", workers=workers, progress=progress)
-    return Prints(generated, of_real, of_train, [s.name for s in (real if train is None else train)])
+    return Prints(generated, of_real, of_train, [_named(s) for s in (real if train is None else train)])
+
+
+def _named(sample: Sample) -> str:
+    return f"{sample.composition.reduced_formula} ({sample.name})" if sample.composition else sample.name
 
 
 def _fault(sample: Sample, table: OxidationTable) -> str | None:
@@ -73,10 +81,11 @@ def _without_structure(sample: Sample) -> Sample:
 def metrics_of(
     rows: pd.DataFrame, judged: pd.DataFrame, prints: Prints, *, cutoffs: Cutoffs, mode: str
 ) -> dict[str, Any]:
-    """Coverage, diversity and novelty of the judged rows that are valid; fills in the columns of `rows`.
+    """Returns coverage of the judged rows, and diversity and novelty of the valid ones; fills in the columns of `rows`.
 
-    A valid sample without a fingerprint is neither covered nor new. In the mode "paper" it has left the denominators,
-    and precision is over valid samples; by default it is over all judged ones, as CDVAE has it.
+    By default coverage is CDVAE's: of all samples that have fingerprints, valid or not, and precision is a share of all
+    judged ones. In the mode "paper" it is of valid samples, and precision a share of these. A sample without a
+    fingerprint is neither covered nor new.
 
     Args:
         rows: one a sample.
@@ -93,12 +102,15 @@ def metrics_of(
         "composition_diversity": {"value": diversity(chosen.composition), "crystals": len(chosen)},
     }
     near = nearest(prints.generated, prints.real)
-    rows.loc[rows["valid"], "covered"] = False
+    rows.loc[rows["valid"] if mode == "paper" else rows["density"].notna(), "covered"] = False
     rows.loc[prints.generated.places, "covered"] = near.within(cutoffs)
     if len(prints.real):
         rows.loc[prints.generated.places, "structure_distance"] = near.structure
         rows.loc[prints.generated.places, "composition_distance"] = near.composition
-    found |= coverage(chosen, prints.real, cutoffs, num_generated=total if mode == "paper" else len(judged))
+    if mode == "paper":
+        found |= coverage(chosen, prints.real, cutoffs, num_generated=total)
+    else:
+        found |= coverage(prints.generated.at(judged.index), prints.real, cutoffs, num_generated=len(judged))
     found["reference_without_fingerprint"] = len(prints.real.failures)
     known = prints.real if prints.train is None else prints.train
     for place, row in zip(prints.generated.places, nearest(prints.generated, known).by_both, strict=True):
@@ -118,8 +130,10 @@ def _novelty(
         "composition_novelty": near.composition > NOVELTY.composition,
     }
     new["fingerprint_novelty"] = new["structure_novelty"] | new["composition_novelty"]
+    verdicts = pd.Series(new["fingerprint_novelty"], index=generated.places)
     rows.loc[rows["valid"], "novel_by_fingerprint"] = False
-    rows.loc[generated.places, "novel_by_fingerprint"] = new["fingerprint_novelty"]
+    valid = [place for place in generated.places if rows.loc[place, "valid"]]
+    rows.loc[valid, "novel_by_fingerprint"] = verdicts[valid]
     row_of = {int(place): row for row, place in enumerate(generated.places)}
     drawn = [row_of[int(place)] for place in chosen.places]
     return {name: Rate(int(verdicts[drawn].sum()), total).as_dict() for name, verdicts in new.items()}

@@ -1,11 +1,12 @@
 """Judges generated crystals: validity, distributions, uniqueness, novelty.
 
-Reads samples (`samples.csv` of 'crystal-jax sample', any CSV with a column `cif`, a folder of *.cif files, extended
-XYZ, or CDVAE's eval_gen_*.pt) and writes to --output:
+Reads samples (`samples.csv` of 'crystal-jax sample', any CSV with a column `cif`, CIF files, folders and archives of
+them, POSCAR, extended XYZ, JSON of pymatgen's structures, or CDVAE's eval_gen_*.pt) and writes to --output:
 
   metrics.json     every rate with its value, hits and total; distances; histograms; versions and settings
   structures.csv   one row for each sample: formula, density, space group, which checks it passes and why not
-  candidates.csv   the valid, unique and new ones, ranked by their energy above the hull
+  candidates.csv   the valid, unique and new ones; ranked, if there are energies above the hull
+  candidates/      their CIF files, relaxed where they were relaxed
 
 With --reference the valid samples are compared with real crystals: densities, numbers of elements, and coverage by
 fingerprints of structure and composition; with --train_reference the share of valid samples that are not in the
@@ -27,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.util
-import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,14 +52,16 @@ from crystal_jax.evaluate import (
     symmetry,
     validity,
 )
-from crystal_jax.evaluate.candidates import candidates, write_cifs
+from crystal_jax.evaluate.candidates import missing_for_a_rank
+from crystal_jax.evaluate.evaluation import write_evaluation
 from crystal_jax.evaluate.fingerprints import CACHE
+from crystal_jax.evaluate.known_materials import KnownMaterials, load_known_materials, reduced
 from crystal_jax.evaluate.options import FINGERPRINTS, MODES, EnergyOptions, energy_options
 from crystal_jax.evaluate.options import define_flags as define_flags  # the command line finds it here
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.files import write_text
+from crystal_jax.json_files import read_object
 from crystal_jax.provenance import versions
-from crystal_jax.structures import Sample, read_entries, read_reference
+from crystal_jax.structures import Entry, Sample, read_entries, read_reference
 
 _PACKAGE_OF = {"chgnet": ("chgnet",), "matgl": ("matgl",)}
 PACKAGES = ("pymatgen", "pymatgen-core", "spglib", "scipy", "numpy", "pandas")
@@ -81,15 +84,24 @@ def main(flag_values: flags.FlagValues) -> None:
         infill=[Path(folder) for folder in flag_values.infill],
         workers=flag_values.workers,
         progress=flag_values.progress,
+        command=_command(flag_values),
     )
     print(metrics.summary(result))
+    if missing := missing_for_a_rank(result):
+        print(f"candidates are {missing}")
     print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv, candidates.csv, candidates/")
 
 
+def _command(flag_values: flags.FlagValues) -> str:
+    """Returns the command line, as it can be pasted into a shell."""
+    given = [flag_values[name] for name in flag_values if flag_values[name].present]
+    return shlex.join(["crystal-jax", "evaluate", *dict.fromkeys(flag.serialize() for flag in given)])
+
+
 def evaluate(
-    samples: Path,
+    samples: str | Path,
     *,
-    output: Path,
+    output: str | Path,
     reference: str | None = None,
     train_reference: str | None = None,
     mode: str = "default",
@@ -98,16 +110,16 @@ def evaluate(
     coverage_cutoffs: str = "mp20",
     energy: EnergyOptions | None = None,
     targets: str | None = None,
-    scores: Path | None = None,
-    infill: Sequence[Path] = (),
+    scores: str | Path | None = None,
+    infill: Sequence[str | Path] = (),
     workers: int | None = None,
     progress: bool = True,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Judges crystals and writes `metrics.json` and `structures.csv`.
 
     Args:
-        samples: CSV with a column `cif` (an empty one is a sample that did not parse), folder of `*.cif`, extended XYZ,
-            or CDVAE's tensors (`.pt`).
+        samples: What `structures.read_entries` reads; in a CSV an empty `cif` is a sample that did not parse.
         output: folder to write to.
         reference: crystals to compare distributions with: CSV, folder, or prepared data set as "DIR[:split]".
         train_reference: crystals the model has seen, given likewise; without it there is no novelty.
@@ -122,6 +134,7 @@ def evaluate(
         infill: folders that 'crystal-jax infill' wrote.
         workers: processes; by default one for each core.
         progress: whether to show progress bars.
+        command: the command line that asked for it, for the report.
 
     Returns:
         The contents of `metrics.json`.
@@ -134,17 +147,21 @@ def evaluate(
     if fingerprints_of not in FINGERPRINTS:
         raise UserError(f"no fingerprints of {fingerprints_of!r}; --fingerprints is one of {', '.join(FINGERPRINTS)}")
     if coverage_cutoffs not in coverage.CUTOFFS:
-        known = ", ".join(coverage.CUTOFFS)
-        raise UserError(f"no cut-offs of {coverage_cutoffs!r}; --coverage_cutoffs is one of {known}")
+        names = ", ".join(coverage.CUTOFFS)
+        raise UserError(f"no cut-offs of {coverage_cutoffs!r}; --coverage_cutoffs is one of {names}")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise UserError(f"workers={workers} must be a whole number from 1 up")
+    samples, output = (Path(path).expanduser() for path in (samples, output))
     start = time.monotonic()
     table = load_oxidation_table(oxidation_states, zr_as_in_paper=mode == "paper")
     # All inputs are opened before the first long loop, so that a wrong path fails at once.
-    entries = read_entries(Path(samples))
+    entries = read_entries(samples)
     real = read_reference(reference, default_split="test") if reference else []
     train = read_reference(train_reference, default_split="train") if train_reference else None
 
     wanted = read_reference(targets, default_split="test") if targets else None
-    stage = _Stability.of(energy, Path(output) / "relaxations") if energy else None
+    stage = _Stability.of(energy, output / "relaxations") if energy else None
+    known = load_known_materials()
 
     parsed = structures.parse_all(entries, workers=workers, progress=progress)
     rows = structures.describe(parsed, table, workers=workers, progress=progress)
@@ -165,9 +182,13 @@ def evaluate(
             workers=workers,
             progress=progress,
         )
+    if known:
+        for i in rows.index[rows["valid"]]:
+            composition = parsed[i].composition
+            rows.loc[i, "known_formula"] = composition is not None and known.has(reduced(composition.get_el_amt_dict()))
     if stage:
-        stage.run(parsed, rows, mode=mode, workers=workers, progress=progress)
-    dft_runs.fill_in(rows, Path(output))
+        stage.run(parsed, rows, known, mode=mode, workers=workers, progress=progress)
+    dft_runs.fill_in(rows, output)
     judged = metrics.judged_rows(rows, mode)
     real_properties = structures.properties(real_samples)
     cutoffs = coverage.CUTOFFS[coverage_cutoffs]
@@ -178,15 +199,15 @@ def evaluate(
         **(stable := stage.metrics(rows, judged, mode=mode) if stage else {}),
         **dft_runs.metrics_of(rows, stable.get("metastable", {}).get("total", len(judged))),
         **conditions.metrics_of(entries, parsed, rows),
-        **(prediction.metrics_of(parsed, structures.parse_all(wanted), progress=progress) if wanted else {}),
-        **(model_files.scores(Path(scores), rows) if scores else {}),
-        **(model_files.infilling(infill, rows) if infill else {}),
+        **(_predicted(entries, parsed, structures.parse_all(wanted), progress) if wanted else {}),
+        **(model_files.scores(Path(scores).expanduser(), rows) if scores else {}),
+        **(model_files.infilling([Path(folder).expanduser() for folder in infill], rows) if infill else {}),
         "spacegroups": symmetry.comparison(
             judged.loc[judged["valid"], "spacegroup"].dropna().astype(int).tolist(),
             symmetry.spacegroups(real_samples, workers=workers),
         ),
         "samples": {
-            "path": str(Path(samples).resolve()),
+            "path": str(samples.resolve()),
             "read": len(rows),
             "without_structure": int(rows["density"].isna().sum()),
             "judged": len(judged),
@@ -196,12 +217,17 @@ def evaluate(
         "train_reference": train_reference and {"path": train_reference, "read": len(train or [])},
         "failures": metrics.failures(rows),
         "mode": mode,
+        "command": command,
+        "sampling": _sampling(samples),
+        "known_materials": known and known.source,
         "settings": {
             "oxidation_states": table.name,
             "paper_draw_seed": metrics.PAPER_DRAW_SEED if mode == "paper" else None,
             "electronegativity_zr": table.electronegativity["Zr"],
             "min_distance_angstrom": validity.MIN_DISTANCE,
             "min_volume_cubic_angstrom": validity.MIN_VOLUME,
+            "min_radius_factor": validity.MIN_RADIUS_FACTOR,
+            "max_volume_factor": validity.MAX_VOLUME_FACTOR,
             "matcher": novelty.MATCHER,
             "matcher_loose": novelty.LOOSE_MATCHER,
             "spacegroup_symprec_angstrom": symmetry.PRECISION,
@@ -214,12 +240,25 @@ def evaluate(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
     }
-    write_text(Path(output) / "structures.csv", rows.to_csv(index=False))
-    ranked = candidates(rows)
-    write_text(Path(output) / "candidates.csv", ranked.to_csv(index=False))
-    write_cifs(ranked, {s.name: (stage and stage.relaxed_cif(s)) or s.cif for s in parsed}, Path(output) / "candidates")
-    write_text(Path(output) / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    return result
+    cifs = {sample.name: (stage and stage.relaxed_cif(sample)) or sample.cif for sample in parsed}
+    return write_evaluation(output, rows, result, cifs)
+
+
+def _predicted(
+    entries: Sequence[Entry], samples: Sequence[Sample], targets: Sequence[Sample], progress: bool
+) -> dict[str, Any]:
+    return prediction.metrics_of(samples, targets, [entry.request for entry in entries], progress=progress)
+
+
+def _sampling(samples: Path) -> dict[str, Any] | None:
+    """Returns how samples were made, from the `run.json` beside them; None where there is none that can be read."""
+    path = (samples if samples.is_dir() else samples.parent) / "run.json"
+    try:
+        made = dict(read_object(path).content)
+    except UserError:
+        return None
+    found = {name: made[name] for name in ("request", "provenance") if isinstance(made.get(name), dict)}
+    return found if "request" in found else None
 
 
 @dataclasses.dataclass
@@ -245,7 +284,14 @@ class _Stability:
         return cls(job, folder, hull, options.ray_address)
 
     def run(
-        self, samples: Sequence[Sample], rows: pd.DataFrame, *, mode: str, workers: int | None, progress: bool
+        self,
+        samples: Sequence[Sample],
+        rows: pd.DataFrame,
+        known: KnownMaterials | None,
+        *,
+        mode: str,
+        workers: int | None,
+        progress: bool,
     ) -> None:
         from crystal_jax.evaluate import stability
 
@@ -259,7 +305,7 @@ class _Stability:
             ray_address=self.ray_address,
             progress=progress,
         )
-        stability.fill_in(rows, samples, self.found, self.hull, progress=progress)
+        stability.fill_in(rows, samples, self.found, self.hull, known, progress=progress)
 
     def metrics(self, rows: pd.DataFrame, judged: pd.DataFrame, *, mode: str) -> dict[str, Any]:
         from crystal_jax.evaluate import stability

@@ -19,9 +19,14 @@ from tqdm import tqdm
 from crystal_jax.evaluate.energy.corrections import SCHEME, corrected_energy
 from crystal_jax.evaluate.energy.hull import METASTABLE, STABLE, Hull
 from crystal_jax.evaluate.energy.jobs import RelaxJob, key_of, relax_all
+from crystal_jax.evaluate.known_materials import KnownMaterials
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.evaluate.symmetry import spacegroup
+from crystal_jax.evaluate.validity import implausible_reason, structural_fault
 from crystal_jax.structures import Entry, Sample, parse
+
+MIN_COMPLETENESS = 0.9  # share of the known stable compounds of a sample's elements that a complete hull has
+MIN_PHASES = 2  # materials with exactly these elements, where there is no list of known ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +65,24 @@ def relax_valid(
 
 
 def fill_in(
-    rows: pd.DataFrame, samples: Sequence[Sample], energies: Energies, hull: Hull | None, *, progress: bool = False
+    rows: pd.DataFrame,
+    samples: Sequence[Sample],
+    energies: Energies,
+    hull: Hull | None,
+    known: KnownMaterials | None = None,
+    *,
+    progress: bool = False,
 ) -> None:
-    """Writes what relaxation found into the columns of `rows`; reasons go to `failure`."""
+    """Writes what relaxation found into the columns of `rows`; reasons go to `failure`.
+
+    Args:
+        rows: one a sample.
+        samples: those samples.
+        energies: what relaxation found.
+        hull: the known materials with energies.
+        known: a list of known materials, by which the hull's completeness is judged.
+        progress: whether to show a progress bar.
+    """
     relaxed = [(i, row) for i, sample in enumerate(samples) if (row := energies.of(sample)) and rows.loc[i, "valid"]]
     for i, row in tqdm(relaxed, "energies above the hull", unit="crystal", disable=not progress):
         rows.loc[i, "relaxation"] = row["status"]
@@ -71,13 +91,19 @@ def fill_in(
             rows.loc[i, "failure"] = f"relaxation {row['status']}: {row['reason']}"
             continue
         try:
-            for name, value in _facts(samples[i], row, energies, hull).items():
+            for name, value in _facts(samples[i], row, energies, hull, known).items():
                 rows.loc[i, name] = value
         except ValueError as reason:
             rows.loc[i, "failure"] = f"no energy above the hull: {reason}"
 
 
-def _facts(sample: Sample, row: Mapping[str, Any], energies: Energies, hull: Hull | None) -> dict[str, Any]:
+def _facts(
+    sample: Sample,
+    row: Mapping[str, Any],
+    energies: Energies,
+    hull: Hull | None,
+    known: KnownMaterials | None,
+) -> dict[str, Any]:
     """The columns of one relaxed sample.
 
     Raises:
@@ -89,7 +115,12 @@ def _facts(sample: Sample, row: Mapping[str, Any], energies: Energies, hull: Hul
     facts: dict[str, Any] = {"relaxation_rmsd": _moved(sample, structure.frac_coords, structure.lattice.matrix)}
     energy = row["energy"] if energies.corrected else corrected_energy(structure, row["energy"])
     facts["energy_per_atom"] = energy / len(structure)
-    facts["relaxed_spacegroup"] = spacegroup(structure)
+    facts |= {
+        "relaxed_spacegroup": spacegroup(structure),
+        "relaxed_density": float(structure.density),
+        "relaxed_volume": structure.volume,
+        "relaxed_plausible": structural_fault(structure) is None and implausible_reason(structure) is None,
+    }
     if hull is not None:
         height = hull.height(structure.composition, facts["energy_per_atom"])
         facts |= {
@@ -97,8 +128,31 @@ def _facts(sample: Sample, row: Mapping[str, Any], energies: Energies, hull: Hul
             "formation_energy_per_atom": height.formation_energy,
             "known_in_system": height.known_in_system,
             "decomposes_to": " + ".join(f"{share:.3g} {formula}" for formula, share in height.decomposition),
+            **completeness(structure.composition.get_el_amt_dict(), hull, known),
         }
     return facts
+
+
+def completeness(counts: Mapping[str, float], hull: Hull, known: KnownMaterials | None) -> dict[str, Any]:
+    """Judges whether the hull has the competing phases of a composition: `lower_bound` says that it does not.
+
+    Given a list of known materials, it is complete where it has at least 90 % of the stable compounds of the elements.
+    Without one, where it has at least two materials with exactly these elements; of elements it is always complete.
+
+    Args:
+        counts: atoms by element.
+        hull: the known materials with energies.
+        known: a list of known materials.
+    """
+    if len(counts) == 1:
+        return {"lower_bound": False}
+    if known is None:
+        return {"lower_bound": hull.num_in_system(counts) < MIN_PHASES}
+    stable = known.stable_in(counts)
+    missing = sum(not hull.has(dict(formula)) for formula in stable)
+    # A system of which nothing is known at all may hold anything.
+    enough = bool(stable) and missing <= (1 - MIN_COMPLETENESS) * len(stable)
+    return {"stable_in_system": len(stable), "stable_missing": missing, "lower_bound": not enough}
 
 
 def _moved(sample: Sample, after: np.ndarray, lattice: np.ndarray) -> float:
@@ -156,4 +210,6 @@ def settings_of(energies: Energies, hull: Hull | None) -> dict[str, Any]:
         "metastable_below": METASTABLE,
         "stable_below": STABLE,
         "hull": hull and {"source": hull.source, "materials": hull.size},
+        "min_completeness": MIN_COMPLETENESS,
+        "min_phases": MIN_PHASES,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +13,17 @@ from tqdm import tqdm
 
 from crystal_jax.evaluate import novelty, symmetry
 from crystal_jax.evaluate.oxidation import OxidationTable
-from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.evaluate.validity import (
+    compositional_fault,
+    implausible_reason,
+    interatomic_distances,
+    reduced_counts,
+    structural_fault,
+)
 from crystal_jax.parallel import map_in_order
 from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, Sample, parse
+from crystal_jax.structures.parse import died
 
 COLUMNS = {
     "name": "str",
@@ -29,6 +37,10 @@ COLUMNS = {
     "structurally_valid": "bool",
     "compositionally_valid": "bool",
     "valid": "bool",
+    "plausible": "bool",  # valid, and within the chemical limits of `validity.implausible_reason`
+    "implausible_reason": "str",  # of valid samples
+    "min_distance": "float64",  # Å, of any two atoms, own images included
+    "oxidation_states": "str",  # the most usual choice that balances, such as "Li+1 Fe+2 P+5 O-2"
     "unique": "boolean",  # of valid samples: no earlier row is the same crystal
     "unique_loose": "boolean",  # the same at CDVAE's tolerances
     "novel": "boolean",  # of valid samples, given a training set: it is not in there
@@ -39,10 +51,12 @@ COLUMNS = {
     "composition_distance": "float64",
     "novel_by_fingerprint": "boolean",  # of valid samples, given the training set's fingerprints: far from all
     "nearest_known": "str",  # by fingerprints: of the training set if they are known, else of the reference
+    "known_formula": "boolean",  # of valid samples, given a list: the Materials Project has this formula
     # Of samples that were asked for it:
     "formula_match": "boolean",
     "spacegroup_match": "boolean",
     "e_above_hull_match": "boolean",
+    "chemical_system_match": "boolean",
     # From a file of scores:
     "perplexity": "float64",
     "ipt": "float64",  # increase in perplexity under translation
@@ -53,8 +67,14 @@ COLUMNS = {
     "formation_energy_per_atom": "float64",  # eV, relaxed
     "e_above_hull": "float64",  # eV/atom, relaxed
     "known_in_system": "Int64",  # materials of the hull with exactly these elements
+    "stable_in_system": "Int64",  # compounds of some of these elements that the Materials Project has as stable,
+    "stable_missing": "Int64",  # and how many of them the hull lacks; given a list of known materials
+    "lower_bound": "boolean",  # the hull is incomplete here: the true energy above it is this or more
     "decomposes_to": "str",  # the hull's materials at this composition
     "relaxed_spacegroup": "Int64",
+    "relaxed_density": "float64",  # g/cm^3
+    "relaxed_volume": "float64",  # Å^3, of the cell
+    "relaxed_plausible": "boolean",  # as `plausible`, of the relaxed crystal
     "relaxation_rmsd": "float64",  # Å, root mean square of the atoms' moves, without the cell's
     # From density-functional theory, by 'crystal-jax dft collect':
     "dft": "str",  # how the run ended
@@ -67,7 +87,7 @@ def parse_all(
     entries: Sequence[Entry], *, what: str = "reading", workers: int | None = None, progress: bool = False
 ) -> list[Sample]:
     """Parses every entry, on as many cores; failures stay in the list."""
-    samples = map_in_order(parse, entries, workers=workers)
+    samples = map_in_order(parse, entries, workers=workers, lost=died)
     return list(tqdm(samples, what, len(entries), unit="crystal", disable=not progress))
 
 
@@ -75,7 +95,8 @@ def describe(
     samples: Sequence[Sample], table: OxidationTable, *, workers: int | None = None, progress: bool = False
 ) -> pd.DataFrame:
     """Tabulates all but `unique` and `novel`, one row a sample in the samples' order (see `COLUMNS`)."""
-    rows = map_in_order(functools.partial(_row, table=table), samples, workers=workers)
+    judge, lost = functools.partial(_row, table=table), functools.partial(_row_of_dead, table=table)
+    rows = map_in_order(judge, samples, workers=workers, lost=lost)
     rows = tqdm(rows, "validity", len(samples), unit="crystal", disable=not progress)
     return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
 
@@ -92,7 +113,7 @@ def compare(
     """Fills in `unique` and, if a training set is given, `novel` and `known_as`, for the valid rows."""
     valid = rows.index[rows["valid"]]
     whole = [structure for i in valid if (structure := samples[i].structure) is not None]
-    reduced = map_in_order(novelty.reduce_cell, whole, workers=workers)
+    reduced = map_in_order(novelty.reduce_cell, whole, workers=workers, lost=lambda _: None)
     cells = list(tqdm(reduced, "primitive cells", len(valid), unit="crystal", disable=not progress))
     for column, tolerances in (("unique", novelty.MATCHER), ("unique_loose", novelty.LOOSE_MATCHER)):
         rows.loc[valid, column] = novelty.first_of_their_kind(cells, tolerances=tolerances, progress=progress)
@@ -121,11 +142,18 @@ def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
     if sample.composition is not None:
         faults[1] = compositional_fault(sample.composition, table)
         facts |= {"formula": sample.composition.formula, "reduced_formula": sample.composition.reduced_formula}
+        if charges := table.balanced_states(reduced_counts(sample.composition)):
+            order = [element.symbol for element in sorted(sample.composition.elements)]  # by electronegativity
+            facts["oxidation_states"] = " ".join(f"{symbol}{charges[symbol]:+d}" for symbol in order)
     if sample.structure is not None:
         faults[0] = structural_fault(sample.structure)
         facts |= _properties(sample.structure) | {"volume": sample.structure.volume}
     valid = not any(faults)
+    if valid and sample.structure is not None:
+        facts["min_distance"] = float(interatomic_distances(sample.structure).min())
+        facts["implausible_reason"] = implausible_reason(sample.structure)
     return facts | {
+        "plausible": valid and facts.get("implausible_reason") is None,
         "name": sample.name,
         "spacegroup": symmetry.spacegroup(sample.structure) if valid and sample.structure else None,
         "structurally_valid": not faults[0],
@@ -133,6 +161,11 @@ def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
         "valid": valid,
         "failure": "; ".join(dict.fromkeys(fault for fault in faults if fault)),
     }
+
+
+def _row_of_dead(sample: Sample, table: OxidationTable) -> dict[str, Any]:
+    """The row of a sample on which the process that judged it died."""
+    return _row(dataclasses.replace(sample, structure=None, failure="the process that judged it died"), table)
 
 
 def _properties(structure: Structure) -> dict[str, float | int]:

@@ -232,12 +232,12 @@ class Compositions:
             group = lines[begin : begin + size]
             admitted = [line for line in group if line.admitted]
             first = one.first + made + begin
-            facts = dict(next_attempt=first + len(group), rejected=made + begin + len(group) - len(admitted))
+            rejected = made + begin + len(group) - len(admitted)
             if admitted:
                 weights = np.exp(np.array([line.weight for line in admitted]) - max(line.weight for line in admitted))
                 rng = np.random.default_rng([self._seed, _STREAM, one.index, first])
                 place = int(rng.choice(len(admitted), p=weights / weights.sum())) if len(admitted) > 1 else 0
-                return dataclasses.replace(admitted[place], **facts)
+                return dataclasses.replace(admitted[place], next_attempt=first + len(group), rejected=rejected)
         if made + len(lines) >= _ATTEMPTS:
             rejected = made + len(lines) - 1
             return dataclasses.replace(lines[-1], next_attempt=one.first + rejected + 1, rejected=rejected)

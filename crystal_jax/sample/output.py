@@ -3,16 +3,16 @@
     run.json        the request, and what answered it
     samples.jsonl   one sample a line, as they are finished, and in order when all are; a stopped job goes on with
                     those that are missing
-    samples.csv     the reference's columns, gen_str (prompt and text), cif, model_name, and the formula
-    cif/            one file a sample whose lattice forms a cell
+    samples.csv     the reference's columns, gen_str (prompt and text), cif, model_name, and the formula; then
+                    request_number (from 0), request_name and requested (JSON): what the sample answers
+    cif/            one file a sample that has a CIF
 
-A sample whose angles form no cell, or that came to a dead end, has no CIF. It keeps its row, so that no rate loses it
-from the denominator.
+A sample has no CIF where its angles form no cell, where two of its atoms are on one site (no reader would accept the
+file), or where it came to a dead end. It keeps its row, so that no rate loses it from the denominator.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import warnings
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
+import numpy as np
 from ase import Atoms
 from pymatgen.core import Composition
 from pymatgen.io.ase import AseAtomsAdaptor
@@ -30,7 +31,11 @@ from tqdm import tqdm
 
 from crystal_jax.files import write_text
 from crystal_jax.sample.journal import Journal, claim
+from crystal_jax.tables import write_rows
 from crystal_jax.text.crystal_text import Crystal, TextFormat
+
+_COLUMNS = ("gen_str", "cif", "model_name", "formula", "request_number", "request_name", "requested")
+_SAME_SITE = 1e-3  # fractional; coordinates have two decimals, and pymatgen merges sites within 1e-4
 
 
 class SamplesFile(Journal):
@@ -59,15 +64,16 @@ class SamplesFile(Journal):
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         folder = self.directory / "cif"
         folder.mkdir(exist_ok=True)
-        content = io.StringIO()
-        table = csv.writer(content, lineterminator="\n")
-        table.writerow(["gen_str", "cif", "model_name", "formula"])
+        table: list[list[Any]] = []
         cells: list[Atoms] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen remarks on every noble gas
             for row in tqdm([row for row in rows if row["index"] < limit], desc="write CIF", unit="crystal"):
+                asked = row.get("request") or {}
+                requested = json.dumps(asked) if asked else ""
+                answered = [row.get("request_number", 0), row.get("request_name", ""), requested]
                 if row["status"] != "complete":
-                    table.writerow([row["prompt"] + row["text"], "", model_name, ""])
+                    table.append([row["prompt"] + row["text"], "", model_name, "", *answered])
                     continue
                 crystal = text_format.decode(row["text"])
                 cif = to_cif(crystal)
@@ -76,16 +82,27 @@ class SamplesFile(Journal):
                     (folder / f"{row['index']:06d}_{composition.reduced_formula}.cif").write_text(cif)
                 if cif and extxyz:
                     cells.append(AseAtomsAdaptor.get_atoms(crystal.to_structure(), info={"index": row["index"]}))
-                table.writerow([row["prompt"] + row["text"], cif, model_name, composition.formula])
+                table.append([row["prompt"] + row["text"], cif, model_name, composition.formula, *answered])
         if extxyz:
             text = io.StringIO()
             ase.io.write(text, cells, format="extxyz")
             write_text(self.directory / "samples.extxyz", text.getvalue())
         path = self.directory / "samples.csv"
-        write_text(path, content.getvalue())
+        write_rows(path, _COLUMNS, table)
         return path
 
 
 def to_cif(crystal: Crystal) -> str:
-    """The crystal's CIF, in P1; empty where its angles form no cell."""
-    return str(CifWriter(crystal.to_structure())) if crystal.forms_cell else ""
+    """Returns the crystal's CIF, in P1; empty where its angles form no cell, or two atoms are on one site."""
+    if not crystal.forms_cell or _shares_a_site(crystal):
+        return ""
+    return str(CifWriter(crystal.to_structure()))
+
+
+def _shares_a_site(crystal: Crystal) -> bool:
+    """Whether two atoms are where a CIF reader takes them for one: it merges them, or finds an occupancy above one."""
+    places = crystal.frac_coords
+    differences = places[:, None] - places[None]
+    apart = np.abs(differences - np.round(differences)).max(axis=-1)
+    np.fill_diagonal(apart, 1.0)
+    return bool((apart < _SAME_SITE).any())

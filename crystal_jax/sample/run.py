@@ -258,9 +258,9 @@ def sample(
         min_elements=min_elements,
         max_elements=max_elements,
         min_atoms=min_atoms,
-        max_atoms=max_atoms,
+        max_atoms=max_atoms if max_atoms != MAX_ATOMS else None,
     )
-    limits = parse_request({name: value for name, value in given.items() if value is not None})
+    limits = dict(parse_request(given))
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint.models import load_trained
     from crystal_jax.checkpoint.released import locate
@@ -311,14 +311,14 @@ def sample(
         "prompt": texts[0] if len(texts) == 1 else _digest("\0".join(texts)),
         "requests": len(texts),
         # What every sample keeps to, and what only stands in the prompt.
-        "limits": {name: limits.get(name) for name in LIMITS if name in limits}
-        | ({"formula": "the requested one"} if FORMULA in hints and not hints_only else {}),
+        "limits": dict(limits) | ({"formula": "the requested one"} if FORMULA in hints and not hints_only else {}),
         "hints": [name for name in hints if name != FORMULA or hints_only],
         "limits_of_requests": _digest(json.dumps(own)) if any(own) else None,
         "constraints": sorted(constraints),
         "oxidation_states": oxidation_states if "charge" in used else None,
         "min_distance": min_distance if "distance" in used else None,
         "min_radii": min_radii if "distance" in used else None,
+        "max_atoms": max_atoms,
         "redraws": redraws,
         "kv_cache": kv_cache,
         "seed": seed,
@@ -351,7 +351,7 @@ def sample(
         return {
             "index": drawn.request.index,
             "status": "complete" if drawn.complete else "dead end",
-            "request": {name: value for name, value in question.asked.items() if name != NAME},
+            "request": {name: value for name, value in (limits | dict(question.asked)).items() if name != NAME},
             "request_number": questions.number_of(drawn.request.index),
             "request_name": question.asked.get(NAME, ""),
             "seed": seed,

@@ -139,7 +139,7 @@ def search(
         min_atoms=min_atoms,
         max_atoms=max_atoms,
     )
-    limits = parse_request({name: value for name, value in given.items() if value is not None})
+    limits = dict(parse_request(given))
     if not is_new(output):
         raise UserError(f"{output} is not empty, and a search is not continued; choose another --output")
     # Late, so that --help and bad flags answer at once.

@@ -18,7 +18,8 @@ def entries_of_table(table: Table, *, name: str) -> list[Entry]:
     """Returns an entry for each row, in the rows' order.
 
     Columns: `cif` or `cif_str`; `name` or `material_id`, where all are there and differ, else rows are numbered;
-    `formula` or `pretty_formula`; `model_name`; `gen_str` (the prompt); `request`.
+    `formula` or `pretty_formula`; `model_name`; `gen_str` (the prompt); `request_number` and
+    `requested`, as 'crystal-jax sample' writes them.
 
     Args:
         table: of text cells.
@@ -35,7 +36,8 @@ def entries_of_table(table: Table, *, name: str) -> list[Entry]:
     number = len(table.rows)
     names = next((found for each in NAME_COLUMNS if (found := _distinct(table, each))), None)
     formulas = next((table.column(each) for each in FORMULA_COLUMNS if each in table.columns), [""] * number)
-    models, prompts, requests = (_cells(table, each) for each in ("model_name", "gen_str", "request"))
+    models, prompts, requests = (_cells(table, each) for each in ("model_name", "gen_str", "request_number"))
+    requested = table.column("requested") if "requested" in table.columns else [None] * number
     return [
         _entry(
             names[i] if names else f"{i:06d}",
@@ -44,6 +46,7 @@ def entries_of_table(table: Table, *, name: str) -> list[Entry]:
             formula=formulas[i],
             prompt=prompts[i],
             request=_request(requests[i], f"{name}, row {i + 1}"),
+            requested=requested[i],
             where=f"{name}, row {i + 1}",
         )
         for i, cif in enumerate(table.column(column))
@@ -72,5 +75,5 @@ def _request(cell: str, where: str) -> int | None:
     if not cell.strip():
         return None
     if not cell.strip().isdecimal():
-        raise UserError(f"{where}: request is {cell!r}, which is no whole number")
+        raise UserError(f"{where}: request_number is {cell!r}, which is no whole number")
     return int(cell)

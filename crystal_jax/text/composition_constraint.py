@@ -7,7 +7,7 @@ what it allows next can always be completed, and what it forbids never could.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from crystal_jax.text.conditions import formula_unit
 from crystal_jax.text.crystal_text import ELEMENTS
@@ -36,8 +36,8 @@ class CompositionConstraint:
         ValueError: no composition fulfils it, or a name is no element or formula.
     """
 
-    elements: Sequence[str] = ELEMENTS
-    required: Sequence[str] = ()
+    elements: Collection[str] = ELEMENTS
+    required: Collection[str] = ()
     min_elements: int = 1
     max_elements: int = MAX_ELEMENTS
     min_atoms: int = 1
@@ -99,7 +99,7 @@ class CompositionConstraint:
     def _can_follow(self, parts: Parts, symbol: str, num_later: int) -> bool:
         """Whether an element can be next, given how many allowed elements come after it in the order."""
         present = {element for element, _ in parts}
-        missing = self.required - present - {symbol}
+        missing = set(self.required) - present - {symbol}
         if any(_RANK[element] < _RANK[symbol] for element in missing):  # it could not come any more
             return False
         number = len(parts) + 1
@@ -112,7 +112,7 @@ class CompositionConstraint:
 
     def _num_needed(self, parts: Parts) -> int:
         """Returns how many further elements a composition that begins so must have."""
-        missing = len(self.required - {element for element, _ in parts})
+        missing = len(set(self.required) - {element for element, _ in parts})
         return max(missing, self.min_elements - len(parts), 0)
 
     def next_counts(self, parts: Parts, symbol: str) -> tuple[int, ...]:

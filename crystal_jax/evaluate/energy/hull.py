@@ -81,6 +81,19 @@ class Hull:
         """The chemical systems in which some material is known."""
         return set(self._by_system)
 
+    def has(self, counts: Mapping[str, float]) -> bool:
+        """Whether some material has these shares of atoms; elements themselves are always there."""
+        total = sum(counts.values())
+        shares = {symbol: number / total for symbol, number in counts.items()}
+        return len(shares) == 1 or any(
+            all(abs(mix[symbol] - share) < 10.0**-_DIGITS for symbol, share in shares.items())
+            for mix, _ in self._by_system.get(frozenset(shares), ())
+        )
+
+    def num_in_system(self, elements: Iterable[str]) -> int:
+        """Returns the number of materials with exactly these elements."""
+        return len(self._by_system.get(frozenset(elements), ()))
+
     def height(self, composition: Composition, energy: float) -> Height:
         """Where a crystal of that energy (eV/atom, corrected) lies.
 
@@ -92,8 +105,7 @@ class Hull:
             raise ValueError(f"no reference energy of {', '.join(missing)}")
         formation = energy - sum(share * self.elements[symbol] for symbol, share in shares.items())
         lowest, mixture = self._lowest(shares)
-        known = len(self._by_system.get(frozenset(shares), ()))
-        return Height(formation - lowest, formation, known, mixture)
+        return Height(formation - lowest, formation, self.num_in_system(shares), mixture)
 
     def _lowest(self, shares: Mapping[str, float]) -> tuple[float, tuple[tuple[str, float], ...]]:
         """The hull's formation energy at a composition, and what it is a mixture of."""
