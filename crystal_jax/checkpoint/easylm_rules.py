@@ -21,6 +21,7 @@ from crystal_jax.checkpoint.layout import NAMES, axes_of, leaves_by_path
 from crystal_jax.checkpoint.tensors import Shape
 from crystal_jax.config import EASYLM_AXES, ExecutionConfig, LlamaConfig, LoraConfig
 from crystal_jax.errors import UserError
+from crystal_jax.json_files import read_json
 from crystal_jax.model.architectures import make_model
 from crystal_jax.sharding import rule_for
 
@@ -35,18 +36,14 @@ def read_rules(path: Path) -> list[Rule]:
     Raises:
         UserError: the file is missing, or something else.
     """
-    try:
-        rules = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+    rules = read_json(path)
     if not isinstance(rules, list) or not rules:
         raise UserError(f"{path} is no list of rules: [[regular expression, [mesh axis or null, ...]], ...]")
     for number, rule in enumerate(rules, 1):
         if not _is_rule(rule):
             raise UserError(
-                f"{path}: rule {number} is {json.dumps(rule)}, not [regular expression, [mesh axis, null or list, ...]]"
+                f"{path}: rule {number} is {json.dumps(rule):.200}, not [regular expression, [mesh axis, null or list, "
+                "...]]"
             )
         try:
             re.compile(rule[0])

@@ -11,6 +11,7 @@ import numpy as np
 from crystal_jax.checkpoint.tensors import Shape, heads_of, permute
 from crystal_jax.config import LlamaConfig
 from crystal_jax.errors import UserError
+from crystal_jax.json_files import JsonObject, describe
 
 _NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -28,6 +29,31 @@ _BLOCK: Mapping[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_norm": "post_attention_layernorm",
 }
+# Options that change what a model computes, and their values when they are off.
+_PLAIN: Mapping[str, Any] = {
+    "llama.rope.scaling.type": "none",
+    "llama.rope.scale_linear": 1.0,
+    "llama.rope.scaling.attn_factor": 1.0,
+    "llama.expert_count": 0,
+    "llama.attention.clamp_kqv": 0.0,
+    "llama.attention.max_alibi_bias": 0.0,
+    "llama.attention.scale": 0.0,
+    "llama.attention.sliding_window": 0,
+    "llama.attention.causal": True,
+    "llama.use_parallel_residual": False,
+    "llama.logit_scale": 1.0,
+    "llama.residual_scale": 1.0,
+    "llama.embedding_scale": 1.0,
+    "llama.attn_logit_softcapping": 0.0,
+    "llama.final_logit_softcapping": 0.0,
+}
+# Read, or without effect where the scaling is off.
+_ROPE = (
+    "llama.rope.freq_base",
+    "llama.rope.scaling.factor",
+    "llama.rope.scaling.original_context_length",
+    "llama.rope.scaling.finetuned",
+)
 
 
 class GgufSource:
@@ -44,7 +70,10 @@ class GgufSource:
         self.path = path
         reader = _open(path)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.config = _config(path, reader, self._tensors)
+        try:
+            self.config = _config(path, reader, self._tensors)
+        except (UnicodeDecodeError, LookupError) as error:
+            raise UserError(f"{path} is damaged: {error}") from error
         self._names = dict(_NAMES)
         for i in range(self.config.num_layers):
             self._names |= {f"blk.{i}.{gg}.weight": f"model.layers.{i}.{hf}.weight" for gg, hf in _BLOCK.items()}
@@ -55,7 +84,10 @@ class GgufSource:
 
     def metadata(self) -> dict[str, Any]:
         """Everything the file states besides its tensors, such as its tokenizer."""
-        return {key: field.contents() for key, field in _open(self.path).fields.items()}
+        try:
+            return {key: field.contents() for key, field in _open(self.path).fields.items()}
+        except (ValueError, LookupError) as error:
+            raise UserError(f"{self.path} is damaged: {error}") from error
 
     def read(self, name: str) -> np.ndarray:
         from gguf import dequantize
@@ -80,8 +112,8 @@ def _open(path: Path) -> Any:
         reader = GGUFReader(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, LookupError, OverflowError) as error:
-        raise UserError(f"{path} is no GGUF file, or damaged: {error}") from error
+    except Exception as error:  # its reader goes by offsets in the file, and fails in many ways
+        raise UserError(f"{path} is no GGUF file, or damaged: {' '.join(str(error).split())}") from error
     if reader.byte_order != "I":
         raise UserError(f"{path} is big-endian; convert it with gguf's gguf-convert-endian")
     return reader
@@ -92,46 +124,62 @@ def _shape(tensor: Any) -> Shape:
     return tuple(int(size) for size in tensor.shape[::-1])
 
 
-def _config(path: Path, reader: Any, tensors: Mapping[str, Any]) -> LlamaConfig:
-    def stated(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        value = default if field is None else field.contents()
-        if value is None:
-            raise UserError(f"{path} lacks the metadata {key}")
-        return value
+def _stated(path: Path, reader: Any) -> JsonObject:
+    """The metadata that decide the architecture, as plain values; a list that repeats one number counts as the number.
 
-    if (architecture := stated("general.architecture")) != "llama":
-        raise UserError(f"{path}: architecture is {architecture!r}; only 'llama' is LLaMA's")
+    llama.cpp writes such a list where each layer has a value of its own.
+    """
+    stated: dict[str, Any] = {}
+    for key, field in reader.fields.items():
+        if key.startswith(("general.architecture", "llama.", "split.")):
+            value = field.contents()
+            same = isinstance(value, list) and value and all(each == value[0] for each in value)
+            stated[key] = value[0] if same else value
+    return JsonObject(stated, path)
+
+
+def _check_plain(stated: JsonObject, head_dim: int) -> None:
+    """Sees that the equations are LLaMA's: other options are absent or off."""
+    plain = {"llama.rope.dimension_count": head_dim, "llama.attention.value_length": head_dim, **_PLAIN}
+    for key in stated:
+        if key in plain and stated.get(key) not in (plain[key], None):
+            raise stated.error(f"{key} is {describe(stated.get(key))}; only {describe(plain[key])} is implemented")
+        if key.startswith("llama.rope.") and key not in (*plain, *_ROPE):
+            raise stated.error(f"{key} is unknown; only LLaMA's rotary embedding is implemented")
+
+
+def _config(path: Path, reader: Any, tensors: Mapping[str, Any]) -> LlamaConfig:
+    stated = _stated(path, reader)
+    if (parts := stated.integer("split.count", 1)) > 1:
+        part = stated.integer("split.no", 0) + 1
+        raise UserError(
+            f"{path} is part {part} of {parts}: merge with llama-gguf-split --merge FIRST_PART MERGED, and give MERGED"
+        )
+    if (architecture := stated.text("general.architecture")) != "llama":
+        raise stated.error(f"architecture is {architecture!r}; only 'llama' is LLaMA's")
     if "token_embd.weight" not in tensors:
         raise UserError(f"{path} lacks tensor token_embd.weight")
     embedding = tensors["token_embd.weight"]
-    width, heads = stated("llama.embedding_length"), stated("llama.attention.head_count")
+    width, heads = stated.integer("llama.embedding_length"), stated.integer("llama.attention.head_count", least=1)
+    head_dim = stated.integer("llama.attention.key_length", width // heads)
+    _check_plain(stated, head_dim)
+    if (blocks := stated.integer("llama.block_count")) > len(tensors):  # before billions of names are made of it
+        raise stated.error(f"llama.block_count is {blocks}, but there are {len(tensors)} tensors")
     try:
-        head_dim = stated("llama.attention.key_length", width // heads)
-        for key, plain in (
-            ("llama.rope.dimension_count", head_dim),
-            ("llama.attention.value_length", head_dim),
-            ("llama.rope.scaling.type", "none"),
-            ("llama.expert_count", 0),
-        ):
-            if stated(key, plain) != plain:
-                raise UserError(f"{path}: {key} is {stated(key)!r}; only {plain!r} is implemented")
-        if (blocks := stated("llama.block_count")) > len(tensors):  # before billions of names are made of it
-            raise UserError(f"{path}: llama.block_count is {blocks}, but there are {len(tensors)} tensors")
         return LlamaConfig(
             vocab_size=_shape(embedding)[0],
             embed_dim=width,
-            mlp_dim=stated("llama.feed_forward_length"),
+            mlp_dim=stated.integer("llama.feed_forward_length"),
             num_layers=blocks,
             num_heads=heads,
-            num_kv_heads=stated("llama.attention.head_count_kv", heads),
+            num_kv_heads=stated.integer("llama.attention.head_count_kv", heads),
             head_dim=head_dim,
-            norm_eps=_decimal(stated("llama.attention.layer_norm_rms_epsilon")),
-            rope_theta=_decimal(stated("llama.rope.freq_base", 10_000.0)),
+            norm_eps=_decimal(stated.number("llama.attention.layer_norm_rms_epsilon", above=0.0)),
+            rope_theta=_decimal(stated.number("llama.rope.freq_base", 10_000.0, above=0.0)),
             tie_embeddings="output.weight" not in tensors,
             dtype="float32" if embedding.tensor_type.name == "F32" else "bfloat16",
         )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
 

@@ -69,8 +69,10 @@ def tokenizer_files(fields: Mapping[str, Any]) -> dict[str, bytes]:
         return {name: content, "tokenizer_config.json": _config(fields, kind)}
     except KeyError as error:
         raise UserError(f"the GGUF file's tokenizer lacks the metadata {error.args[0]}") from None
-    except (ValueError, IndexError) as error:
-        raise UserError(f"the GGUF file's tokenizer is damaged: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of protobuf, sentencepiece and tokenizers, which share no type
+        raise UserError(f"the GGUF file's tokenizer is damaged: {' '.join(str(error).split())}") from error
 
 
 def _sentencepiece(fields: Mapping[str, Any]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from crystal_jax.checkpoint.tensors import Shape, heads_of, permute
 from crystal_jax.config import LlamaConfig
 from crystal_jax.errors import UserError
+from crystal_jax.json_files import JsonObject, read_object
 
 _EMBEDDING, _GATE = "tok_embeddings.weight", "layers.0.feed_forward.w1.weight"
 _ROPE = "rope.freqs"  # a constant of the architecture
@@ -75,47 +75,44 @@ class MetaSource:
         return permute(tensor, heads) if heads else tensor
 
 
-def _config(directory: Path, params: Mapping[str, Any], shards: list[dict[str, Any]]) -> LlamaConfig:
-    file = directory / "params.json"
+def _config(directory: Path, params: JsonObject, shards: list[dict[str, Any]]) -> LlamaConfig:
     for key in (_EMBEDDING, _GATE):
         if key not in shards[0]:
             raise UserError(f"{directory} lacks tensor {key}")
+        if shards[0][key].ndim != 2:
+            raise UserError(f"{directory}: tensor {key} has {shards[0][key].ndim} axes, not 2")
     embedding, gate = shards[0][_EMBEDDING], shards[0][_GATE]
-    width = embedding.shape[-1] * len(shards)
+    width, stated = embedding.shape[-1] * len(shards), params.integer("dim")
+    if width != stated:
+        raise UserError(
+            f"{directory}: {_EMBEDDING} has {width} columns in {len(shards)} consolidated.*.pth, and params.json "
+            f"says {stated}; a shard is missing, or tensors are split otherwise than in LLaMA-2"
+        )
+    if params.get("use_scaled_rope"):
+        raise params.error("use_scaled_rope is LLaMA-3's; only LLaMA-2's architecture is implemented")
+    heads, rows = params.integer("n_heads", least=1), params.integer("vocab_size", -1)
     try:
-        if width != params["dim"]:
-            raise UserError(
-                f"{directory}: {_EMBEDDING} has {width} columns in {len(shards)} consolidated.*.pth, and params.json "
-                f"says {params['dim']}; a shard is missing, or tensors are split otherwise than in LLaMA-2"
-            )
-        if params.get("use_scaled_rope"):
-            raise UserError(f"{file}: use_scaled_rope is LLaMA-3's; only LLaMA-2's architecture is implemented")
         return LlamaConfig(
-            vocab_size=params["vocab_size"] if params.get("vocab_size", -1) > 0 else embedding.shape[0],
+            vocab_size=rows if rows > 0 else embedding.shape[0],
             embed_dim=width,
             mlp_dim=gate.shape[0] * len(shards),
-            num_layers=params["n_layers"],
-            num_heads=params["n_heads"],
-            num_kv_heads=params.get("n_kv_heads") or params["n_heads"],
-            head_dim=width // params["n_heads"],
-            norm_eps=params["norm_eps"],
-            rope_theta=float(params.get("rope_theta", 10_000.0)),
+            num_layers=params.integer("n_layers"),
+            num_heads=heads,
+            num_kv_heads=params.integer("n_kv_heads", heads),
+            head_dim=width // heads,
+            norm_eps=params.number("norm_eps", above=0.0),
+            rope_theta=params.number("rope_theta", 10_000.0, above=0.0),
             tie_embeddings=False,
             dtype="float32" if str(embedding.dtype) == "torch.float32" else "bfloat16",
         )
-    except KeyError as error:
-        raise UserError(f"{file} lacks {error}") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{file}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{params.path}: {error}") from error
 
 
-def _read_params(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is no checkpoint of Meta's: it has no {path.name}") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+def _read_params(path: Path) -> JsonObject:
+    if not path.is_file():
+        raise UserError(f"{path.parent} is no checkpoint of Meta's: it has no {path.name}")
+    return read_object(path)
 
 
 def _open_shards(directory: Path) -> dict[Path, dict[str, Any]]:
@@ -137,6 +134,8 @@ def _open_shards(directory: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _open(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file} is no regular file")
     try:
         import torch
     except ImportError:
@@ -146,12 +145,19 @@ def _open(file: Path) -> dict[str, Any]:
         shard = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: its pickle holds more than tensors, or is damaged") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # PyTorch's reader fails in many ways on damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)  # PyTorch adds a stack
         raise UserError(f"{file} is no readable PyTorch file: {reason}") from error
-    if not isinstance(shard, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in shard.values()):
+    if not isinstance(shard, dict) or not all(_is_plain(name, tensor) for name, tensor in shard.items()):
         raise UserError(f"{file} is no dictionary of tensors")
     return {key: tensor for key, tensor in shard.items() if key != _ROPE}
+
+
+def _is_plain(name: Any, tensor: Any) -> bool:
+    """Whether a member of a shard is a dense tensor with a name."""
+    import torch
+
+    return isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
 
 
 def _to_numpy(path: Path, key: str, tensor: Any) -> np.ndarray:

@@ -25,6 +25,7 @@ from crystal_jax.checkpoint.workdir import best_step, difference, parse_experime
 from crystal_jax.config import UNQUANTIZED, Experiment, ModelConfig, QuantizationConfig
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.json_files import JsonObject
 from crystal_jax.model.architectures import make_model
 from crystal_jax.model.informed import informed
 from crystal_jax.model.lora import split
@@ -84,7 +85,7 @@ def _load_exported(path: Path, mesh: Mesh, *, step: int | str | None) -> Trained
     experiment, facts = _read_exported(path)
     _check_equal(path, HfSource(path).config, experiment.model)
     graph, like, _ = abstract_parameters(experiment, mesh)
-    return Trained(graph, load(HfSource(path), like), experiment, facts["step"], path.resolve().name)
+    return Trained(graph, load(HfSource(path), like), experiment, facts.integer("step", least=0), path.resolve().name)
 
 
 def describe(checkpoint: str | Path) -> Experiment:
@@ -97,7 +98,7 @@ def describe(checkpoint: str | Path) -> Experiment:
     return _read_exported(path)[0] if is_hf(path) else read_experiment(path)
 
 
-def _read_exported(path: Path) -> tuple[Experiment, dict[str, Any]]:
+def _read_exported(path: Path) -> tuple[Experiment, JsonObject]:
     if not (path / _EXPORTED).is_file():
         raise UserError(
             f"{path} has no {_EXPORTED}, which says what tokenizer and text format the model was trained on; "

@@ -25,8 +25,10 @@ from crystal_jax.checkpoint.layout import NAMES, PartSource, leaves_by_path, loa
 from crystal_jax.checkpoint.shards import SHARD_BYTES, Entry, Shards, write_shards
 from crystal_jax.checkpoint.tensors import Shape, Source, compare, expected_shapes, stream
 from crystal_jax.config import UNQUANTIZED, LlamaConfig, QuantizationConfig, input_axes
+from crystal_jax.config.check import build
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
+from crystal_jax.json_files import read_object
 from crystal_jax.model.quantize import Quantized, quantize
 from crystal_jax.model.sizes import abstract_base
 
@@ -165,8 +167,9 @@ def _field_of(name: str, field: str) -> str:
 
 
 def _read_stated(path: Path) -> tuple[LlamaConfig, QuantizationConfig]:
+    stated = read_object(path)
+    model, kept = stated.part("model"), stated.part("quantize")
     try:
-        stated = json.loads(path.read_text())
-        return LlamaConfig(**stated["model"]), QuantizationConfig(**stated["quantize"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        return build(LlamaConfig, "model", model.content), build(QuantizationConfig, "quantize", kept.content)
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from error

@@ -26,9 +26,11 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from crystal_jax.config import LOSSES, Experiment, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.files import is_new, write_text
+from crystal_jax.json_files import JsonObject, read_object
 from crystal_jax.provenance import provenance
 
 _CONFIG = "config.json"
+_REASON = 160  # characters of an error that a message repeats
 # These decide what the numbers in a checkpoint mean, so a resumed run must agree on them.
 _FIXED = ("model", "lora", "text", "tokenizer", "base", "quantize")
 
@@ -85,18 +87,17 @@ def read_experiment(workdir: Path) -> Experiment:
     return parse_experiment(path)[0]
 
 
-def parse_experiment(path: Path) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment that a file states, and what else it states.
+def parse_experiment(path: Path) -> tuple[Experiment, JsonObject]:
+    """The experiment that a file states, and the whole content of the file.
 
     Raises:
         UserError: it is damaged.
     """
+    content = read_object(path)
     try:
-        content = json.loads(path.read_text())
-        stated = content.pop("experiment")
-    except (json.JSONDecodeError, KeyError) as error:
+        return from_config_dict(content.part("experiment").content, vocab_size=0), content
+    except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    return from_config_dict(stated, vocab_size=0), content
 
 
 def open_checkpoints(workdir: Path, *, keep: int | None = None, best: str = "val_loss") -> ocp.CheckpointManager:
@@ -135,8 +136,15 @@ def best_step(workdir: Path) -> int:
     existing_step(workdir, None)
     best = read_experiment(workdir).train.best
     with read_checkpoints(workdir) as checkpoints:
-        step = checkpoints.best_step()
-        if step is None or best not in (checkpoints.metrics(step) or {}):
+        try:
+            step = checkpoints.best_step()
+            measured = {} if step is None else checkpoints.metrics(step) or {}
+        except Exception as error:  # Orbax fails in many ways on damaged files
+            raise UserError(
+                f"{workdir}: what was measured at a checkpoint is damaged ({_reason(error)}); give --step=STEP instead "
+                f"of the best one; there are: {', '.join(map(str, checkpoints.all_steps()))}"
+            ) from error
+        if best not in measured:
             raise UserError(f"{workdir} has no checkpoint with a {best}: it is never validated when saved")
     return step
 
@@ -149,8 +157,30 @@ def restore_parameters(workdir: Path, like: nnx.State, *, step: int | None = Non
     """
     step = existing_step(workdir, step)
     with read_checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
+        restored = restore(checkpoints, step, params=ocp.args.StandardRestore(like))
     return restored.params, step
+
+
+def restore(checkpoints: ocp.CheckpointManager, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+    """Restores items of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged; the message names it and the whole ones.
+    """
+    try:
+        return checkpoints.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax and TensorStore fail in many ways on damaged files
+        others = ", ".join(str(other) for other in sorted(checkpoints.all_steps()) if other != step)
+        raise UserError(
+            f"{Path(checkpoints.directory) / str(step)} cannot be read ({_reason(error)}); if it is damaged, delete "
+            f"the folder and use another checkpoint; there are: {others or 'none'}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, which may have hundreds."""
+    text = " ".join((str(error).strip().splitlines() or [""])[0].split()) or type(error).__name__
+    return text if len(text) <= _REASON else f"{text[:_REASON]}…"
 
 
 def existing_step(workdir: Path, step: int | None) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from crystal_jax.config.check import require
+from crystal_jax.config.check import build, require
 from crystal_jax.config.model import (
     SPLASH_TOKENS,
     UNQUANTIZED,
@@ -110,6 +110,8 @@ def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
                 continue
             raise UserError(f"config lacks the section {name!r}")
         if make is None:
+            if not isinstance(tree[name], str):
+                raise UserError(f"config.{name} is {tree[name]!r}, not a text")
             built[name] = tree[name]
             continue
         if name == "mesh" and isinstance(tree[name], str):
@@ -118,11 +120,13 @@ def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
             except ValueError as error:
                 raise UserError(f"config.mesh: {error}") from error
             continue
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(tree[name]).items()}
+        if not isinstance(tree[name], Mapping):
+            raise UserError(f"config.{name} is {tree[name]!r:.60}, not a section with keys")
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in dict(tree[name]).items()}
         if name == "model":
             values.setdefault("vocab_size", vocab_size)
         try:
-            built[name] = make(**values)
+            built[name] = build(make, name, values) if isinstance(make, type) else make(**values)
         except (TypeError, ValueError) as error:
             raise UserError(f"config.{name}: {str(error).replace('.__init__()', '')}") from error
     try:

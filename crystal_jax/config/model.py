@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from crystal_jax.config.check import require
+from crystal_jax.config.check import LARGEST, MOST_LAYERS, build, require
 from crystal_jax.errors import UserError
 
 # A row of packed tokens is cut into tiles of so many, the lanes of a TPU's registers, or of a multiple.
@@ -115,9 +115,9 @@ def model_config(**fields: Any) -> ModelConfig:
         TypeError, ValueError: there is no such architecture, a field that it lacks, or an impossible value.
     """
     name = fields.get("architecture", "llama")
-    if name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise ValueError(f"model.architecture={name!r} is none of {', '.join(_ARCHITECTURES)}")
-    return _ARCHITECTURES[name](**fields)
+    return build(_ARCHITECTURES[name], "model", fields)
 
 
 def check_length(cfg: ModelConfig, tokens: int) -> None:
@@ -131,7 +131,9 @@ def check_length(cfg: ModelConfig, tokens: int) -> None:
 
 def _check_sizes(cfg: ModelConfig, *more: str) -> None:
     for name in ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", *more):
-        require(getattr(cfg, name) > 0, f"model.{name} must be positive, not {getattr(cfg, name)}")
+        value, most = getattr(cfg, name), MOST_LAYERS if name == "num_layers" else LARGEST
+        require(value > 0, f"model.{name} must be positive, not {value}")
+        require(value <= most, f"model.{name}={value} is more than {most}")
 
 
 def _check_choices(cfg: ModelConfig, *, architecture: str) -> None:

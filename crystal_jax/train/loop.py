@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from crystal_jax.checkpoint.position import PositionRestore, PositionSave
-from crystal_jax.checkpoint.workdir import open_checkpoints
+from crystal_jax.checkpoint.workdir import open_checkpoints, restore
 from crystal_jax.config import Experiment
 from crystal_jax.data.pipeline import Batch, BatchStream
 from crystal_jax.errors import Preempted, UserError
@@ -269,7 +269,7 @@ def _restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState, da
         optimizer=ocp.args.StandardRestore(_rest(like)),
         data=PositionRestore(data),
     )
-    restored = checkpoints.restore(step, args=ocp.args.Composite(**items))
+    restored = restore(checkpoints, step, **items)
     return TrainState(params=restored.params, **restored.optimizer)
 
 

@@ -111,8 +111,8 @@ def test_a_tied_model_has_no_head_to_place():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[[", "is no JSON: "),
-        (b"\xff", "is no JSON: "),
+        ("[[", "is damaged: "),
+        (b"\xff", "is damaged: "),
         ("{}", "is no list of rules"),
         ("[]", "is no list of rules"),
         ('[["a"]]', r'rule 1 is \["a"\], not \[regular expression'),

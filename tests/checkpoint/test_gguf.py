@@ -65,19 +65,53 @@ def test_config_without_optional_metadata(tmp_path, wide):
     ("metadata", "message"),
     [
         ({"architecture": "qwen2"}, "architecture is 'qwen2'"),
-        ({"block_count": None}, r"lacks the metadata llama\.block_count"),
+        ({"block_count": None}, r"llama\.block_count is missing"),
         ({"attention__head_count": 0}, "model.gguf: "),
         ({"attention__head_count_kv": 4}, "not a multiple"),
         ({"rope__dimension_count": 8}, r"llama\.rope\.dimension_count is 8; only 16"),
         ({"rope__scaling__type": "yarn"}, "rope.scaling.type is 'yarn'"),
         ({"expert_count": 8}, "expert_count is 8"),
         ({"block_count": 2**32 - 1}, "block_count is 4294967295, but there are 21 tensors"),
-        ({"block_count": "two"}, "model.gguf: "),
+        ({"block_count": "two"}, r"llama\.block_count is 'two', not a whole number"),
+        ({"rope__scaling__attn_factor": 2.0}, r"llama\.rope\.scaling\.attn_factor is 2\.0; only 1\.0"),
+        ({"rope__dimension_count_swa": 16}, r"llama\.rope\.dimension_count_swa is unknown; only LLaMA's rotary"),
+        ({"rope__freq_base": float("inf")}, r"llama\.rope\.freq_base is inf, not a finite number"),
+        ({"attention__clamp_kqv": 8.0}, r"llama\.attention\.clamp_kqv is 8\.0; only 0\.0"),
     ],
 )
 def test_other_architectures(tmp_path, wide, metadata, message):
     path = write_gguf(tmp_path / "model.gguf", WIDE, wide, **metadata)
     with pytest.raises(UserError, match=message):
+        GgufSource(path)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_part_of_a_split_file_says_so(tmp_path, wide, part):
+    def parts(writer):
+        writer.add_uint16("split.no", part)
+        writer.add_uint16("split.count", 2)
+
+    path = write_gguf(tmp_path / "model.gguf", WIDE, wide, vocabulary=parts)
+    with pytest.raises(UserError, match=rf"is part {part + 1} of 2: merge with llama-gguf-split --merge"):
+        GgufSource(path)
+
+
+def test_a_list_where_a_number_is_meant(tmp_path, wide):
+    """llama.cpp takes a number for each layer; where they are equal, they are one number."""
+
+    def heads(count, kv):
+        def add(writer):
+            writer.add_array("llama.attention.head_count", count)
+            writer.add_array("llama.attention.head_count_kv", kv)
+
+        return add
+
+    without = {"attention__head_count": None, "attention__head_count_kv": None}
+    same = heads([WIDE.num_heads] * 2, [WIDE.num_kv_heads] * 2)
+    path = write_gguf(tmp_path / "same.gguf", WIDE, wide, vocabulary=same, **without)
+    assert GgufSource(path).config.num_heads == WIDE.num_heads
+    path = write_gguf(tmp_path / "other.gguf", WIDE, wide, vocabulary=heads([WIDE.num_heads, 2], [1, 1]), **without)
+    with pytest.raises(UserError, match=r"llama\.attention\.head_count is a list, not a whole number"):
         GgufSource(path)
 
 

@@ -159,6 +159,112 @@ def test_an_index_that_is_wrong(folder, tmp_path):
         HfSource(copy)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"weight_map": {"model.norm', r"index\.json is damaged"),
+        ("{}", "weight_map is missing"),
+        ("[]", "is a list, not an object"),
+        ('{"weight_map": []}', "weight_map is a list, not an object"),
+        ('{"weight_map": {}}', "weight_map is empty"),
+        ('{"weight_map": {"model.norm.weight": 3}}', r"weight_map\.model\.norm\.weight is 3, not a text"),
+        ('{"weight_map": {"a": "../model-1.safetensors"}}', "which is no name of a file beside it"),
+        ("\0\0", "is damaged"),
+        (b"\xff\xfe{}", "is damaged: it is not UTF-8"),
+    ],
+)
+def test_a_damaged_index_is_one_line(folder, tmp_path, content, message):
+    copy = tmp_path / "copy"
+    write_hf(copy, HfSource(folder), dtype="float32", shard_bytes=300_000)
+    (copy / INDEX).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as error:
+        HfSource(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_whole_file_comes_before_a_stale_index(folder, tmp_path, capsys):
+    """As in transformers; old shards lie about where a model was merged into its own folder."""
+    copy = tmp_path / "copy"
+    write_hf(copy, HfSource(folder), dtype="float32", shard_bytes=300_000)
+    tensors = load_file(folder / SINGLE)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, copy / SINGLE)
+    source = HfSource(copy)
+    np.testing.assert_array_equal(source.read("model.norm.weight"), tensors["model.norm.weight"])
+    said = capsys.readouterr().err
+    assert f"{SINGLE} is read; {INDEX} and its shards are passed over" in said
+    assert said.count("\n") == 1
+
+
+def test_the_stored_head_of_a_tied_model(folder):
+    assert read_config(folder).tie_embeddings
+    embedding = load_file(folder / SINGLE)["model.embed_tokens.weight"]
+    change(folder, lambda t: t.update({"lm_head.weight": embedding.copy()}))
+    source = HfSource(folder)
+    check(folder, source.shapes(), source.config)
+    other = embedding.copy()
+    other[-1, -1] += 1e-3
+    for head in (other, embedding[:-1].copy(), embedding.astype(np.float16) + 1):
+        change(folder, lambda t, head=head: t.update({"lm_head.weight": head}))
+        with pytest.raises(UserError, match=r"tie_word_embeddings, but lm_head\.weight differs from the embedding"):
+            HfSource(folder)
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "I64", "BOOL"])
+def test_a_type_that_is_not_read_is_named(folder, kind):
+    """The file's header is rewritten, and its other tensors stay."""
+    content = (folder / SINGLE).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    width = {"I64": 8}.get(kind, 1)
+    header["model.norm.weight"] |= {"dtype": kind, "shape": [64 * 4 // width]}  # as many bytes
+    text = json.dumps(header).encode()
+    (folder / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    with pytest.raises(UserError, match=rf"tensor model\.norm\.weight has type {kind}, which is not read"):
+        HfSource(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small', not a finite number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, not a finite number"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0; it must be above 0"),
+        ({"num_hidden_layers": [5]}, "num_hidden_layers is a list, not a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_layers=1000000000 is more than 1024"),
+        ({"num_hidden_layers": 2.5}, r"num_hidden_layers is 2\.5, not a whole number"),
+        ({"vocab_size": True}, "vocab_size is true, not a whole number"),
+        ({"vocab_size": 10**30}, "vocab_size is 1000000000000000000000000000000; it must be"),
+        ({"vocab_size": -5}, "vocab_size must be positive"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be at least 1"),
+        ({"hidden_size": {}}, "hidden_size is an object, not a whole number"),
+        ({"rope_parameters": [1]}, "rope_parameters is a list, not an object"),
+        ({"rope_parameters": {"rope_type": ["default"]}}, "rope_type is a list; LLaMA-2's is 'default'"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, r"rope_parameters\.rope_theta is '1e4', not a finite number"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor is 0\.5"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes', not true or false"),
+        ({"dtype": ["float32"]}, "dtype is a list, not a text"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: the weights are quantised"),
+        ({"model_type": ["llama"]}, "model_type is a list; only 'llama'"),
+    ],
+)
+def test_wrong_types_in_a_config_are_one_line(folder, fields, message):
+    restate(folder, **fields)
+    with pytest.raises(UserError, match=message) as error:
+        read_config(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_null_is_no_number(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": None}))
+    with pytest.raises(UserError, match=r"config\.json: rms_norm_eps is null"):
+        HfSource(folder)
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json is a list, not an object"):
+        HfSource(folder)
+
+
 def test_damaged_files(folder, tmp_path):
     whole = (folder / SINGLE).read_bytes()
     (folder / SINGLE).write_bytes(whole[: len(whole) // 2])

@@ -60,7 +60,7 @@ def test_the_length_must_be_exact(untied, change):
         (0, 0x616B3432, "later version"),
         (0, 0, "embed_dim must be positive"),
         (2, -3, "num_layers must be positive"),
-        (2, 2**31 - 1, "its header asks for"),  # at once
+        (2, 2**31 - 1, "num_layers=2147483647 is more than 1024"),  # at once
         (3, 0, "num_heads must be positive"),
         (4, 4, "not a multiple of model.num_kv_heads=4"),
         (5, TINY.vocab_size, "its header asks for"),  # tied: no output projection is expected

@@ -107,6 +107,28 @@ def test_an_adapter_that_resizes_the_vocabulary(base, tmp_path):
     np.testing.assert_allclose(logits(from_hugging_face(tmp_path / "merged"), jnp.asarray(IDS)), expected, atol=ATOL)
 
 
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]], ids=" ".join)
+@pytest.mark.parametrize("tied", [True, False])
+def test_modules_that_are_saved_whole(tmp_path, tied, saved):
+    """PEFT trains a copy of each; a head that was tied to the embedding stays the base's unless it is saved, too."""
+    hugging_face(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r".*\.(q_proj|v_proj)", modules_to_save=saved)
+    model = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(tmp_path / "peft")
+    expected = logits_of(model.eval(), IDS)
+    source = MergedSource(HfSource(tmp_path / "base"), read_peft(tmp_path / "peft"))
+    write_hf(tmp_path / "merged", source, dtype="float32")
+    merged = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(logits_of(merged, IDS), expected, atol=ATOL)
+    np.testing.assert_allclose(logits(from_hugging_face(tmp_path / "merged"), jnp.asarray(IDS)), expected, atol=ATOL)
+
+
 def test_a_vocabulary_resized_as_in_the_reference_needs_no_merging(base, tmp_path):
     rows = BASE["vocab_size"] + 2
     expected = logits_of(adapted(base, tmp_path / "peft", ["q_proj", "v_proj"], rows=rows), IDS)
