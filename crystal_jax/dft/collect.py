@@ -8,12 +8,10 @@ findings stay in dft.csv, from which a later 'crystal-jax evaluate' of the same 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from absl import flags
 from pymatgen.core import Composition
 from pymatgen.io.vasp.outputs import Vasprun
@@ -22,12 +20,11 @@ from tqdm import tqdm
 from crystal_jax.dft.write import MANIFEST
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import dft_runs
-from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.energy.corrections import corrected
 from crystal_jax.evaluate.energy.hull import Hull, read_hull
-from crystal_jax.evaluate.evaluation_files import read_metrics, read_structures
-from crystal_jax.files import write_text
+from crystal_jax.evaluate.evaluation import read_evaluation, write_evaluation
 from crystal_jax.quiet import quiet
+from crystal_jax.tables import read_rows
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -62,7 +59,8 @@ def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str
         UserError: a folder is none of these, or has no runs.
     """
     evaluation, runs = Path(evaluation).expanduser(), Path(runs).expanduser()
-    rows, metrics = read_structures(evaluation), read_metrics(evaluation)
+    found = read_evaluation(evaluation)
+    rows, metrics = found.rows, found.metrics
     total = metrics.part("metastable").integer("total", least=0)
     manifest = _read_manifest(runs)
     place = {name: i for i, name in enumerate(rows["name"])}
@@ -77,24 +75,19 @@ def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str
         raise UserError(f"{runs}: {MANIFEST} names no run")
     added = dft_runs.metrics_of(rows, total)
     dft_runs.keep(rows, evaluation)
-    write_text(evaluation / "structures.csv", rows.to_csv(index=False))
-    write_text(evaluation / "candidates.csv", candidates(rows).to_csv(index=False))
-    write_text(evaluation / "metrics.json", json.dumps({**metrics.content, **added}, indent=2, allow_nan=False) + "\n")
+    write_evaluation(evaluation, rows, {**metrics.content, **added})
     return added
 
 
 def _read_manifest(runs: Path) -> list[dict[str, str]]:
     """The rows of the manifest of 'dft write'."""
     path, advice = runs / MANIFEST, "give the --output of 'crystal-jax dft write'"
-    try:
-        manifest = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{runs} has no {MANIFEST}; {advice}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}; {advice}") from error
-    if missing := [name for name in ("folder", "name", "formula") if name not in manifest]:
+    if not path.is_file():
+        raise UserError(f"{runs} has no {MANIFEST}; {advice}")
+    manifest = read_rows(path)
+    if missing := [name for name in ("folder", "name", "formula") if name not in manifest.columns]:
         raise UserError(f"{path} lacks the column {missing[0]}; {advice}")
-    return [{str(key): value for key, value in row.items()} for row in manifest.to_dict("records")]
+    return manifest.records()
 
 
 def _read(folder: Path, formula: str, hull: Hull) -> tuple[str, float | None]:

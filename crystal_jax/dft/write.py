@@ -21,10 +21,11 @@ from tqdm import tqdm
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.hull import METASTABLE
 from crystal_jax.evaluate.energy.jobs import key_of, read_journals
-from crystal_jax.evaluate.evaluation_files import read_metrics, read_structures
+from crystal_jax.evaluate.evaluation import read_evaluation
 from crystal_jax.files import is_new, new_folder, write_text
 from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, parse, read_entries
+from crystal_jax.tables import to_csv
 
 MANIFEST = "manifest.csv"
 
@@ -75,7 +76,7 @@ def write(evaluation: Path | str, *, output: Path | str, below: float = METASTAB
             )
         ]
         table = pd.DataFrame(manifest, columns=["folder", "name", "formula", "e_above_hull", "potcar"])
-        write_text(half / MANIFEST, table.to_csv(index=False))
+        write_text(half / MANIFEST, to_csv(table))
     return output / MANIFEST
 
 
@@ -106,14 +107,14 @@ def _say_left_out(without: Mapping[str, list[str]]) -> None:
 
 def _relaxed(evaluation: Path) -> tuple[pd.DataFrame, dict[str, Structure]]:
     """The evaluation's rows, and its relaxed crystals by name."""
-    rows = read_structures(evaluation)
-    samples = Path(read_metrics(evaluation).part("samples").text("path"))
+    found = read_evaluation(evaluation)
+    rows, samples = found.rows, Path(found.metrics.part("samples").text("path"))
     if rows["e_above_hull"].isna().all():
         raise UserError(f"{evaluation} has no energies above the hull; evaluate with --energy_model and --hull")
     journals = read_journals(evaluation / "relaxations")
     crystals = {}
     for entry in read_entries(samples):
-        row = journals.get(key_of(entry.cif))
+        row = journals.get(key_of(parse(entry).cif))
         if row and row["relaxed_cif"]:
             structure = parse(Entry(entry.name, row["relaxed_cif"])).structure
             if structure is not None:

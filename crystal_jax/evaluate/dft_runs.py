@@ -13,6 +13,7 @@ import pandas as pd
 from crystal_jax.evaluate.energy.hull import STABLE
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.files import write_text
+from crystal_jax.tables import read_frame, to_csv
 
 FILE = "dft.csv"
 _COLUMNS = {"name": "str", "formula": "str", "dft": "str", "e_above_hull_dft": "float64"}
@@ -20,16 +21,14 @@ _COLUMNS = {"name": "str", "formula": "str", "dft": "str", "e_above_hull_dft": "
 
 def keep(rows: pd.DataFrame, folder: Path) -> None:
     """Writes what is known of the samples that were computed."""
-    write_text(folder / FILE, rows.loc[rows["dft"].notna(), list(_COLUMNS)].to_csv(index=False))
+    write_text(folder / FILE, to_csv(rows.loc[rows["dft"].notna(), list(_COLUMNS)]))
 
 
 def fill_in(rows: pd.DataFrame, folder: Path) -> None:
     """Fills the columns of the samples that the folder knows: those of the same name and formula."""
     if not (folder / FILE).exists():
         return
-    known = pd.read_csv(folder / FILE, dtype=_COLUMNS, keep_default_na=False, na_values=[""]).set_index(
-        ["name", "formula"]
-    )
+    known = read_frame(folder / FILE, _COLUMNS).set_index(["name", "formula"])
     keys = pd.MultiIndex.from_frame(rows[["name", "formula"]])
     for column in ("dft", "e_above_hull_dft"):
         rows[column] = known[column].reindex(keys).astype(rows[column].dtype).to_numpy()

@@ -19,19 +19,24 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, write_cifs
 from crystal_jax.evaluate.structures import COLUMNS
 from crystal_jax.files import write_text
-from crystal_jax.json_files import read_object
-from crystal_jax.tables import read_bytes, read_frame, to_csv
+from crystal_jax.json_files import JsonObject, read_object
+from crystal_jax.tables import read_bytes, read_frame, read_rows, to_csv
 
-FORMAT = 2  # goes up when columns or keys change their meaning
 METRICS, STRUCTURES, CANDIDATES = "metrics.json", "structures.csv", "candidates.csv"
 _AGAIN = "run 'crystal-jax evaluate' again"
+_NEEDED = ("name", "formula", "reduced_formula", "valid", "unique", "spacegroup", "e_above_hull", "failure")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `crystal-jax evaluate` wrote: `metrics.json` and `structures.csv`."""
+    """What `crystal-jax evaluate` wrote.
 
-    metrics: dict[str, Any]
+    Attributes:
+        metrics: the object in `metrics.json`.
+        rows: `structures.csv`; columns that an older version did not write are empty.
+    """
+
+    metrics: JsonObject
     rows: pd.DataFrame
 
 
@@ -56,7 +61,7 @@ def write_evaluation(
     if cifs is not None:
         write_cifs(ranked, cifs, folder / "candidates")
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()}
-    content = {**metrics, "format": FORMAT, "files": digests}
+    content = {**metrics, "files": digests}
     write_text(folder / METRICS, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return content
 
@@ -65,17 +70,23 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Reads the folder of an evaluation.
 
     Raises:
-        UserError: a file is missing, damaged, of another version, or not of the same run as the others.
+        UserError: a file is missing or damaged, or the table is not of the same run as the metrics.
     """
     for name in (METRICS, STRUCTURES):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}; is this the --output of 'crystal-jax evaluate'?")
-    stated = read_object(folder / METRICS, advice=_AGAIN)
-    metrics = dict(stated.content)
-    if metrics.get("format") != FORMAT:
-        raise UserError(f"{folder / METRICS} is of another version of crystal_jax; {_AGAIN}")
-    digests = metrics.get("files")
+    metrics = read_object(folder / METRICS, advice=_AGAIN)
+    digests = metrics.content.get("files")  # versions before 0.2 did not write them
     found = hashlib.sha256(read_bytes(folder / STRUCTURES)).hexdigest()
-    if not isinstance(digests, dict) or digests.get(STRUCTURES) != found:
+    if digests is not None and (not isinstance(digests, dict) or digests.get(STRUCTURES) != found):
         raise UserError(f"{folder}: {STRUCTURES} is not of the same run as {METRICS}; {_AGAIN}")
-    return Evaluation(metrics, read_frame(folder / STRUCTURES, COLUMNS))
+    table = read_rows(folder / STRUCTURES)
+    if missing := [name for name in _NEEDED if name not in table.columns]:
+        raise UserError(f"{folder / STRUCTURES} lacks the column {missing[0]}; {_AGAIN}")
+    types = {name: kind for name, kind in COLUMNS.items() if name in table.columns}
+    rows = read_frame(folder / STRUCTURES, types)
+    for name in COLUMNS:
+        if name not in rows:
+            empty = pd.DataFrame({name: [False if COLUMNS[name] == "bool" else None] * len(rows)})
+            rows[name] = empty.astype({name: COLUMNS[name]})[name]
+    return Evaluation(metrics, rows[list(COLUMNS)])

@@ -45,7 +45,7 @@ def spacegroups(samples: Sequence[Sample], *, workers: int | None = None) -> lis
 
 
 def comparison(samples: Sequence[int | None], reference: Sequence[int | None]) -> dict[str, Any]:
-    """Counts of the commonest space groups, by number, in both sets; and the sets' sizes."""
+    """Returns counts of the commonest space groups, by number, in both sets; both sets' sizes; and how many are P1."""
     counts = {name: Counter(x for x in some if x) for name, some in (("samples", samples), ("reference", reference))}
     sizes = {name: sum(of.values()) for name, of in counts.items()}
     shares: dict[int, float] = defaultdict(float)
@@ -57,6 +57,7 @@ def comparison(samples: Sequence[int | None], reference: Sequence[int | None]) -
         "numbers": shown,
         **{name: [of[number] for number in shown] for name, of in counts.items()},
         "sizes": sizes,
+        "p1": {name: of[1] for name, of in counts.items()},
     }
 
 

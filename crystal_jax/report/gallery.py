@@ -15,9 +15,10 @@ from pymatgen.util.string import unicodeify
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates
+from crystal_jax.evaluate.energy.jobs import key_of, read_journals
 from crystal_jax.report import elements
 from crystal_jax.report.groups import symbol
-from crystal_jax.structures import parse, read_entries
+from crystal_jax.structures import Entry, parse, read_entries
 
 GALLERY_SIZE = 12
 FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are drawn on the opposite face as well
@@ -25,30 +26,38 @@ BOND_SLACK = 0.25  # Å over the sum of the atomic radii up to which two atoms a
 MAX_DRAWN_ATOMS = 400  # larger cells would make the page heavy and the drawing unreadable
 
 
-def gallery(rows: pd.DataFrame, samples: Path) -> list[dict[str, Any]]:
-    """Cards of the best candidates; none if the samples file has gone.
+def gallery(rows: pd.DataFrame, samples: Path, relaxations: Path) -> list[dict[str, Any]]:
+    """Returns cards of the best candidates, as they are after relaxation; none if the samples file has gone.
 
     Args:
         rows: `structures.csv`.
         samples: the file or folder that was evaluated.
+        relaxations: the folder of relaxed crystals.
     """
-    shown = rows.set_index("name", drop=False).loc[candidates(rows)["name"].head(GALLERY_SIZE)]
+    table = candidates(rows).head(GALLERY_SIZE)
     try:
         entries = {entry.name: entry for entry in read_entries(samples)}
+        relaxed = read_journals(relaxations)
     except UserError:
         return []
     cards = []
-    for row in shown.to_dict("records"):
+    for row in table.to_dict("records"):
         entry = entries.get(row["name"])
-        structure = parse(entry).structure if entry else None
-        if entry and structure and structure.reduced_formula == row["reduced_formula"]:
-            cards.append(_card(row, structure, entry.cif))
+        sample = parse(entry) if entry else None
+        if sample is None or sample.structure is None or sample.structure.reduced_formula != row["reduced_formula"]:
+            continue
+        found = relaxed.get(key_of(sample.cif)) if row["cell"] == "relaxed" else None
+        cif = (found and found["relaxed_cif"]) or sample.cif
+        structure = parse(Entry(sample.name, cif)).structure
+        if structure is not None:
+            cards.append(_card(row, structure, cif, generated=sample.cif if cif != sample.cif else None))
     return cards
 
 
-def _card(row: Mapping[Hashable, Any], structure: Structure, cif: str) -> dict[str, Any]:
+def _card(row: Mapping[Hashable, Any], structure: Structure, cif: str, *, generated: str | None) -> dict[str, Any]:
     lattice = structure.lattice
     number = None if pd.isna(row["spacegroup"]) else int(row["spacegroup"])
+    before = None if pd.isna(row["generated_spacegroup"]) else int(row["generated_spacegroup"])
     return {
         "name": row["name"],
         "formula": unicodeify(row["reduced_formula"]),
@@ -56,14 +65,22 @@ def _card(row: Mapping[Hashable, Any], structure: Structure, cif: str) -> dict[s
         "spacegroup": number and f"{symbol(number)} ({number})",
         "lengths": " × ".join(f"{length:.2f}" for length in lattice.abc),
         "angles": ", ".join(f"{angle:.1f}" for angle in lattice.angles),
-        "density": row["density"],
+        "density": structure.density,
         "num_atoms": len(structure),
         "e_above_hull": None if pd.isna(row["e_above_hull"]) else row["e_above_hull"],
-        "nearest_known": None if pd.isna(row["nearest_known"]) else row["nearest_known"],
+        "lower_bound": row["lower_bound"] is True,
         "elements": [(name, elements.color(name)) for name in sorted(structure.symbol_set)],
-        "cif": f"data:chemical/x-cif;charset=utf-8,{quote(cif)}",
+        "cif": _link(cif),
+        "generated_cif": generated and _link(generated),
+        "generated_file": f"{row['reduced_formula']}-{row['name']}-generated.cif",
+        "generated_spacegroup": before and f"{symbol(before)} ({before})",
+        "generated_density": row["generated_density"],
         "drawing": drawing(structure) if len(structure) <= MAX_DRAWN_ATOMS else None,
     }
+
+
+def _link(cif: str) -> str:
+    return f"data:chemical/x-cif;charset=utf-8,{quote(cif)}"
 
 
 def drawing(structure: Structure) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ import pandas as pd
 from pymatgen.util.string import unicodeify
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import structures
-from crystal_jax.evaluate.candidates import candidates
+from crystal_jax.evaluate.candidates import candidates, missing_for_a_rank
+from crystal_jax.evaluate.evaluation import METRICS, Evaluation, read_evaluation
 from crystal_jax.files import write_text
 from crystal_jax.quiet import quiet
 from crystal_jax.report import elements, figures, gallery
@@ -31,11 +30,14 @@ SETTING_TITLES = {
     "min_volume_cubic_angstrom": "Least volume (Å³)",
     "matcher": "StructureMatcher",
     "spacegroup_symprec_angstrom": "Symmetry precision (Å)",
+    "min_radius_factor": "Plausible distance, of the sum of covalent radii",
+    "max_volume_factor": "Plausible volume, of the van der Waals spheres",
 }
 RATE_TITLES = {
     "structural_validity": ("Structure valid", "no two atoms closer than 0.5 Å, cell of at least 0.1 Å³"),
     "compositional_validity": ("Composition valid", "charges can balance (SMACT), or an alloy"),
     "validity": ("Valid", "both of these"),
+    "plausibility": ("Plausible", "valid, distances as the radii ask for, no cell mostly empty"),
     "uniqueness": ("Unique", "of the valid: repeats no earlier sample"),
     "novelty": ("Novel", "of the valid: not in the training set"),
 }
@@ -50,40 +52,35 @@ MORE_RATE_TITLES = {
     "formula_match": ("Formula as asked", "of the samples that were asked for one"),
     "spacegroup_match": ("Space group as asked", "at 0.2 Å, of the samples that were asked for one"),
     "e_above_hull_match": ("Stability as asked", "on the side of 0.1 eV/atom that was asked for"),
+    "chemical_system_match": ("Chemical system as asked", "all of the elements, and no others"),
     "match_rate": ("Predicted", "known structures that a sample matches"),
+}
+SAMPLING_TITLES = {
+    "checkpoint": "checkpoint",
+    "step": "training step",
+    "prompt": "prompt",
+    "requests": "number of requests",
+    "hints": "hints",
+    "limits": "limits",
+    "constraints": "constraints",
+    "min_radii": "least distance, of the sum of radii",
+    "temperature": "temperature",
+    "top_p": "nucleus",
+    "redraws": "redraws",
+    "seed": "seed",
+    "text_format": "text format",
+}
+ENERGY_TITLES = {
+    "model": "model",
+    "fmax": "largest force at the end (eV/Å)",
+    "max_steps": "most steps",
+    "timeout": "time-out (s)",
+    "corrections": "corrections",
+    "hull": "hull",
+    "min_completeness": "a complete hull has this share of the known stable phases",
 }
 CANDIDATES_SHOWN = 20
 HULL_EDGES = np.linspace(-0.2, 1.0, 31)  # eV/atom, bins of the histogram of energies above the hull
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What `crystal-jax evaluate` wrote: `metrics.json` and `structures.csv`."""
-
-    metrics: dict[str, Any]
-    rows: pd.DataFrame
-
-    @classmethod
-    def read(cls, directory: Path) -> Evaluation:
-        """Reads the folder of an evaluation.
-
-        Raises:
-            UserError: a file is missing or is not what an evaluation writes.
-        """
-        try:
-            metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-            rows = pd.read_csv(directory / "structures.csv", dtype=structures.COLUMNS)
-            (
-                rows["valid"],
-                metrics["validity"]["hits"],
-                metrics["spacegroups"]["numbers"],
-            )  # a KeyError if these are other files of the same names
-        except FileNotFoundError as error:
-            missing = Path(error.filename).name
-            raise UserError(f"{directory}: no {missing}; is this the --output of 'crystal-jax evaluate'?") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{directory}: not an evaluation that can be read ({error!r}); run it again") from error
-        return cls(metrics, rows)
 
 
 @quiet()
@@ -108,8 +105,9 @@ def write_report(
     Raises:
         UserError: an input is missing or malformed, or the output cannot be written.
     """
-    evaluation = Path(evaluation)
-    data = Evaluation.read(evaluation)
+    evaluation = Path(evaluation).expanduser()
+    data = read_evaluation(evaluation)
+    others = [(name, dict(read_evaluation(Path(folder)).metrics.content)) for name, folder in (beside or {}).items()]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("crystal_jax.report"),
         autoescape=True,
@@ -117,18 +115,21 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html").render(
-        **_figures(data),
-        training=_training(training_log) if training_log else None,
-        beside=[(name, Evaluation.read(Path(folder)).metrics) for name, folder in (beside or {}).items()],
-    )
+    training = _training(training_log) if training_log else None
+    try:
+        figures_ = _figures(data, evaluation)
+        page = environment.get_template("report.html").render(**figures_, training=training, beside=others)
+    except (KeyError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
+        raise UserError(
+            f"{evaluation / METRICS} is damaged or of another version ({error!r}); run 'crystal-jax evaluate' again"
+        ) from error
     path = Path(output) if output else evaluation / "report.html"
     write_text(path, page)
     return path
 
 
-def _figures(data: Evaluation) -> dict[str, Any]:
-    metrics, rows = data.metrics, data.rows
+def _figures(data: Evaluation, folder: Path) -> dict[str, Any]:
+    metrics, rows = dict(data.metrics.content), data.rows
     valid = rows[rows["valid"]]
     histograms = [figures.histogram(h) for h in metrics["histograms"].values()] if len(valid) else []
     return {
@@ -143,9 +144,15 @@ def _figures(data: Evaluation) -> dict[str, Any]:
         "stability": _stability(rows),
         "candidates": _candidates(rows),
         "number_of_candidates": len(candidates(rows)),
+        "missing_for_a_rank": missing_for_a_rank(metrics),
+        "has_energies": bool(rows["energy_per_atom"].notna().any()),
+        "has_oxidation_states": bool(rows["oxidation_states"].notna().any()),
+        "is_new_known": bool(rows["novel"].notna().any() or rows["known_formula"].notna().any()),
+        "nearest_of": _nearest_of(metrics) if rows["nearest_known"].notna().any() else None,
+        "made": _made(metrics),
         "tiles": elements.heat_map(valid["formula"]),
         "failures": metrics["failures"],
-        "cards": gallery.gallery(rows, Path(metrics["samples"]["path"])),
+        "cards": gallery.gallery(rows, Path(metrics["samples"]["path"]), folder / "relaxations"),
     }
 
 
@@ -167,25 +174,71 @@ def _stability(rows: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _candidates(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The first candidates, as they are printed."""
+    """Returns the first candidates, as they are printed."""
 
     def text(value: Any, form: str = "{}") -> str:
         return "–" if pd.isna(value) else form.format(value)
 
-    return [
-        {
-            "formula": unicodeify(row["reduced_formula"]),
-            "spacegroup": "–"
-            if pd.isna(row["spacegroup"])
-            else f"{symbol(int(row['spacegroup']))} ({row['spacegroup']})",
-            "num_atoms": row["num_atoms"],
-            "e_above_hull": text(row["e_above_hull"], "{:.3f}"),
-            "decomposes_to": text(row["decomposes_to"]),
-            "nearest_known": text(row["nearest_known"]),
-            "name": row["name"],
-        }
-        for row in candidates(rows).head(CANDIDATES_SHOWN).to_dict("records")
-    ]
+    def yes(value: Any) -> str:
+        return "–" if pd.isna(value) else "yes" if value else "no"
+
+    printed = []
+    for row in candidates(rows).head(CANDIDATES_SHOWN).to_dict("records"):
+        bound = "≥ " if row["lower_bound"] is True else ""
+        phases = text(row["known_in_system"])
+        if not pd.isna(row["stable_in_system"]):
+            stable = int(row["stable_in_system"])
+            phases += f"; {stable - int(row['stable_missing'])} of {stable} stable"
+        printed.append(
+            {
+                "rank": text(row["rank"]),
+                "formula": unicodeify(row["reduced_formula"]),
+                "spacegroup": "–"
+                if pd.isna(row["spacegroup"])
+                else f"{symbol(int(row['spacegroup']))} ({row['spacegroup']})",
+                "num_atoms": row["num_atoms"],
+                "e_above_hull": text(row["e_above_hull"], bound + "{:.3f}"),
+                "phases": phases,
+                "energy_per_atom": text(row["energy_per_atom"], "{:.3f}"),
+                "decomposes_to": text(row["decomposes_to"]),
+                "new": "known formula" if row["known_formula"] is True else yes(row["new"]),
+                "plausible": yes(row["plausible"]),
+                "oxidation_states": text(row["oxidation_states"]),
+                "density": text(row["density"], "{:.2f}"),
+                "nearest_known": text(row["nearest_known"]),
+                "name": row["name"],
+            }
+        )
+    return printed
+
+
+def _nearest_of(metrics: Mapping[str, Any]) -> str:
+    """Says of which crystals the nearest ones are shown."""
+    source = metrics["train_reference"] if metrics["settings"]["novelty_cutoffs"] else metrics["reference"]
+    return f"{source['read']:,} crystals of {source['path']}"
+
+
+def _made(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what decided the samples and their energies: command lines, seeds, limits, thresholds."""
+    found = [("Command", metrics["command"])] if metrics.get("command") else []
+    request = (metrics.get("sampling") or {}).get("request", {})
+    for name, title in SAMPLING_TITLES.items():
+        value = request.get(name)
+        if value not in (None, "", [], {}):
+            found.append((f"Sampling: {title}", _plain(value)))
+    energies = metrics["settings"].get("energies") or {}
+    for name, title in ENERGY_TITLES.items():
+        if energies.get(name) is not None:
+            found.append((f"Energies: {title}", _plain(energies[name])))
+    if metrics.get("known_materials"):
+        found.append(("Known formulas", metrics["known_materials"]))
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _funnel(rows: pd.DataFrame) -> list[tuple[str, int]]:
