@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import joblib
@@ -29,7 +29,7 @@ def map_in_order(
     *,
     workers: int | None = None,
     lost: Callable[[In], Out] | None = None,
-) -> Iterator[Out]:
+) -> Generator[Out, None, None]:
     """Yields `function(item)` in the items' order, as soon as each is there.
 
     Where a process dies (compiled code crashes on a crystal), the items that it had are computed again, one at a time

@@ -7,7 +7,6 @@ here directly: larixite's own loader first tries to download a larger one.
 from __future__ import annotations
 
 import base64
-import collections
 import contextlib
 import dataclasses
 import importlib.util
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Composition, Element, Structure
+from pymatgen.core import Structure
 
 from crystal_jax.errors import UserError
+from crystal_jax.structures.formula import agrees, composition
 from tfds_mp20 import crystals, splits
 from tfds_mp20.crystals import Entry, Example
 
@@ -34,7 +34,6 @@ _log = logging.getLogger(__name__)
 _MISSING = "<missing>"
 _SCALE = 4e6  # the database keeps coordinates and occupancies as round(4e6 x) in int32
 _UNKNOWN = 2.0  # and writes "?" as 2, "." as 3
-_FRACTION_TOLERANCE = 0.01  # of atoms; one atom too few among 20 is 0.048
 _QUERY = """
     SELECT cif.*, spacegroups.symmetry_xyz, minerals.name AS mineral
     FROM cif
@@ -121,21 +120,12 @@ def to_example(entry: Entry) -> Example:
         primitive = structure.get_primitive_structure()
         if len(primitive) > MAX_ATOMS:
             raise UserError(f"{entry.where}: {len(primitive)} atoms in the primitive cell, over {MAX_ATOMS}")
-        # By element: deuterium, there for neutrons' sake, is hydrogen to chemistry.
-        elements = [Element.from_Z(site.specie.Z) for site in primitive]
-        structure = Structure(primitive.lattice, elements, primitive.frac_coords).get_sorted_structure()
-        if not _has_formula(structure, str(entry.extra["formula_sum"])):
+        # Anew, without the sites' labels, which repeat.
+        structure = Structure(primitive.lattice, primitive.species, primitive.frac_coords).get_sorted_structure()
+        stated = composition(str(entry.extra["formula_sum"]))
+        if stated is None or not agrees(structure.composition, stated):
             raise UserError(f"{entry.where}: {structure.formula} in the cell, {entry.extra['formula_sum']} stated")
-    return crystals.to_example(dataclasses.replace(entry, cif=structure.to(fmt="cif")))
-
-
-def _has_formula(structure: Structure, formula: str) -> bool:
-    stated = Composition.from_dict(
-        collections.Counter({Element.from_Z(element.Z): n for element, n in Composition(formula).items()})
-    )
-    return structure.composition.fractional_composition.almost_equals(
-        stated.fractional_composition, rtol=0, atol=_FRACTION_TOLERANCE
-    )
+        return crystals.to_example(dataclasses.replace(entry, cif=structure.to(fmt="cif")))
 
 
 def _entry(row: sqlite3.Row) -> Entry | None:

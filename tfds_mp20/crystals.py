@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
 import math
-import multiprocessing
-import os
-import signal
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Composition, DummySpecies, Element, Structure
+from pymatgen.core import Composition, Element, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from tqdm import tqdm
 
 from crystal_jax.errors import UserError
+from crystal_jax.parallel import available_workers, map_in_order
+from crystal_jax.quiet import quiet
+from crystal_jax.structures.cif import read_cif, write_cif
 
 Example = dict[str, Any]
 
 _SYMPREC = 0.1  # Å; what the Materials Project uses for its space groups
-_CHUNK = 8  # entries sent to a worker at a time
+_SAME_PLACE = 0.01  # Å
 _WORTH_A_WORKER = 400  # entries; below it, starting a process (2 s) costs more than it saves
 
 
@@ -36,6 +35,8 @@ class Entry:
     Attributes:
         cif: the CIF text, not yet parsed.
         where: the place in the source, for messages: "train.csv, row 12".
+        stated: the formula that the source gives beside the CIF.
+        fault: why there is no CIF, if the source shows it.
         material_id: the source's own name for it.
         source: where the data come from.
         formation_energy_per_atom: eV/atom.
@@ -47,6 +48,8 @@ class Entry:
 
     cif: str
     where: str
+    stated: str = ""
+    fault: str = ""
     material_id: str
     source: str
     formation_energy_per_atom: float = math.nan
@@ -56,42 +59,48 @@ class Entry:
     extra: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
 
 
-def parse_cif(cif: str) -> Structure:
-    """Parses as `Structure.from_str(cif, fmt="cif")` does, but in silence.
+def parse_cif(cif: str, *, stated: str = "") -> Structure:
+    """Parses a CIF into an ordered crystal of elements; an isotope or an ion is its element.
+
+    Args:
+        cif: its text.
+        stated: a formula that the source gives beside it.
 
     Raises:
-        UserError: the text is not the CIF of an ordered crystal of real elements.
+        UserError: there is no such crystal in it, or its atoms are not those of a formula that is stated.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            structure = Structure.from_str(cif, fmt="cif")
-    except Exception as error:  # pymatgen raises whatever its parser trips over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the CIF does not parse ({reason}); mend or remove it") from error
-    if not structure.is_ordered:
-        raise UserError("the crystal is disordered (partly occupied sites); give an ordered model of it")
-    if any(isinstance(site.specie, DummySpecies) for site in structure):
-        raise UserError("the crystal has a site that is no element; name its element")
-    return structure
+        return read_cif(cif, formula=stated).structure
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
-def to_example(entry: Entry) -> Example:
+def to_example(entry: Entry, *, primitive: bool = False) -> Example:
     """Parses an entry's CIF into a record of the data set.
 
     Sites are in the order pymatgen's parser gives: by electronegativity, and within an element the CIF's.
-    An isotope or an ion is stored as its element.
+
+    Args:
+        entry: the crystal.
+        primitive: reduce its cell to a primitive one, and store the CIF of that, where that has fewer atoms.
 
     Raises:
         UserError: the CIF is unusable; the message begins with the entry's place.
     """
     try:
-        structure = parse_cif(entry.cif)
-    except UserError as error:
+        if not entry.cif.strip():
+            raise UserError(entry.fault or "there is no CIF")
+        read = read_cif(entry.cif, formula=entry.stated)
+        cif, structure = entry.cif, read.structure
+        smaller = primitive_cell(structure) if primitive else None
+        if read.expanded or smaller is not None:
+            cif = write_cif((smaller or structure).get_sorted_structure())
+            structure = parse_cif(cif)
+    except (UserError, ValueError) as error:
         raise UserError(f"{entry.where}: {error}") from error
     numbers = [site.specie.Z for site in structure]
     return {
-        "cif": entry.cif,
+        "cif": cif,
         "lattice": _pack(structure.lattice.parameters),
         "frac_coords": _pack(structure.frac_coords),
         "atomic_numbers": np.array(numbers, np.int32),
@@ -106,6 +115,21 @@ def to_example(entry: Entry) -> Example:
     }
 
 
+@quiet()
+def primitive_cell(structure: Structure) -> Structure | None:
+    """Returns the primitive cell of a crystal, or None where its cell is one.
+
+    Atoms that differ by less than 0.01 Å from a translation are taken as translated, so that a distorted superstructure
+    keeps its cell. (pymatgen's own tolerance is 0.25 Å.)
+    """
+    try:
+        found = structure.get_primitive_structure(tolerance=_SAME_PLACE)
+    except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError):
+        return None
+    # Anew, without the sites' labels, which repeat.
+    return Structure(found.lattice, found.species, found.frac_coords) if len(found) < len(structure) else None
+
+
 def reduced_formula(numbers: Sequence[int]) -> str:
     """The reduced formula, as pymatgen writes it, of atomic numbers: [11, 17] gives "NaCl"."""
     counts = collections.Counter(Element.from_Z(number) for number in numbers)
@@ -117,12 +141,11 @@ def _pack(values: Any) -> bytes:
     return np.asarray(values, "<f8").tobytes()
 
 
+@quiet()
 def _spacegroup(structure: Structure) -> int:
     """Number of the space group spglib finds, or -1 if it finds none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return SpacegroupAnalyzer(structure, symprec=_SYMPREC).get_space_group_number()
+        return SpacegroupAnalyzer(structure, symprec=_SYMPREC).get_space_group_number()
     except Exception:  # spglib refuses e.g. overlapping atoms; the crystal is still a fact
         return -1
 
@@ -138,29 +161,14 @@ def parse_all(
         label: the text before the progress bar.
     """
     attempt = functools.partial(_attempt, convert)
-    workers = min(os.cpu_count() or 1, math.ceil(len(entries) / _WORTH_A_WORKER))
-    with tqdm(total=len(entries), desc=label, unit=" crystals", mininterval=1) as progress:
-        if workers < 2:
-            for entry in entries:
-                progress.update()
-                yield attempt(entry)
-            return
-        # Not forked: the parent may run JAX's threads.
-        context = multiprocessing.get_context("spawn")
-        deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-        others = set(multiprocessing.active_children())
-        with concurrent.futures.ProcessPoolExecutor(workers, context, signal.signal, deaf) as pool:
-            try:
-                for result in pool.map(attempt, entries, chunksize=_CHUNK):
-                    progress.update()
-                    yield result
-            except GeneratorExit:  # the caller has enough; what is being converted ends by itself, within moments
-                pool.shutdown(cancel_futures=True)
-                raise
-            except BaseException:  # Ctrl-C: no half-done work is worth waiting for
-                for worker in set(multiprocessing.active_children()) - others:
-                    worker.terminate()
-                raise
+    workers = min(available_workers(), math.ceil(len(entries) / _WORTH_A_WORKER))
+    results = map_in_order(attempt, entries, workers=workers, lost=_died)
+    with contextlib.closing(results):
+        yield from tqdm(results, label, len(entries), unit=" crystals", mininterval=1)
+
+
+def _died(entry: Entry) -> UserError:
+    return UserError(f"{entry.where}: the process that read it died")
 
 
 def _attempt(convert: Callable[[Entry], Example], entry: Entry) -> Example | UserError:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
 import math
-import sys
-import zlib
 from pathlib import Path
 
+from crystal_jax import structures
 from crystal_jax.errors import UserError
+from crystal_jax.structures.csv_table import CIF_COLUMNS, entries_of_table
+from crystal_jax.tables import parse_rows
 from tfds_mp20.crystals import Entry
 
-_CIF = ("cif", "cif_str")
 _SPACEGROUP = ("spacegroup", "spacegroup.number")
 # Stored under their own names, recomputed from the CIF, or (unnamed) the index that pandas writes.
 _KNOWN = {
-    *_CIF,
+    *CIF_COLUMNS,
     *_SPACEGROUP,
     *("material_id", "source", "formation_energy_per_atom", "band_gap", "e_above_hull"),
     *("pretty_formula", "formula", "elements", ""),
@@ -37,19 +34,6 @@ def find(folder: Path, split: str) -> Path:
     raise UserError(f"{folder} has no {split}.csv or {split}.csv.gz; put train, val and test there")
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's bytes, decompressed if its name ends in .gz.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy or download it again") from error
-
-
 def git_blob_id(content: bytes) -> str:
     """The id git gives these bytes; `git hash-object FILE` prints the same."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -64,37 +48,26 @@ def parse_table(content: bytes, *, name: str, source: str) -> list[Entry]:
         source: the entries' source, unless a `source` column says otherwise.
 
     Raises:
-        UserError: no rows, no CIF column, or a property that is no number.
+        UserError: it is no table, has no rows, no CIF column, or a property that is no number.
     """
-    csv.field_size_limit(sys.maxsize)  # the default of 128 kB refuses the CIFs of large cells
-    try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True, restval="")
-        rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{name} is no CSV table ({error}); save it as UTF-8 CSV") from error
-    if not rows:
-        raise UserError(f"{name} has no rows; it needs a header line with a column 'cif' and a crystal a row")
-    columns = reader.fieldnames or []
-    cif = next((column for column in _CIF if column in columns), None)
-    if cif is None:
-        raise UserError(f"{name} has no column 'cif' or 'cif_str', only {', '.join(columns)}; rename the CIF column")
+    table = parse_rows(content, name=name)
+    crystals = entries_of_table(table, name=name)
     return [
-        _entry(row, cif=row[cif], where=f"{name}, row {number}", source=source, number=number)
-        for number, row in enumerate(rows, start=1)
+        _entry(row, crystal, source=source, number=number)
+        for number, (row, crystal) in enumerate(zip(table.records(), crystals, strict=True), start=1)
     ]
 
 
-def _entry(row: dict[str, str], *, cif: str, where: str, source: str, number: int) -> Entry:
-    if None in row:
-        raise UserError(f"{where} has more cells than the header has columns; quote cells that hold commas")
-
+def _entry(row: dict[str, str], crystal: structures.Entry, *, source: str, number: int) -> Entry:
     def prop(column: str) -> float:
-        return _number(row.get(column), column=column, where=where)
+        return _number(row.get(column), column=column, where=crystal.where)
 
     spacegroup = next((column for column in _SPACEGROUP if row.get(column)), None)
     return Entry(
-        cif=cif,
-        where=where,
+        cif=crystal.cif,
+        where=crystal.where,
+        stated=crystal.formula,
+        fault=crystal.fault,
         material_id=row.get("material_id") or str(number),
         source=row.get("source") or source,
         formation_energy_per_atom=prop("formation_energy_per_atom"),

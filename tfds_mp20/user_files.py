@@ -1,21 +1,27 @@
-"""A user's own crystals: a CSV table, a folder of three tables, or a folder of CIF files."""
+"""A user's own crystals: a CSV table, a folder of three tables, or any other source of crystals."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from crystal_jax.errors import UserError
+from crystal_jax.structures.read import collect
+from crystal_jax.tables import read_bytes
 from tfds_mp20 import splits, tables
-from tfds_mp20.crystals import Entry, Example, parse_all
+from tfds_mp20.crystals import Entry, Example, parse_all, to_example
 
 FAIL, SKIP = "fail", "skip"
+MAX_ATOMS = 20  # of a cell; samples have no more
+_SHOWN = 50  # crystals that one message names
+_RECIPE = "primitive cells, formulas compared"  # part of the digest: changes with how crystals are made of files
 
 _log = logging.getLogger(__name__)
 
@@ -25,41 +31,32 @@ class UserFiles:
     """Crystals from a path.
 
     Attributes:
-        path: a CSV table (column `cif` or `cif_str`; .gz allowed); a folder of train, val and test
-            tables; or a folder of *.cif files. Only the second comes with its splits; the others
-            are split by formula.
-        on_error: "fail" stops at a crystal that cannot be used; "skip" names it and goes on.
+        path: a folder of train, val and test tables (`.csv` or `.csv.gz`), or what `crystal_jax.structures.read` reads:
+            a table, a folder or an archive of crystal files, and others. Only the first comes with its splits; the
+            others are split by formula.
+        on_error: "fail" stops where crystals cannot be used, and names them all; "skip" names them and goes on.
+        primitive: reduce cells to primitive ones.
         max_entries: keep at most this many of a table or folder; None keeps all.
         seed: chooses which.
     """
 
     path: Path
     on_error: str = FAIL
+    primitive: bool = True
     max_entries: int | None = None
     seed: int = 0
 
-    def files(self) -> list[Path]:
-        """The files to read, the same each time.
+    def digest(self) -> str:
+        """Ten hex digits that change with any crystal's name or content, and with how they are prepared.
 
         Raises:
-            UserError: there is nothing of the kind at the path.
+            UserError: there are no crystals at the path.
         """
-        if self.path.is_file():
-            return [self.path]
-        if not self.path.is_dir():
-            raise UserError(f"there is no {self.path}; pass a CSV table, or a folder of tables or CIF files")
-        if self._has_splits():
-            return [tables.find(self.path, split) for split in splits.NAMES]
-        if not (cifs := sorted(self.path.glob("*.cif"))):
-            raise UserError(f"{self.path} has neither train/val/test.csv nor any *.cif; pass another --manual_dir")
-        return cifs
-
-    def digest(self) -> str:
-        """Ten hex digits that change with any file's name or content."""
-        total = hashlib.sha256()
-        for path in self.files():
-            content = hashlib.sha256(tables.read_bytes(path)).hexdigest()
-            total.update(f"{path.name}\0{content}\0".encode())
+        total = hashlib.sha256(f"{self.path.name}\0{_RECIPE}\0{self.primitive}\0".encode())
+        for split, entries in self._entries(quiet=True).items():
+            for entry in entries:
+                facts = dataclasses.asdict(entry)
+                total.update("\0".join([split, *(str(facts[name]) for name in sorted(facts)), ""]).encode())
         return total.hexdigest()[:10]
 
     def splits(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
@@ -69,43 +66,76 @@ class UserFiles:
             UserError: a file or a crystal is unusable.
         """
         del dl_manager
-        if self._has_splits():
-            parsed = {path.name.split(".")[0]: self._examples([path]) for path in self.files()}
-            if empty := [split for split, examples in parsed.items() if not examples]:
-                raise UserError(f"no usable crystal is left for {', '.join(empty)} in {self.path}; add some")
+        examples = self._examples({split: self._chosen(some) for split, some in self._entries().items()})
+        if not self._has_splits():
+            parsed = splits.by_formula(examples[""])
         else:
-            parsed = splits.by_formula(self._examples(self.files()))
-        return {split: iter(examples) for split, examples in parsed.items()}
+            parsed = examples
+            if empty := [split for split, some in parsed.items() if not some]:
+                raise UserError(f"no usable crystal is left for {', '.join(empty)} in {self.path}; add some")
+        return {split: iter(some) for split, some in parsed.items()}
 
     def _has_splits(self) -> bool:
         # One table is enough to mean it: an absent sister is then an error, not a folder of CIFs.
         return any((self.path / f"{split}.csv{end}").is_file() for split in splits.NAMES for end in ("", ".gz"))
 
-    def _examples(self, paths: list[Path]) -> list[Example]:
-        entries = [entry for path in paths for entry in _read(path)]
-        if self.max_entries is not None and self.max_entries < len(entries):
-            chosen = random.Random(self.seed).sample(range(len(entries)), self.max_entries)
-            entries = [entries[index] for index in sorted(chosen)]
-        examples, skipped = [], []
-        label = paths[0].name if len(paths) == 1 else self.path.name
-        with contextlib.closing(parse_all(entries, label=label)) as results:
-            for result in results:
-                if not isinstance(result, UserError):
-                    examples.append(result)
-                elif self.on_error == SKIP:
-                    skipped.append(str(result))
-                else:
-                    raise UserError(f"{result} (or pass --on_error=skip)")
-        for message in skipped:
+    def _entries(self, *, quiet: bool = False) -> dict[str, list[Entry]]:
+        """The crystals of each split, or under "" of those that are not split yet."""
+        if self._has_splits():
+            return {split: _of_table(tables.find(self.path, split)) for split in splits.NAMES}
+        if not self.path.exists():
+            raise UserError(f"there is no {self.path}; pass a CSV table, or a folder of tables or CIF files")
+        found = collect(self.path)
+        if not quiet:
+            found.name_what_is_not_read(self.path)
+        if found.table is not None:
+            return {"": _of_table(found.table)}
+        entries = [
+            Entry(
+                cif=each.cif,
+                where=each.where or each.name,
+                stated=each.formula,
+                fault=each.fault,
+                material_id=each.name,
+                source=self.path.name,
+            )
+            for each in found.entries
+        ]
+        return {"": entries}
+
+    def _chosen(self, entries: list[Entry]) -> list[Entry]:
+        if self.max_entries is None or self.max_entries >= len(entries):
+            return entries
+        chosen = random.Random(self.seed).sample(range(len(entries)), self.max_entries)
+        return [entries[index] for index in sorted(chosen)]
+
+    def _examples(self, entries: dict[str, list[Entry]]) -> dict[str, list[Example]]:
+        """The crystals that can be used; what cannot is named, and an error if `on_error` says so."""
+        convert = functools.partial(to_example, primitive=self.primitive)
+        examples: dict[str, list[Example]] = {}
+        unusable: list[str] = []
+        for split, some in entries.items():
+            with contextlib.closing(parse_all(some, convert, label=split or self.path.name)) as results:
+                converted = list(results)
+            examples[split] = [result for result in converted if not isinstance(result, UserError)]
+            unusable += [str(result) for result in converted if isinstance(result, UserError)]
+        total = sum(map(len, entries.values()))
+        if unusable and self.on_error == FAIL:
+            raise UserError(
+                f"{len(unusable)} of {total} crystals cannot be used: {_listed(unusable)}; mend or remove them "
+                "(or pass --on_error=skip)"
+            )
+        for message in unusable:
             _log.warning("skipped: %s", message)
-        if skipped:
-            _log.warning("skipped %d of %d crystals of %s", len(skipped), len(entries), label)
+        if unusable:
+            _log.warning("skipped %d of %d crystals of %s", len(unusable), total, self.path.name)
         return examples
 
 
-def _read(path: Path) -> list[Entry]:
-    content = tables.read_bytes(path)
-    if path.suffix == ".cif":
-        text = content.decode(errors="replace")
-        return [Entry(cif=text, where=path.name, material_id=path.stem, source=path.parent.name)]
-    return tables.parse_table(content, name=path.name, source=path.name)
+def _listed(messages: Sequence[str]) -> str:
+    more = [f"and {len(messages) - _SHOWN} more"] if len(messages) > _SHOWN else []
+    return "; ".join([*messages[:_SHOWN], *more])
+
+
+def _of_table(path: Path) -> list[Entry]:
+    return tables.parse_table(read_bytes(path), name=path.name, source=path.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,11 @@ MAX_IMAGES = 100_000  # rows times symmetry operations
 
 _BLOCK = re.compile(r"^\s*data_(\S*)", re.MULTILINE | re.IGNORECASE)
 _PAGE = re.compile(r"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+_CELL = (
+    [f"_cell_length_{axis}" for axis in "abc"],
+    [f"_cell_angle_{name}" for name in ("alpha", "beta", "gamma")],
+)
+_SYSTEMS = ("_symmetry_cell_setting", "_space_group_crystal_system")  # pymatgen infers what is missing of the cell
 _OPERATIONS = (
     "_symmetry_equiv_pos_as_xyz",
     "_symmetry_equiv_pos_as_xyz_",
@@ -137,10 +142,12 @@ def _one_block(text: str) -> str:
 
 def _check(data: Mapping[str, Any]) -> None:
     """Raises ValueError for what pymatgen would misread, or would not survive."""
-    lengths = _numbers(data, [f"_cell_length_{axis}" for axis in "abc"])
-    angles = _numbers(data, [f"_cell_angle_{name}" for name in ("alpha", "beta", "gamma")])
-    if lengths and angles and (fault := cell_fault(lengths, angles)):
+    lengths, angles = ([_check_number(data[name], name) for name in names if name in data] for names in _CELL)
+    if fault := cell_fault(lengths, angles):
         raise ValueError(fault)
+    missing = [name for names in _CELL for name in names if name not in data]
+    if missing and not any(data.get(name) for name in _SYSTEMS):
+        raise ValueError(f"CIF does not parse: it has no {missing[0]}")
     labels = data.get("_atom_site_label") or data.get("_atom_site_type_symbol")
     if not labels:
         raise ValueError("CIF does not parse: it lists no sites")
@@ -159,11 +166,6 @@ def _check(data: Mapping[str, Any]) -> None:
     for label, value in zip(labels, occupancies if isinstance(occupancies, list) else (), strict=False):
         if value != "?":  # pymatgen, rightly, reads it as 1
             _check_number(value, f"the occupancy of the site {label}")
-
-
-def _numbers(data: Mapping[str, Any], names: Sequence[str]) -> list[float]:
-    """The numbers of those names that are there."""
-    return [_check_number(data[name], name) for name in names if name in data]
 
 
 def _check_number(text: Any, what: str) -> float:

@@ -15,8 +15,8 @@ def cell_fault(lengths: Sequence[float] | np.ndarray, angles: Sequence[float] | 
     """Says why cell parameters form no cell, or returns None if they do.
 
     Args:
-        lengths: a, b, c in Å.
-        angles: α, β, γ in degrees.
+        lengths: a, b, c in Å, or those that are known.
+        angles: α, β, γ in degrees, or those that are known.
     """
     for length in lengths:
         if not math.isfinite(length) or not 0 < length < MAX_LENGTH:
@@ -25,7 +25,7 @@ def cell_fault(lengths: Sequence[float] | np.ndarray, angles: Sequence[float] | 
         if not math.isfinite(angle) or not 0 < angle < 180:
             return f"the lattice forms no cell: cell angle {angle:g}"
     if len(lengths) < 3 or len(angles) < 3:
-        return "the lattice forms no cell: it has fewer than three lengths and three angles"
+        return None  # the others follow from the crystal system
     cosines = np.cos(np.radians(angles))
     squared = 1 - float(cosines @ cosines) + 2 * float(np.prod(cosines))  # of volume / (a b c)
     if squared <= 0:

@@ -43,10 +43,19 @@ class Collected:
     Attributes:
         entries: the crystals, whose names are unique.
         not_read: files of a folder or of an archive that are read as no crystal.
+        table: the CSV table that the crystals are the rows of, if they are.
     """
 
     entries: list[Entry]
     not_read: list[str] = dataclasses.field(default_factory=list)
+    table: Path | None = None
+
+    def name_what_is_not_read(self, path: Path) -> None:
+        """Prints a line on stderr that names what the folder or archive holds besides."""
+        if self.not_read:
+            shown = ", ".join(self.not_read[:_SHOWN]) + (", ..." if len(self.not_read) > _SHOWN else "")
+            files = "file is" if len(self.not_read) == 1 else "files are"
+            print(f"{path}: {len(self.not_read)} {files} no crystals: {shown}", file=sys.stderr)
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -56,10 +65,7 @@ def read_entries(path: Path) -> list[Entry]:
         UserError: the path is missing, of another kind, or holds no crystals.
     """
     found = collect(path)
-    if found.not_read:
-        shown = ", ".join(found.not_read[:_SHOWN]) + (", ..." if len(found.not_read) > _SHOWN else "")
-        number = len(found.not_read)
-        print(f"{path}: {number} {'file is' if number == 1 else 'files are'} no crystals: {shown}", file=sys.stderr)
+    found.name_what_is_not_read(path)
     return found.entries
 
 
@@ -67,8 +73,7 @@ def collect(path: Path) -> Collected:
     """Reads the crystals of a file, a folder or an archive, and says nothing; see `read_entries`."""
     if path.is_dir() or bundle.is_archive(path):
         return _of_bundle(path)
-    entries = _of_file(path)
-    return Collected(_named(entries))
+    return Collected(_named(_of_file(path)), table=path if _is_table(path.name) else None)
 
 
 def read_reference(reference: str, *, default_split: str) -> list[Entry]:
@@ -112,7 +117,7 @@ def _of_file(path: Path) -> list[Entry]:
     if lower.endswith(".pt"):
         check_is_file(path)
         return read_tensors(path)
-    if lower.endswith((".csv", ".csv.gz")):
+    if _is_table(path.name):
         return entries_of_table(parse_rows(read_bytes(path), name=str(path)), name=str(path))
     check_is_file(path)
     if not _is_read(path.name):
@@ -142,14 +147,18 @@ def _of_bundle(path: Path) -> Collected:
         raise UserError(
             f"{path} holds samples.csv beside crystal files; give {path / 'samples.csv'}, which has them all"
         )
-    tables = [name for name in not_read if name.lower().endswith((".csv", ".csv.gz"))]
+    tables = [name for name in not_read if _is_table(name)]
     if not entries and len(tables) == 1 and path.is_dir():
         not_read.remove(tables[0])
-        return Collected(_of_file(path / tables[0]), not_read)
+        return Collected(_named(_of_file(path / tables[0])), not_read, path / tables[0])
     if not entries:
         held = f"only {', '.join(not_read[:_SHOWN])}" if not_read else "nothing"
         raise UserError(f"{path} holds no crystal files (*.cif, POSCAR, *.vasp, *.extxyz, *.json), {held}")
     return Collected(_unique(entries), not_read)
+
+
+def _is_table(name: str) -> bool:
+    return name.lower().endswith((".csv", ".csv.gz"))
 
 
 def _is_read(name: str) -> bool:
