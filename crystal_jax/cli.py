@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags, logging
 
@@ -36,6 +39,9 @@ COMMANDS = {
     "dft collect": ("crystal_jax.dft.collect", "read finished VASP runs back into the evaluation"),
     "report": ("crystal_jax.report.run", "turn an evaluation into one HTML page"),
 }
+
+_FLAG = re.compile(r"(--?)([A-Za-z][\w.-]*)(=.*)?", re.DOTALL)
+_HOME = re.compile(r"(?:^|(?<==)|(?<=,))~[^/=,]*(?=/|$|,)")
 
 
 def _usage() -> str:
@@ -66,7 +72,12 @@ def _flag_help(flag_values: flags.FlagValues) -> str:
 
 
 def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> None:
-    """Raises flags.Error, in one line, for whatever is wrong with the arguments or a configuration file."""
+    """Parses arguments, in which a dash in a flag's name means an underscore, and ~ the home folder.
+
+    Raises:
+        flags.Error: in one line, whatever is wrong with the arguments or a configuration file.
+    """
+    arguments = [_at_home(_with_underscores(argument, flag_values)) for argument in arguments]
     # ml_collections looks for the overrides of a configuration in sys.argv, whatever is being parsed.
     sys.argv, saved = [name, *arguments], sys.argv
     try:
@@ -77,11 +88,45 @@ def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> No
         lines = [line for line in text.splitlines() if line.strip()]
         # absl appends the traceback of a configuration file; its last line says what happened.
         shown = lines[-1:] if any(line.startswith("Traceback") for line in lines) else lines
+        if isinstance(error, KeyError | AttributeError) and (sentence := _missing_key(arguments)):
+            shown = [sentence]
         raise flags.Error(" ".join(line.strip() for line in shown)) from error
     finally:
         sys.argv = saved
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; options are written --name=value")
+    for flag in flag_values:
+        _check_number(flag, flag_values[flag].value)
+
+
+def _with_underscores(argument: str, flag_values: flags.FlagValues) -> str:
+    """The argument with its flag's name as it is defined: --num-samples is --num_samples, --no-x is --nox."""
+    match = _FLAG.fullmatch(argument)
+    if match is None or "-" not in match[2]:
+        return argument
+    dashes, name, rest = match[1], match[2].replace("-", "_"), match[3] or ""
+    if name.startswith("no_") and name.removeprefix("no_") in flag_values and name not in flag_values:
+        name = f"no{name.removeprefix('no_')}"
+    return f"{dashes}{name}{rest}"
+
+
+def _at_home(argument: str) -> str:
+    """The argument with the home folder for ~ where a path begins; a shell does that after a space only."""
+    return _HOME.sub(lambda match: os.path.expanduser(match[0]), argument)  # noqa: PTH111 - Path refuses ~nobody
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Refuses numbers that no flag has a use for; bounds that absl checks let nan pass."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise flags.IllegalFlagValueError(f"flag --{name}={value}: it must be a finite number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise flags.IllegalFlagValueError(f"flag --{name}={value:.1e}: the number is too large")
+
+
+def _missing_key(arguments: Sequence[str]) -> str | None:
+    from crystal_jax.config_key import missing_key  # late: it loads the configuration
+
+    return missing_key(arguments)
 
 
 # Commands that leave an evaluation with new figures, and the flag that names its folder.

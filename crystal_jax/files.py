@@ -23,6 +23,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crystal_jax"
 
 
+def as_path(value: object, name: str) -> Path:
+    """Returns an argument that names a file or folder as a path, ~ being the home folder.
+
+    Args:
+        value: a text or a path.
+        name: of the argument, for the message.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name} is {value!r:.60}, of type {type(value).__name__}; it must be a path or a text")
+    return Path(os.path.expanduser(os.fspath(value)))  # noqa: PTH111 - Path refuses ~nobody
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` through a temporary file beside it, making folders as needed.
 

@@ -106,6 +106,30 @@ def read_object(path: Path, *, advice: str = "") -> JsonObject:
     return JsonObject.of(read_json(path, advice=advice), path, advice=advice)
 
 
+def read_lines(path: Path, *, advice: str = "") -> list[JsonObject]:
+    """Returns the objects of a file with one JSON object a line.
+
+    A last line without its end is left out: it is being written, or its writer was stopped. So are empty lines.
+
+    Raises:
+        UserError: see `read_text`; or a line before the last one is damaged; the message has its number.
+    """
+    end = f"; {advice}" if advice else ""
+    rows = []
+    lines = read_text(path).split("\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is damaged at line {number}: {_one_line(str(error))}{end}") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path} is damaged at line {number}: it is {describe(value)}, not an object{end}")
+        rows.append(JsonObject(value, path, f"line {number}: ", advice))
+    return rows
+
+
 @dataclasses.dataclass(frozen=True)
 class JsonObject:
     """An object of a JSON file; each method checks the type of one key.

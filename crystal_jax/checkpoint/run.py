@@ -19,7 +19,7 @@ each run: give the folder as --config.base, with the same --config.quantize.kind
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +27,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from crystal_jax.errors import UserError
+from crystal_jax.files import as_path
 
 READ = ("hf", "meta", "easylm", "peft", "gguf", "llama2c", "crystal_jax")
 WRITE = ("hf", "easylm", "peft", "crystal_jax", "quantized")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZE = ("int8", "int4", "nf4")
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -47,12 +49,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "For easylm, which does not state it: 7b, 13b, 70b, or a folder with config.json.",
         flag_values=flag_values,
     )
-    flags.DEFINE_enum("quantize", "int8", ("int8", "int4", "nf4"), "For --to=quantized.", flag_values=flag_values)
+    flags.DEFINE_enum("quantize", "int8", QUANTIZE, "For --to=quantized.", flag_values=flag_values)
     flags.DEFINE_integer(
         "block_size",
         64,
         "For --to=quantized in 4 bits: weights that share a scale.",
         lower_bound=1,
+        upper_bound=2**20,
         flag_values=flag_values,
     )
     flags.DEFINE_string(
@@ -62,7 +65,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "Nothing is converted unless they place every parameter as it is placed here.",
         flag_values=flag_values,
     )
-    flags.DEFINE_integer("step", None, "A workdir's checkpoint; the last one by default.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "step", None, "A workdir's checkpoint; the last one by default.", lower_bound=0, flag_values=flag_values
+    )
     config_flags.DEFINE_config_file(
         "config", None, "For --to=crystal_jax: FILE.py or FILE.py:variant.", flag_values=flag_values
     )
@@ -74,12 +79,12 @@ def main(flag_values: flags.FlagValues) -> None:
     convert(
         str(flag_values["from"].value),
         flag_values.to,
-        input=Path(flag_values.input),
-        output=Path(flag_values.output),
+        input=flag_values.input,
+        output=flag_values.output,
         dtype=flag_values.dtype,
-        base=Path(flag_values.base) if flag_values.base else None,
+        base=flag_values.base or None,
         architecture=flag_values.architecture,
-        partition_rules=Path(flag_values.partition_rules) if flag_values.partition_rules else None,
+        partition_rules=flag_values.partition_rules or None,
         step=flag_values.step,
         quantize=flag_values.quantize,
         block_size=flag_values.block_size,
@@ -94,12 +99,12 @@ def convert(
     read_as: str,
     write_as: str,
     *,
-    input: Path,  # noqa: A002
-    output: Path,
+    input: Path | str,  # noqa: A002
+    output: Path | str,
     dtype: str = "bfloat16",
-    base: Path | None = None,
+    base: Path | str | None = None,
     architecture: str | None = None,
-    partition_rules: Path | None = None,
+    partition_rules: Path | str | None = None,
     step: int | None = None,
     quantize: Literal["int8", "int4", "nf4"] = "int8",
     block_size: int = 64,
@@ -111,10 +116,17 @@ def convert(
         UserError: the input is missing, damaged, or not what its format says; the output exists; the two formats do
             not go together; EasyLM's partition rules place a parameter differently.
     """
+    source_path, output = as_path(input, "input"), as_path(output, "output")
+    base = None if base is None else as_path(base, "base")
+    partition_rules = None if partition_rules is None else as_path(partition_rules, "partition_rules")
+    _check_choice("read_as", read_as, READ)
+    _check_choice("write_as", write_as, WRITE)
+    _check_choice("dtype", dtype, DTYPES)
+    _check_choice("quantize", quantize, QUANTIZE)
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output")
-    if not input.exists():
-        raise UserError(f"{input}: no such file or folder")
+    if not (source_path.is_file() or source_path.is_dir()):
+        raise UserError(f"{source_path}: no such file or folder")
     if partition_rules and read_as != "easylm":
         raise UserError("--partition_rules are EasyLM's: they go with --from=easylm")
     # Late, so that --help and bad flags answer at once.
@@ -125,19 +137,19 @@ def convert(
     if write_as == "peft":
         if read_as != "crystal_jax":
             raise UserError("--to=peft writes the adapter of a workdir: --from=crystal_jax")
-        exchange.export_adapter(input, output, step=step)
+        exchange.export_adapter(source_path, output, step=step)
         return
     if write_as == "crystal_jax":
         if read_as not in ("hf", "peft"):
             raise UserError("--to=crystal_jax reads hf or peft; convert to hf first")
         if config is None:
             raise UserError("--to=crystal_jax needs --config: the tokenizer and text format are not in the input")
-        adapter = input if read_as == "peft" else None
+        adapter = source_path if read_as == "peft" else None
         if adapter and base is None:
             raise UserError("--from=peft needs --base, the Hugging Face folder that the adapter adapts")
-        exchange.import_model(base or input, adapter, output, config)
+        exchange.import_model(base or source_path, adapter, output, config)
         return
-    source = _open(read_as, input, base=base, architecture=architecture, step=step)
+    source = _open(read_as, source_path, base=base, architecture=architecture, step=step)
     if partition_rules:
         easylm_rules.check_rules(easylm_rules.read_rules(partition_rules), source.config)
     if write_as == "easylm":
@@ -149,13 +161,18 @@ def convert(
         kept = QuantizationConfig(kind=quantize, block_size=block_size)
         quantized.write_quantized(output, source, kept, dtype=dtype)
     elif read_as == "crystal_jax":
-        exchange.export_model(input, source, output, dtype=dtype, step=step)
+        exchange.export_model(source_path, source, output, dtype=dtype, step=step)
         return
     else:
         hf.write_hf(output, source, dtype=dtype)
     for name, content in inside.items():
         (output / name).write_bytes(content)
-    copy_tokenizer(base if read_as == "peft" and base else input, output)
+    copy_tokenizer(base if read_as == "peft" and base else source_path, output)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}; there are: {', '.join(choices)}")
 
 
 def _open(read_as: str, path: Path, *, base: Path | None, architecture: str | None, step: int | None) -> Any:
@@ -172,7 +189,7 @@ def _open(read_as: str, path: Path, *, base: Path | None, architecture: str | No
     if read_as == "easylm":
         if architecture is None:
             raise UserError("--from=easylm needs --architecture: 7b, 13b, 70b, or a folder with config.json")
-        cfg = LLAMA2[architecture] if architecture in LLAMA2 else hf.read_config(Path(architecture))
+        cfg = LLAMA2[architecture] if architecture in LLAMA2 else hf.read_config(as_path(architecture, "architecture"))
         return easylm.EasyLmSource(path, cfg)
     sources = {"hf": hf.HfSource, "meta": meta.MetaSource, "gguf": gguf.GgufSource, "llama2c": llama2c.Llama2cSource}
     return sources[read_as](path)

@@ -17,9 +17,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from crystal_jax.config import Experiment, MeshConfig, from_config_dict
+from crystal_jax.config import Experiment, MeshConfig, from_config_dict, tokenizer_config
 from crystal_jax.errors import UserError
-from crystal_jax.files import write_text
+from crystal_jax.files import as_path, write_text
 from crystal_jax.text.tokenizer import load_tokenizer
 
 
@@ -29,7 +29,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "config", None, "Run configuration: FILE.py or FILE.py:variant.", flag_values=flag_values
     )
     flags.DEFINE_string("topology", None, "Slice: generation and shape, as v5e:4x4.", flag_values=flag_values)
-    flags.DEFINE_integer("num_slices", 1, "How many such slices, on one network.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "num_slices",
+        1,
+        "How many such slices, on one network.",
+        lower_bound=1,
+        upper_bound=4096,
+        flag_values=flag_values,
+    )
     flags.DEFINE_enum("what", "all", ["train", "prefill", "decode", "all"], "Which program.", flag_values=flag_values)
     flags.DEFINE_string(
         "mesh",
@@ -37,7 +44,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "Another mesh: '1,-1,1' or 'data:1,fsdp:-1,tensor:1'; EasyLM's names work too.",
         flag_values=flag_values,
     )
-    flags.DEFINE_integer("rows", None, "Rows sampled side by side; by default what fits.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "rows",
+        None,
+        "Rows sampled side by side; by default what fits.",
+        lower_bound=1,
+        upper_bound=2**20,
+        flag_values=flag_values,
+    )
     flags.DEFINE_enum(
         "kv_cache",
         "model",
@@ -80,7 +94,7 @@ def main(flag_values: flags.FlagValues) -> None:
         coded=flag_values.kv_cache == "int8",
         optimization_level=flag_values.optimization_level,
         compiler_options=dict(option.split("=", 1) for option in flag_values.xla),
-        output=Path(flag_values.output) if flag_values.output else None,
+        output=flag_values.output or None,
         hlo=flag_values.hlo,
     )
 
@@ -97,7 +111,7 @@ def compile_config(
     coded: bool = False,
     optimization_level: str = "default",
     compiler_options: Mapping[str, str] | None = None,
-    output: Path | None = None,
+    output: Path | str | None = None,
     hlo: bool = False,
 ) -> list[dict[str, Any]]:
     """Compiles some programs of a configuration tree; see `case.compile_case` for the arguments.
@@ -110,6 +124,7 @@ def compile_config(
     from crystal_jax.compile.show import show
     from crystal_jax.compile.topology import topology
 
+    folder = None if output is None else as_path(output, "output")
     experiment, where = experiment_of(config), topology(topology_name, num_slices=num_slices)
     reports = []
     for what in whats:
@@ -126,17 +141,17 @@ def compile_config(
         )
         print(show(report), flush=True)
         reports.append(report.to_json())
-        if output is not None:
-            write_text(output / f"{what}.json", json.dumps(reports[-1], indent=2) + "\n")
+        if folder is not None:
+            write_text(folder / f"{what}.json", json.dumps(reports[-1], indent=2) + "\n")
             if hlo:
-                write_text(output / f"{what}.hlo.txt", report.text)
+                write_text(folder / f"{what}.hlo.txt", report.text)
     return reports
 
 
 def experiment_of(config: Mapping[str, Any]) -> Experiment:
     """The typed configuration; the tokenizer is only looked for where the vocabulary's size is not stated."""
-    if "vocab_size" in config.get("model", {}):
+    if isinstance(model := config.get("model"), Mapping) and "vocab_size" in model:
         return from_config_dict(config, vocab_size=0)
-    tokenizer = dict(config.get("tokenizer", {}))
-    loaded = load_tokenizer(tokenizer.get("name", ""), tokenizer.get("path") or None)
+    stated = tokenizer_config(config)
+    loaded = load_tokenizer(stated.name, Path(stated.path) if stated.path else None)
     return from_config_dict(config, vocab_size=loaded.vocab_size)

@@ -5,7 +5,7 @@ it into an `Experiment`, and nothing further inside reads a ConfigDict. Each val
 file, except where a default below says otherwise. No JAX here.
 """
 
-from crystal_jax.config.experiment import Experiment, from_config_dict
+from crystal_jax.config.experiment import Experiment, from_config_dict, tokenizer_config
 from crystal_jax.config.model import (
     PROJECTIONS,
     SPLASH_TOKENS,
@@ -56,4 +56,5 @@ __all__ = [
     "check_length",
     "from_config_dict",
     "input_axes",
+    "tokenizer_config",
 ]

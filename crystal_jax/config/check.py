@@ -20,6 +20,11 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_seed(name: str, seed: int) -> None:
+    """Raises ValueError where JAX's keys, which have 32 bits, do not tell a seed from a smaller one."""
+    require(0 <= seed < 2**32, f"{name}={seed} is not between 0 and {2**32 - 1}")
+
+
 def build(section: type[T], name: str, values: Mapping[str, Any]) -> T:
     """Makes a section of a configuration from values whose types are unchecked, such as a JSON file's.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from crystal_jax.config.check import build, require
@@ -98,45 +99,60 @@ def from_config_dict(tree: Mapping[str, Any], *, vocab_size: int) -> Experiment:
     Raises:
         UserError: a section or key is missing, unknown, or has an impossible value.
     """
-    fields = dataclasses.fields(Experiment)
-    sections = {field.name: _SECTIONS.get(field.name) for field in fields}
-    optional = {field.name for field in fields if field.default is not dataclasses.MISSING}
-    if unknown := set(tree) - set(sections):
-        raise UserError(f"config has unknown keys {', '.join(sorted(unknown))}; expected {', '.join(sections)}")
+    if not isinstance(tree, Mapping):
+        raise UserError(f"the configuration is {tree!r:.60}, not nested sections")
+    fields = {field.name: field for field in dataclasses.fields(Experiment)}
+    if unknown := sorted(map(str, set(tree) - set(fields))):
+        raise UserError(f"config has unknown keys {', '.join(unknown)}; expected {', '.join(fields)}")
     built: dict[str, Any] = {}
-    for name, make in sections.items():
-        if name not in tree:
-            if name in optional:
-                continue
+    for name, field in fields.items():
+        if name in tree:
+            built[name] = _section(tree, name, vocab_size=vocab_size)
+        elif field.default is dataclasses.MISSING:
             raise UserError(f"config lacks the section {name!r}")
-        if make is None:
-            if not isinstance(tree[name], str):
-                raise UserError(f"config.{name} is {tree[name]!r}, not a text")
-            built[name] = tree[name]
-            continue
-        if name == "mesh" and isinstance(tree[name], str):
-            try:
-                built[name] = MeshConfig.parse(tree[name])
-            except ValueError as error:
-                raise UserError(f"config.mesh: {error}") from error
-            continue
-        if not isinstance(tree[name], Mapping):
-            raise UserError(f"config.{name} is {tree[name]!r:.60}, not a section with keys")
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in dict(tree[name]).items()}
-        if name == "model":
-            values.setdefault("vocab_size", vocab_size)
-        try:
-            built[name] = build(make, name, values) if isinstance(make, type) else make(**values)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"config.{name}: {str(error).replace('.__init__()', '')}") from error
     try:
         return Experiment(**built)
     except ValueError as error:
         raise UserError(f"config: {error}") from error
 
 
-_SECTIONS: Mapping[str, Callable[..., Any]] = {
-    "model": model_config,
+def tokenizer_config(tree: Mapping[str, Any]) -> TokenizerConfig:
+    """The tokenizer that a tree states; it decides the vocabulary's size, which the typed configuration needs.
+
+    Raises:
+        UserError: the section is missing or wrong.
+    """
+    if not isinstance(tree, Mapping) or "tokenizer" not in tree:
+        raise UserError("config lacks the section 'tokenizer'")
+    return _section(tree, "tokenizer", vocab_size=0)
+
+
+def _section(tree: Mapping[str, Any], name: str, *, vocab_size: int) -> Any:
+    """A section in its type; ~ in a path is the home folder."""
+    value = tree[name]
+    try:
+        if name == "base":
+            require(isinstance(value, str), f"base is {value!r:.60}, not a text")
+            return _at_home(value)
+        if name == "mesh" and isinstance(value, str):
+            return MeshConfig.parse(value)
+        require(isinstance(value, Mapping), f"{name} is {value!r:.60}, not a section with keys")
+        values = {str(key): tuple(each) if isinstance(each, list) else each for key, each in dict(value).items()}
+        if name == "model":
+            return model_config(**{"vocab_size": vocab_size, **values})
+        if (path := _PATHS.get(name)) and isinstance(values.get(path), str):
+            values[path] = _at_home(values[path])
+        return build(_SECTIONS[name], name, values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{name}: {str(error).replace('.__init__()', '')}") from error
+
+
+def _at_home(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111 - Path refuses ~nobody, and shortens other names
+
+
+_PATHS: Mapping[str, str] = {"tokenizer": "path", "data": "directory"}  # section → its key that is a path
+_SECTIONS: Mapping[str, type] = {
     "lora": LoraConfig,
     "execution": ExecutionConfig,
     "text": TextFormat,

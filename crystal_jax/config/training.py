@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from crystal_jax.config.check import require
+from crystal_jax.config.check import check_seed, require
 from crystal_jax.text.crystal_text import ELEMENTS
 
 
@@ -74,6 +74,7 @@ class DataConfig:
             symbols = getattr(self, name)
             unknown = sorted({*symbols} - {*ELEMENTS}) if isinstance(symbols, tuple) else [repr(symbols)]
             require(not unknown, f"data.{name} has {', '.join(unknown)}; it is a tuple of elements, such as ('H',)")
+        check_seed("data.seed", self.seed)
         for name in ("seq_len", "batch_size", "packing_bins", "shards"):
             require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
         require(
@@ -147,6 +148,7 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("num_steps", "log_every", "eval_every", "save_every", "eval_batches", "keep"):
             require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
+        check_seed("train.seed", self.seed)
         for name in ("samples", "peak_tflops"):
             require(getattr(self, name) >= 0, f"train.{name} must not be negative, not {getattr(self, name)}")
         require(

@@ -23,6 +23,7 @@ from crystal_jax.evaluate import dft_runs
 from crystal_jax.evaluate.energy.corrections import corrected
 from crystal_jax.evaluate.energy.hull import Hull, read_hull
 from crystal_jax.evaluate.evaluation import read_evaluation, write_evaluation
+from crystal_jax.files import as_path
 from crystal_jax.quiet import quiet
 from crystal_jax.tables import read_rows
 
@@ -58,7 +59,7 @@ def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str
     Raises:
         UserError: a folder is none of these, or has no runs.
     """
-    evaluation, runs = Path(evaluation).expanduser(), Path(runs).expanduser()
+    evaluation, runs = as_path(evaluation, "evaluation"), as_path(runs, "runs")
     found = read_evaluation(evaluation)
     rows, metrics = found.rows, found.metrics
     total = metrics.part("metastable").integer("total", least=0)

@@ -22,7 +22,7 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.hull import METASTABLE
 from crystal_jax.evaluate.energy.jobs import key_of, read_journals
 from crystal_jax.evaluate.evaluation import read_evaluation
-from crystal_jax.files import is_new, new_folder, write_text
+from crystal_jax.files import as_path, is_new, new_folder, write_text
 from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, parse, read_entries
 from crystal_jax.tables import to_csv
@@ -59,7 +59,7 @@ def write(evaluation: Path | str, *, output: Path | str, below: float = METASTAB
     Raises:
         UserError: the evaluation has no such energies or its samples have gone, or the output is not empty.
     """
-    evaluation, output = Path(evaluation).expanduser(), Path(output).expanduser().absolute()
+    evaluation, output = as_path(evaluation, "evaluation"), as_path(output, "output").absolute()
     if not is_new(output):
         raise UserError(f"{output} is not empty; choose another --output")
     rows, crystals = _relaxed(evaluation)

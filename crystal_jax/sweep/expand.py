@@ -65,7 +65,13 @@ def load_sweep(path: Path, common: Overrides | None = None) -> list[Run]:
     config = getattr(module, "CONFIG", None)
     if not isinstance(config, str) or not callable(getattr(module, "get_sweep", None)):
         raise UserError(f"{path} is no sweep: it needs CONFIG = 'FILE.py' and a function get_sweep()")
-    runs = [_run(config, each, common or {}) for each in module.get_sweep()]
+    try:
+        found = list(module.get_sweep())
+    except Exception as error:  # it is code, and may raise anything
+        raise UserError(f"{path}: get_sweep() fails: {_first_line(error)}") from error
+    if wrong := [each for each in found if not isinstance(each, Mapping) or not all(isinstance(k, str) for k in each)]:
+        raise UserError(f"{path}: get_sweep() has {wrong[0]!r:.60}, which is no dict from keys to values")
+    runs = [_run(config, each, common or {}) for each in found]
     if not runs:
         raise UserError(f"{path}: get_sweep() returns no runs")
     for run in runs:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from crystal_jax.evaluate.evaluation import METRICS
 from crystal_jax.evaluate.metrics import RATES
+from crystal_jax.json_files import read_lines, read_object
 from crystal_jax.sweep.expand import Run
 
+EVALUATION_ADVICE = "evaluate the run's samples again"
+LOG_ADVICE = "delete the damaged line; the checkpoints are whole"
 _LAST = ("loss", "val_loss", "sample_validity", "tokens_per_second", "mfu", "goodput")
 
 
@@ -51,27 +54,26 @@ def markdown_lines(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _progress(workdir: Path) -> dict[str, Any]:
-    rows = _rows(workdir / "metrics.jsonl")
-    steps = [row["step"] for row in rows if "loss" in row]
+    log = workdir / "metrics.jsonl"
+    rows = read_lines(log, advice=LOG_ADVICE) if log.is_file() else []
+    steps = [row.integer("step", least=0) for row in rows if "loss" in row]
     status = "finished" if is_finished(workdir) else "begun" if (workdir / "config.json").exists() else "not begun"
     found: dict[str, Any] = {"status": status, "step": max(steps, default=0)}
     for name in _LAST:
-        values = [row[name] for row in rows if name in row]
+        values = [row.number(name) for row in rows if name in row]
         found[name] = values[-1] if values else None
         if name == "val_loss":
             found["best_val_loss"] = min(values, default=None)
-    path = workdir / "evaluation" / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
-    found |= {name: metrics[name]["value"] for name in RATES if metrics.get(name)}
+    path = workdir / "evaluation" / METRICS
+    if path.is_file():
+        metrics = read_object(path, advice=EVALUATION_ADVICE)
+        found |= {name: metrics.part(name).number("value", None) for name in RATES if name in metrics}
     return found
 
 
 def _num_steps(workdir: Path) -> int | None:
     path = workdir / "config.json"
-    return json.loads(path.read_text())["experiment"]["train"]["num_steps"] if path.is_file() else None
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Of a log that may be written to just now: a last line without its end is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    if not path.is_file():
+        return None
+    stated = read_object(path, advice="delete the run's folder to train it again")
+    return stated.part("experiment").part("train").integer("num_steps", least=1)

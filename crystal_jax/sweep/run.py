@@ -27,7 +27,8 @@ import pandas as pd
 from absl import flags
 
 from crystal_jax.errors import Preempted, UserError
-from crystal_jax.files import write_text
+from crystal_jax.files import as_path, write_text
+from crystal_jax.json_files import read_object
 from crystal_jax.sweep.engines import ENGINES, command_of
 from crystal_jax.sweep.expand import Overrides, Run, load_module, load_sweep
 from crystal_jax.sweep.results import collect, is_finished, markdown, markdown_lines
@@ -59,14 +60,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
     """Entry of `crystal-jax sweep`."""
     table = sweep(
-        Path(flag_values.sweep),
-        output=Path(flag_values.output),
+        flag_values.sweep,
+        output=flag_values.output,
         engine=flag_values.engine,
-        engine_options=shlex.split(flag_values.engine_options),
+        engine_options=_options(flag_values.engine_options),
         common=dict(_assignment(text) for text in flag_values.set),
         dry_run=flag_values.dry_run,
         resubmit=flag_values.resubmit,
-        into=Path(flag_values.into) if flag_values.into else None,
+        into=flag_values.into or None,
     )
     if not flag_values.dry_run:
         print(markdown(table), end="")
@@ -74,15 +75,15 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 def sweep(
-    path: Path,
+    path: Path | str,
     *,
-    output: Path,
+    output: Path | str,
     engine: str = "local",
     engine_options: Sequence[str] = (),
     common: Overrides | None = None,
     dry_run: bool = False,
     resubmit: bool = False,
-    into: Path | None = None,
+    into: Path | str | None = None,
 ) -> pd.DataFrame:
     """Starts what is not finished, and returns the table (see `results.collect`).
 
@@ -100,6 +101,8 @@ def sweep(
         UserError: a bad sweep, or runs that failed; the others are done, and all are in the table.
         Preempted: a run on this machine was asked to stop.
     """
+    path, output = as_path(path, "path"), as_path(output, "output")
+    into = None if into is None else as_path(into, "into")
     if engine not in ENGINES:
         raise UserError(f"no engine {engine!r}; there are: {', '.join(ENGINES)}")
     runs = load_sweep(path, common)
@@ -147,7 +150,8 @@ class _Jobs:
 
     def __init__(self, path: Path):
         self._path = path
-        self.submitted: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        advice = "delete the file to forget which jobs were submitted; the runs themselves are whole"
+        self.submitted: dict[str, Any] = dict(read_object(path, advice=advice).content) if path.is_file() else {}
 
     def note(self, name: str, command: Sequence[str]) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -162,11 +166,18 @@ def _start(command: Sequence[str]) -> int:
         raise UserError(f"no {command[0]} here; give the command at the root of the repository") from error
 
 
+def _options(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--engine_options={text}: {error}") from error
+
+
 def _assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise UserError(f"--set={text}: write KEY=VALUE, such as train.num_steps=2000")
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):  # a word
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # a word
         return key, value

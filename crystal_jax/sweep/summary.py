@@ -6,7 +6,6 @@ and of the figure (`FIGURES`), and `NOTE`, a paragraph under the table.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate.evaluation import METRICS
 from crystal_jax.files import write_text
+from crystal_jax.json_files import read_lines, read_object
 from crystal_jax.sweep.expand import Run
-from crystal_jax.sweep.results import collect
+from crystal_jax.sweep.results import EVALUATION_ADVICE, LOG_ADVICE, collect
 
 SCORES = "scores/scores.jsonl"  # in a workdir: of `crystal-jax score`
+_SCORES_ADVICE = "score the crystals again"
 _SEEDS = re.compile(r"\.seed$")
 
 # Column → heading, and what its values are multiplied with.
@@ -78,20 +80,18 @@ def row_of(run: Run) -> str:
 def figures(workdir: Path) -> dict[str, float]:
     """What is known of a run: of its log, of its folder `evaluation`, and of its scores of test crystals."""
     found: dict[str, Any] = {}
-    log = (workdir / "metrics.jsonl").read_text().splitlines()
-    losses = [row["val_loss"] for row in map(json.loads, log) if "val_loss" in row]
-    found["best_val_loss"] = min(losses, default=None)
-    path = workdir / "evaluation/metrics.json"
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
-    for name in FIGURES:
-        measured = metrics.get(name) or metrics.get(f"wasserstein_{name}")
-        if measured:
-            found[name] = measured["value"]
+    log = read_lines(workdir / "metrics.jsonl", advice=LOG_ADVICE)
+    found["best_val_loss"] = min((row.number("val_loss") for row in log if "val_loss" in row), default=None)
+    if (workdir / "evaluation" / METRICS).is_file():
+        metrics = read_object(workdir / "evaluation" / METRICS, advice=EVALUATION_ADVICE)
+        for name in FIGURES:
+            for key in (name, f"wasserstein_{name}"):
+                if name not in found and key in metrics:
+                    found[name] = metrics.part(key).number("value", None)
     if (workdir / SCORES).is_file():
-        scored = [json.loads(line) for line in (workdir / SCORES).read_text().splitlines()]
-        scored = [row for row in scored if row["reason"] is None]
-        found["nats"] = -np.mean([row["log_prob"] for row in scored]) if scored else None
-        shifts = [row["ipt"] for row in scored if row["ipt"] is not None]
+        scored = [row for row in read_lines(workdir / SCORES, advice=_SCORES_ADVICE) if "reason" not in row]
+        found["nats"] = -np.mean([row.number("log_prob") for row in scored]) if scored else None
+        shifts = [row.number("ipt") for row in scored if "ipt" in row]
         found["ipt"] = np.mean(shifts) if shifts else None
     return {name: float(value) for name, value in found.items() if value is not None}
 

@@ -25,9 +25,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from crystal_jax import processes
-from crystal_jax.config import Experiment, from_config_dict
+from crystal_jax.config import Experiment, from_config_dict, tokenizer_config
 from crystal_jax.data.mp20 import open_split
 from crystal_jax.errors import UserError
+from crystal_jax.files import as_path
 from crystal_jax.text.tokenizer import load_tokenizer
 
 
@@ -51,13 +52,13 @@ def main(flag_values: flags.FlagValues) -> None:
     except OSError as error:  # ml_collections reports a file that does not load at the first use
         raise UserError(f"--config does not load: {' '.join(str(error.__cause__ or error).split())}") from error
     processes.join_if_asked(flag_values)
-    train(config, workdir=Path(flag_values.workdir), profile_steps=flag_values.profile_steps)
+    train(config, workdir=flag_values.workdir, profile_steps=flag_values.profile_steps)
 
 
 def train(
     config: Mapping[str, Any],
     *,
-    workdir: Path,
+    workdir: Path | str,
     stop_after: int | None = None,
     profile_steps: str | None = None,
 ) -> Experiment:
@@ -74,6 +75,7 @@ def train(
         Preempted: SIGTERM came, or an announcement; call it again to go on.
     """
     started = time.time()
+    workdir = as_path(workdir, "workdir")
     # Late, so that --help and bad flags answer at once.
     import jax
 
@@ -95,8 +97,8 @@ def train(
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["crystal-jax"])  # Grain's workers read absl flags of their own
-    tokenizer_config = dict(config.get("tokenizer", {}))
-    tokenizer = load_tokenizer(tokenizer_config.get("name", ""), tokenizer_config.get("path") or None)
+    stated = tokenizer_config(config)
+    tokenizer = load_tokenizer(stated.name, Path(stated.path) if stated.path else None)
     experiment = from_config_dict(config, vocab_size=tokenizer.vocab_size)
     if experiment.model.vocab_size < tokenizer.vocab_size:
         raise UserError(

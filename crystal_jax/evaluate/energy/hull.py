@@ -23,6 +23,7 @@ from scipy.optimize import linprog
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.entries import KnownEntry, check_amounts, parse_formula, read_entries
+from crystal_jax.files import as_path
 from crystal_jax.json_files import COMPRESSED, JsonObject, describe, finite_text, parse_json, read_text, stored_bytes
 from crystal_jax.quiet import quiet
 
@@ -150,7 +151,7 @@ def read_hull(path: Path | str, *, elements: Path | str | None = None) -> Hull:
     Raises:
         UserError: a file is missing or is not such a file.
     """
-    path = Path(path).expanduser()
+    path = as_path(path, "path")
     kind = next((s for s in reversed(path.suffixes) if s not in COMPRESSED), "")
     if kind in (".pkl", ".pickle"):
         raise UserError(
@@ -172,7 +173,7 @@ def read_hull(path: Path | str, *, elements: Path | str | None = None) -> Hull:
 
 def _elements_file(path: Path, elements: Path | str | None) -> Path:
     if elements is not None:
-        return Path(elements).expanduser()
+        return as_path(elements, "elements")
     beside = sorted(path.parent.glob("*elemental-reference-entries.json*"))
     if len(beside) != 1:
         raise UserError(
