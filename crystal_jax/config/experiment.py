@@ -140,8 +140,8 @@ def _section(tree: Mapping[str, Any], name: str, *, vocab_size: int) -> Any:
         values = {str(key): tuple(each) if isinstance(each, list) else each for key, each in dict(value).items()}
         if name == "model":
             return model_config(**{"vocab_size": vocab_size, **values})
-        if (path := _PATHS.get(name)) and isinstance(values.get(path), str):
-            values[path] = _at_home(values[path])
+        if (key := _PATHS.get(name)) and isinstance(path := values.get(key), str):
+            values[key] = _at_home(path)
         return build(_SECTIONS[name], name, values)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{name}: {str(error).replace('.__init__()', '')}") from error

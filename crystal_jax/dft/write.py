@@ -23,6 +23,7 @@ from crystal_jax.evaluate.energy.hull import METASTABLE
 from crystal_jax.evaluate.energy.jobs import key_of, read_journals
 from crystal_jax.evaluate.evaluation import read_evaluation
 from crystal_jax.files import as_path, is_new, new_folder, write_text
+from crystal_jax.json_files import finite
 from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, parse, read_entries
 from crystal_jax.tables import to_csv
@@ -60,6 +61,8 @@ def write(evaluation: Path | str, *, output: Path | str, below: float = METASTAB
         UserError: the evaluation has no such energies or its samples have gone, or the output is not empty.
     """
     evaluation, output = as_path(evaluation, "evaluation"), as_path(output, "output").absolute()
+    if finite(below) is None:
+        raise UserError(f"below is {below!r:.60}; it must be a finite number, in eV/atom")
     if not is_new(output):
         raise UserError(f"{output} is not empty; choose another --output")
     rows, crystals = _relaxed(evaluation)

@@ -18,6 +18,7 @@ from crystal_jax.evaluate.energy.hull import Hull
 from crystal_jax.evaluate.energy.jobs import key_of
 from crystal_jax.evaluate.structures import COLUMNS
 
+_VERDICTS = {name: True for name, kind in COLUMNS.items() if kind == "bool"} | {"unique": True}
 HULL = Hull([({"Na": 1, "Cl": 1}, -2.1)], {"Na": -1.3, "Cl": -1.8}, "test")
 
 
@@ -40,9 +41,7 @@ def evaluation(tmp_path, salt):
     (folder / "relaxations/x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in journal))
     rows = pd.DataFrame({"name": ["a", "b", "c"], "reduced_formula": ["NaCl"] * 3, "e_above_hull": [0.01, 0.4, None]})
     rows["formula"] = "Na4 Cl4"
-    rows = rows.reindex(columns=list(COLUMNS)).assign(
-        valid=True, unique=True, structurally_valid=True, compositionally_valid=True
-    )
+    rows = rows.reindex(columns=list(COLUMNS)).assign(**_VERDICTS)
     rows.to_csv(folder / "structures.csv", index=False)
     metrics = {
         "samples": {"path": str(tmp_path / "samples.csv")},
@@ -196,9 +195,7 @@ def with_crystals(evaluation, crystals):
     rows = pd.DataFrame({"name": list(crystals), "e_above_hull": 0.01})
     rows["formula"] = [crystal.formula for crystal in crystals.values()]
     rows["reduced_formula"] = [crystal.composition.reduced_formula for crystal in crystals.values()]
-    rows = rows.reindex(columns=list(COLUMNS)).assign(
-        valid=True, unique=True, structurally_valid=True, compositionally_valid=True
-    )
+    rows = rows.reindex(columns=list(COLUMNS)).assign(**_VERDICTS)
     rows.to_csv(evaluation / "structures.csv", index=False)
 
 
@@ -279,7 +276,7 @@ def test_damaged_metrics_are_one_line(evaluation, tmp_path, content, message):
 
 
 def test_folders_of_something_else(evaluation, tmp_path):
-    with pytest.raises(UserError, match="give the --output of 'crystal-jax evaluate'"):
+    with pytest.raises(UserError, match="is this the --output of 'crystal-jax evaluate'"):
         write(tmp_path / "nowhere", output=tmp_path / "runs")
     with pytest.raises(UserError, match=r"has no manifest\.csv"):
         collect(evaluation, runs=tmp_path, hull=HULL)

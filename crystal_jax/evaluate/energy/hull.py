@@ -7,15 +7,12 @@ linear programming among the materials made of its elements.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pymatgen.core import Composition
@@ -24,8 +21,9 @@ from scipy.optimize import linprog
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.entries import KnownEntry, check_amounts, parse_formula, read_entries
 from crystal_jax.files import as_path
-from crystal_jax.json_files import COMPRESSED, JsonObject, describe, finite_text, parse_json, read_text, stored_bytes
+from crystal_jax.json_files import COMPRESSED, JsonObject, describe, finite_text, parse_json, read_bytes, stored_bytes
 from crystal_jax.quiet import quiet
+from crystal_jax.tables import parse_rows
 
 METASTABLE = 0.1  # eV/atom above the hull; the paper's threshold for the energy model
 STABLE = 0.0  # eV/atom; the paper's threshold for DFT
@@ -185,20 +183,14 @@ def _elements_file(path: Path, elements: Path | str | None) -> Path:
 
 def _table(path: Path) -> list[Material]:
     """The rows of a CSV; rows whose cells are all empty are left out."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        rows = list(enumerate(reader, start=1))
-    except csv.Error as error:
-        raise UserError(f"{path} is damaged at line {reader.line_num}: {error}") from error
-    if missing := {"composition", "formation_energy_per_atom"} - set(reader.fieldnames or ()):
+    table = parse_rows(read_bytes(path), name=str(path))
+    if missing := {"composition", "formation_energy_per_atom"} - set(table.columns):
         raise UserError(f"{path}: not a table of known materials: it has no column {', '.join(sorted(missing))}")
+    rows = enumerate(table.records(), start=1)
     return [_material(row, path, number) for number, row in rows if any(row.values())]
 
 
-def _material(row: Mapping[Any, Any], path: Path, number: int) -> Material:
-    if None in row or None in row.values():
-        more = "more" if None in row else "fewer"
-        raise UserError(f"{path}: row {number} has {more} cells than the header has columns")
+def _material(row: Mapping[str, str], path: Path, number: int) -> Material:
     checked = JsonObject(row, path, where=f"row {number}: ")
     text, energy = row["composition"].strip(), row["formation_energy_per_atom"]
     if text.startswith("{"):

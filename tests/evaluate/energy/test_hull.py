@@ -118,7 +118,7 @@ def test_reads_computed_entries(tmp_path, form):
         ("nan.csv", "composition,formation_energy_per_atom\nNaN,nan\n", "row 1: .* is 'nan', not a finite number"),
         ("long.csv", "composition,formation_energy_per_atom\nNaCl,1,2\n", "row 1 has more cells than the header"),
         ("short.csv", "composition,formation_energy_per_atom\nNaCl\n", "row 1 has fewer cells than the header"),
-        ("nul.csv", "composition,formation_energy_per_atom\nNa\0Cl,1\n", "row 1"),
+        ("nul.csv", "composition,formation_energy_per_atom\nNa\0Cl,1\n", "holds NUL bytes"),
         ("entries.json", "[1, 2]", "entry 0 is 1, not an object"),
         ("null.json", "null", "holds null, not a list of computed entries"),
         ("empty.json", "[]", "holds no computed entry"),
