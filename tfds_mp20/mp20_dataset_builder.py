@@ -50,6 +50,7 @@ def make_config(
     max_entries: int | None = None,
     seed: int = 0,
     on_error: str = FAIL,
+    primitive: bool = True,
 ) -> CrystalsConfig:
     """The config of a data set or of a subset of it. Different contents get different names.
 
@@ -59,6 +60,7 @@ def make_config(
         max_entries: size of the subset; None for all.
         seed: chooses the subset.
         on_error: "fail" or "skip"; for "csv" only.
+        primitive: reduce cells to primitive ones; for "csv" only.
 
     Raises:
         UserError: no such data set, or "csv" without a path.
@@ -75,8 +77,8 @@ def make_config(
         source, description = Amcsd(**subset), "Measured mineral structures of at most 20 atoms (AMCSD)."
     elif dataset == "csv":
         if path is None:
-            raise UserError("the data set csv needs --manual_dir: a CSV table, or a folder of tables or CIF files")
-        source = UserFiles(path=path, on_error=on_error, **subset)
+            raise UserError("the data set csv needs --manual_dir: a CSV table, or a folder of tables or crystal files")
+        source = UserFiles(path=path, on_error=on_error, primitive=primitive, **subset)
         name, description = f"csv_{source.digest()}", f"The crystals of {path.name}."
     else:
         raise UserError(f"there is no data set {dataset!r}; there are: {', '.join(DATASETS)}")
@@ -102,7 +104,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
-                    "cif": tfds.features.Text(doc="As the source has it; amcsd: of the primitive cell."),
+                    "cif": tfds.features.Text(doc="As the source has it, or of the primitive cell (amcsd, csv)."),
                     "lattice": tfds.features.Scalar(np.object_, doc="a, b, c in Å and α, β, γ in degrees."),
                     "frac_coords": tfds.features.Scalar(np.object_, doc="Fractional coordinates, [n_sites, 3]."),
                     "atomic_numbers": tfds.features.Tensor(shape=(None,), dtype=np.int32, doc="Of each site."),

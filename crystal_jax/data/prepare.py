@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from absl import logging
 
 from crystal_jax.errors import UserError
 from tfds_mp20.mp20_dataset_builder import Builder, make_config
+
+_LEFT_ALONE = 3600  # s
+_FULL = ("No space left", "Disk quota", "File too large")
 
 
 def prepare(
@@ -22,6 +27,7 @@ def prepare(
     max_entries: int | None = None,
     seed: int = 0,
     on_error: str = "fail",
+    primitive: bool = True,
 ) -> Path:
     """Builds a data set, unless it is there already, and returns its directory.
 
@@ -32,13 +38,17 @@ def prepare(
         max_entries: build a subset of this many crystals; None builds all.
         seed: chooses the subset.
         on_error: what a csv crystal that cannot be used does: "fail" or "skip".
+        primitive: reduce the cells of csv crystals to primitive ones.
 
     Raises:
-        UserError: no such data set, or an unusable, absent or unreachable input.
+        UserError: no such data set, an unusable, absent or unreachable input, or no place to write to. Nothing of the
+            data set stays then.
     """
     if manual_dir is not None and not manual_dir.exists():
         raise UserError(f"there is no {manual_dir}; pass an existing --manual_dir")
-    config = make_config(dataset, path=manual_dir, max_entries=max_entries, seed=seed, on_error=on_error)
+    config = make_config(
+        dataset, path=manual_dir, max_entries=max_entries, seed=seed, on_error=on_error, primitive=primitive
+    )
     folder = manual_dir if manual_dir is not None and manual_dir.is_dir() else None
     tfds.disable_progress_bar()  # the sources show their own, with totals
     try:
@@ -46,11 +56,43 @@ def prepare(
             # TFDS wants its own object back for a config it knows, and any object for a new one.
             known = Builder.builder_configs.get(config.name, config)
             builder = Builder(config=known, data_dir=data_dir, file_format="array_record")
+    except OSError as error:
+        raise _unwritable(data_dir, error) from error
+    directory = Path(builder.data_dir)
+    _remove_what_was_killed(directory)
+    try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS chats there
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
     except OSError as error:
-        raise UserError(f"no data set can be written below {data_dir} ({error}); pass another --data_dir") from error
-    return Path(builder.data_dir)
+        raise _unwritable(data_dir, error) from error
+    except (ValueError, RuntimeError) as error:  # ArrayRecord's, which is written by C++
+        if not any(sign in str(error) for sign in _FULL):
+            raise
+        raise _unwritable(data_dir, OSError("the disk is full")) from error
+    finally:
+        if not directory.exists():
+            _remove_empty(directory.parent, until=data_dir)
+    return directory
+
+
+def _unwritable(data_dir: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"no data set can be written below {data_dir} ({reason}); pass another --data_dir")
+
+
+def _remove_what_was_killed(directory: Path) -> None:
+    """Removes the half-written folders of runs that were killed: those that have been left alone for an hour."""
+    for path in directory.parent.glob(f"incomplete.*_{directory.name}"):
+        if time.time() - path.stat().st_mtime > _LEFT_ALONE:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_empty(folder: Path, *, until: Path) -> None:
+    """Removes empty folders, from one up to the one in which data sets are kept."""
+    with contextlib.suppress(OSError):  # one is not empty
+        while folder != until:
+            folder.rmdir()
+            folder = folder.parent
 
 
 @contextlib.contextmanager

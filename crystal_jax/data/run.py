@@ -7,8 +7,12 @@ Data sets:
   carbon24   Carbon-24 of CDVAE; likewise
   mp20_open  train, val and test (.csv or .csv.gz) from --manual_dir
   csv        your own: --manual_dir is a CSV table with a column 'cif', a folder of train.csv, val.csv and
-             test.csv, or a folder of *.cif files; optional columns: material_id, formation_energy_per_atom
-             (eV/atom), band_gap (eV), e_above_hull (eV/atom), spacegroup, source
+             test.csv, or other files of crystals: CIF, POSCAR, extended XYZ, JSON of pymatgen, a folder or a .zip
+             of them; optional columns of tables: material_id, formation_energy_per_atom (eV/atom), band_gap (eV),
+             e_above_hull (eV/atom), spacegroup, source, formula (compared with the sites)
+
+Cells of csv crystals are reduced to primitive ones; --noprimitive keeps them. Crystals that a model cannot learn
+(more than 20 atoms, say) are named.
 
 Examples:
   crystal-jax prepare
@@ -18,13 +22,18 @@ Examples:
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from crystal_jax.data import mp20, prepare
+from crystal_jax.data.unfit import unfit
 from tfds_mp20.mp20_dataset_builder import DATASETS
 from tfds_mp20.user_files import FAIL, SKIP
+
+_SHOWN = 50  # crystals that are named
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -45,8 +54,11 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "on_error",
         FAIL,
         [FAIL, SKIP],
-        "What to do at a csv crystal that cannot be used.",
+        "What to do where csv crystals cannot be used.",
         flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        "primitive", True, "Reduce the cells of csv crystals to primitive ones.", flag_values=flag_values
     )
 
 
@@ -59,8 +71,19 @@ def main(flag_values: flags.FlagValues) -> None:
         max_entries=flag_values.max_entries,
         seed=flag_values.seed,
         on_error=flag_values.on_error,
+        primitive=flag_values.primitive,
     )
     info = mp20.dataset_info(directory)
     print(directory)
     for split, rows in info.rows.items():
         print(f"{split:>6} {rows:8,}")
+    if flag_values.dataset == "csv":
+        _name_unfit(unfit(directory), sum(info.rows.values()))
+
+
+def _name_unfit(lines: Sequence[str], total: int) -> None:
+    if lines:
+        print(f"{len(lines)} of {total} crystals cannot be learned as they are:", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in lines[:_SHOWN]), file=sys.stderr)
+    if len(lines) > _SHOWN:
+        print(f"  and {len(lines) - _SHOWN} more", file=sys.stderr)

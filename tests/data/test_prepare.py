@@ -1,13 +1,18 @@
 import csv
 import gzip
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
+from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
 from crystal_jax.data import mp20
 from crystal_jax.data.prepare import prepare
 from crystal_jax.errors import UserError
 from tfds_mp20 import crystals
+from tfds_mp20.mp20_dataset_builder import Builder
 
 
 @pytest.fixture
@@ -39,6 +44,7 @@ def test_a_failed_build_leaves_nothing_that_looks_finished(table, tmp_path):
         with pytest.raises(UserError, match=r"my\.csv, row 1"):
             prepare("csv", data_dir=tmp_path / "data", manual_dir=table)
     assert not list((tmp_path / "data").rglob("dataset_info.json"))
+    assert not list((tmp_path / "data").rglob("csv_*"))
 
 
 def test_the_command_names_what_it_skips(table, tmp_path, caplog):
@@ -47,6 +53,49 @@ def test_the_command_names_what_it_skips(table, tmp_path, caplog):
     assert cli.main(["prepare", *flags]) == 0
     assert "my.csv, row 1" in caplog.text
     assert "skipped 1 of 4" in caplog.text
+
+
+def test_a_full_disk_is_one_line(table, tmp_path, monkeypatch):
+    def full(builder, **_):
+        Path(builder.data_dir).parent.mkdir(parents=True)
+        raise ValueError('Failed to finalize "train": write() failed: No space left on device;\nwriting x')
+
+    monkeypatch.setattr(Builder, "download_and_prepare", full)
+    with pytest.raises(UserError, match=r"no data set can be written below .*the disk is full") as error:
+        prepare("csv", data_dir=tmp_path / "data", manual_dir=table)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "data").rglob("csv_*"))
+
+
+def test_what_a_killed_run_left_is_removed(table, tmp_path):
+    directory = prepare("csv", data_dir=tmp_path / "data", manual_dir=table)
+    old, new = (directory.parent / f"incomplete.{name}_{directory.name}" for name in ("OLDOLD", "NEWNEW"))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "part").write_text("half")
+    os.utime(old, (0, 0))
+    prepare("csv", data_dir=tmp_path / "data", manual_dir=table)
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_the_command_names_what_cannot_be_learned(cif, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for element in ("Po", "Na", "Cu"):
+        (folder / f"{element}.cif").write_text(cif(element))
+    many = Structure(Lattice.cubic(9), ["Fe"] * 21, np.random.default_rng(0).random((21, 3)))
+    (folder / "many.cif").write_text(many.to(fmt="cif"))
+    (folder / "long.cif").write_text(Structure(Lattice.orthorhombic(4, 5, 70), ["W"], [[0, 0, 0]]).to(fmt="cif"))
+    (folder / "eight.cif").write_text((Structure.from_str(cif("Al"), fmt="cif") * (3, 3, 3)).to(fmt="cif"))
+    flags = ["--dataset=csv", f"--manual_dir={folder}", f"--data_dir={tmp_path / 'data'}"]
+    assert cli.main(["prepare", *flags]) == 0
+    said = capsys.readouterr().err
+    assert "2 of 6 crystals cannot be learned as they are:" in said
+    assert "many (Fe): 21 atoms in the cell, and samples have at most 20" in said
+    assert "long (W): '70.0' is not in the vocabulary" in said
+    assert cli.main(["prepare", *flags, "--noprimitive"]) == 0
+    assert "eight (Al): 27 atoms in the cell" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
