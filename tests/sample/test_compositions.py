@@ -20,12 +20,13 @@ from crystal_jax.sample.compositions import Compositions, ToState
 from crystal_jax.sample.likelihood import Likelihood
 from crystal_jax.sample.run import sample
 from crystal_jax.sharding import make_mesh
+from crystal_jax.text.composition_constraint import CompositionConstraint
 from crystal_jax.text.crystal_text import TextFormat
-from crystal_jax.text.first_line import FirstLine, Wanted
+from crystal_jax.text.first_line import FirstLine
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
 
-ANY = Wanted()
+ANY = CompositionConstraint()
 V3 = TextFormat(version="v3")
 
 
@@ -84,14 +85,14 @@ def test_what_is_drawn_again_does_not_depend_on_its_neighbours(draws):
 
 
 def test_lines_keep_to_what_is_wanted_and_admitted(draws):
-    wanted = Wanted(elements=frozenset(["Na", "K", "Cl"]), min_atoms=3, max_atoms=6)
+    wanted = CompositionConstraint(elements=frozenset(["Na", "K", "Cl"]), min_atoms=3, max_atoms=6)
     for stated in draws(range(12), wanted=wanted, admit=lambda counts: len(counts) == 2).values():
         counts = dict(stated.composition)
         assert len(counts) == 2
         assert set(counts) <= {"Na", "K", "Cl"}
         assert 3 <= sum(counts.values()) <= 6
         assert stated.log_kept < 0
-    unit = Wanted(unit=(("Cl", 1), ("Na", 1)))
+    unit = CompositionConstraint(formula="NaCl")
     numbers = {dict(stated.composition)["Cl"] for stated in draws(range(30), wanted=unit, temperature=5.0).values()}
     assert len(numbers) > 1  # how many formula units, is the model's choice
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from crystal_jax.text.automaton import TokenAutomaton
+from crystal_jax.text.composition_constraint import CompositionConstraint
 from crystal_jax.text.crystal_text import TextFormat
-from crystal_jax.text.first_line import FirstLine, Place, Wanted
+from crystal_jax.text.first_line import FirstLine, Place
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ class Language:
             yield int(self.line.token_ids[column])
 
 
-def walk(line: FirstLine, columns: Sequence[int], wanted: Wanted) -> Place | None:
+def walk(line: FirstLine, columns: Sequence[int], wanted: CompositionConstraint) -> Place | None:
     """The place after a line; None where it may not be written."""
     place = Place()
     for column in [*columns, line.end]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 
 from crystal_jax.text.automaton import FORBIDDEN, Builder
+from crystal_jax.text.composition_constraint import MAX_ELEMENTS
 from crystal_jax.text.crystal_text import CrystalTextError, TextFormat
-from crystal_jax.text.first_line import MOST_ELEMENTS
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
 from tests.text.languages import Language
@@ -83,7 +83,7 @@ def test_every_accepted_text_is_readable_and_canonical(load, name, text_format):
 @given(crystal=crystals(max_atoms=20))
 def test_every_crystal_is_accepted(name, text_format, crystal):
     tokenizer, language = _language(name, text_format)
-    assume(language.line is None or len(set(crystal.symbols)) <= MOST_ELEMENTS)
+    assume(language.line is None or len(set(crystal.symbols)) <= MAX_ELEMENTS)
     ids = completion_ids(tokenizer, text_format.encode(crystal))
     assert language.accepts(ids)
     assert not language.accepts(ids[:-1])
