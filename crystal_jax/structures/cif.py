@@ -21,10 +21,11 @@ from crystal_jax.structures import formula as formulas
 from crystal_jax.structures.entry import stated_formula
 from crystal_jax.structures.lattice import cell_fault, matrix_fault
 
-MAX_SITES = 5_000  # rows of a CIF; pymatgen compares each with each
-MAX_IMAGES = 100_000  # rows times symmetry operations
+MAX_SITES = 5_000  # rows of a CIF; pymatgen compares each with each: 10 s for 4,000 of them
+MAX_IMAGES = 20_000  # rows times symmetry operations, of which the same is true
+MAX_LINE = 20_000  # characters; the standard's limit is 2,048, and pymatgen's patterns are slow on longer lines
 
-_BLOCK = re.compile(r"^\s*data_(\S*)", re.MULTILINE | re.IGNORECASE)
+_BLOCK = re.compile(r"^[ \t]*data_(\S*)", re.MULTILINE | re.IGNORECASE)
 _PAGE = re.compile(r"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _CELL = (
     [f"_cell_length_{axis}" for axis in "abc"],
@@ -37,6 +38,7 @@ _OPERATIONS = (
     "_space_group_symop_operation_xyz",
     "_space_group_symop_operation_xyz_",
 )
+_MANY_OPERATIONS = 48  # of a cubic group
 _GROUP_NAMES = ("_symmetry_space_group_name_H-M", "_space_group_name_H-M_alt")
 _GROUP_NUMBERS = ("_symmetry_Int_Tables_number", "_space_group_IT_number")
 
@@ -85,7 +87,7 @@ def read_cif(text: str, *, formula: str = "") -> Read:
         ValueError: there is no ordered crystal of elements in it, or its atoms are not those of the stated formula; the
             message is one line.
     """
-    text = _one_block(text.lstrip("\ufeff"))
+    text = _one_block(_tidy(text))
     parser, data = _parsed(text)
     structure = _structure(parser)
     stated_in_cif = stated_formula(text)
@@ -129,6 +131,14 @@ def _starts(text: str) -> list[tuple[str, int]]:
     return [(name, begin) for name, begin in found if int(np.searchsorted(fences, begin)) % 2 == 0]
 
 
+def _tidy(text: str) -> str:
+    """The text without blank lines, on which pymatgen's patterns take long."""
+    lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip()]
+    if any(len(line) > MAX_LINE for line in lines):
+        raise ValueError(f"CIF does not parse: a line has more than {MAX_LINE:,} characters")
+    return "\n".join(lines) + "\n"
+
+
 def _one_block(text: str) -> str:
     if _PAGE.match(text):
         raise ValueError("CIF does not parse: it is a web page")
@@ -153,9 +163,10 @@ def _check(data: Mapping[str, Any]) -> None:
         raise ValueError("CIF does not parse: it lists no sites")
     if "_atom_site_label" not in data:
         raise ValueError("CIF does not parse: its sites have no _atom_site_label")
-    operations = max(len(data.get(name) or ()) for name in _OPERATIONS)
-    if len(labels) > MAX_SITES or len(labels) * operations > MAX_IMAGES:
-        raise ValueError(f"CIF does not parse: {len(labels)} sites are too many")
+    listed = next((data[name] for name in _OPERATIONS if data.get(name)), None)
+    images = len(labels) * (_MANY_OPERATIONS if listed is None else len(listed) if isinstance(listed, list) else 1)
+    if len(labels) > MAX_SITES or (images > MAX_IMAGES and (listed is not None or _names_group(data))):
+        raise ValueError(f"CIF does not parse: {len(labels)} sites with their symmetry are too many")
     for axis in "xyz":
         values = data.get(f"_atom_site_fract_{axis}")
         if not isinstance(values, list):
@@ -225,6 +236,10 @@ def _names_group_only(data: Mapping[str, Any]) -> bool:
     listed = [operations] if isinstance(operations, str) else operations
     if [re.sub(r"[\s+]", "", str(each)).lower() for each in listed] != ["x,y,z"]:
         return False
+    return _names_group(data)
+
+
+def _names_group(data: Mapping[str, Any]) -> bool:
     named = {re.sub(r"[\s_'\"]", "", str(data[name])) for name in (*_GROUP_NAMES, *_GROUP_NUMBERS) if data.get(name)}
     return bool(named - {"P1", "1", "?", "."})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crystal_jax.errors import UserError
+from crystal_jax.structures.cif import blocks
 from crystal_jax.structures.entry import Entry
 from crystal_jax.structures.plain_json import entry_of_text
 from crystal_jax.tables import Table
@@ -58,6 +59,8 @@ def _entry(name: str, cif: str, **facts: object) -> Entry:
     if cif.lstrip().startswith("{"):
         found = entry_of_text(cif, name=name)
         cif, fault = found.cif, found.fault
+    if len(crystals := blocks(cif)) == 1:
+        cif = crystals[0][1]  # without blocks of a publication
     return Entry(name, cif, fault=fault, **facts)  # type: ignore[arg-type]
 
 

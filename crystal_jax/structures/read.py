@@ -177,7 +177,7 @@ def _of_content(content: bytes, path: PurePosixPath, *, where: str, single: bool
     if is_poscar(lower):
         return [dataclasses.replace(read_poscar(text, name=stem), where=where)]
     entries = (read_extxyz if lower.endswith(("xyz",)) else read_json)(text, name=where)
-    if single:
+    if single and len(entries) > 1:
         return [dataclasses.replace(entry, where=f"{where}, crystal {i}") for i, entry in enumerate(entries, start=1)]
     return [
         dataclasses.replace(entry, name=entry.name or (stem if len(entries) == 1 else f"{stem}_{i}"), where=where)
