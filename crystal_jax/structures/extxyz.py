@@ -14,6 +14,7 @@ from crystal_jax.quiet import quiet
 from crystal_jax.structures.build import entry_of, formula_of
 from crystal_jax.structures.cif import one_line
 from crystal_jax.structures.entry import Entry
+from crystal_jax.structures.lattice import matrix_fault
 
 _PROPERTIES = re.compile(r"""(?:^|\s)Properties\s*=\s*["']?([^"'\s]+)""")
 _DEFAULT = "species:S:1:pos:R:3"
@@ -49,9 +50,10 @@ def read_extxyz(text: str, *, name: str) -> list[Entry]:
 def _entry(frame: Any) -> Entry:
     name = next((str(frame.info[key]) for key in _NAMES if key in frame.info), "")
     symbols = list(frame.get_chemical_symbols())
-    if not (frame.pbc.all() and frame.cell.rank == 3):
+    fault = matrix_fault(frame.cell.array) if frame.pbc.all() else "no cell: the frame is not periodic"
+    if fault:
         elements = [Element(symbol) for symbol in symbols if Element.is_valid_symbol(symbol)]
-        return Entry(name, "", formula=formula_of(elements), fault="no cell: the frame is not periodic")
+        return Entry(name, "", formula=formula_of(elements), fault=fault)
     return entry_of(frame.cell.array, symbols, frame.get_scaled_positions(wrap=False), name=name)
 
 
