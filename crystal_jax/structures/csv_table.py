@@ -13,6 +13,7 @@ from crystal_jax.tables import Table
 CIF_COLUMNS = ("cif", "cif_str")  # both are in use in published files
 NAME_COLUMNS = ("name", "material_id")
 FORMULA_COLUMNS = ("formula", "pretty_formula")
+_LONGEST_NUMBER = 18  # characters
 
 
 def entries_of_table(table: Table, *, name: str) -> list[Entry]:
@@ -77,6 +78,6 @@ def _cells(table: Table, column: str) -> list[str]:
 def _request(cell: str, where: str) -> int | None:
     if not cell.strip():
         return None
-    if not cell.strip().isdecimal():
+    if not cell.strip().isdecimal() or len(cell) > _LONGEST_NUMBER:
         raise UserError(f"{where}: request_number is {cell!r}, which is no whole number")
     return int(cell)

@@ -2,6 +2,7 @@
 
 import json
 
+import ase.io
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -175,7 +176,22 @@ def test_a_skewed_cell_survives_every_format(tmp_path):
     structure = Structure(Lattice(4 * np.eye(3) + rng.normal(scale=0.3, size=(3, 3))), ["Li", "O"], rng.random((2, 3)))
     (tmp_path / "a.json").write_text(json.dumps(structure.as_dict()))
     (tmp_path / "b.vasp").write_text(structure.to(fmt="poscar"))
+    ase.io.write(tmp_path / "c.extxyz", structure.to_ase_atoms())
     for entry in read_entries(tmp_path):
         found = parse(entry).structure
         np.testing.assert_allclose(found.lattice.parameters, structure.lattice.parameters, atol=1e-6)
         np.testing.assert_allclose(found.distance_matrix, structure.distance_matrix, atol=1e-6)
+
+
+def test_extended_xyz(tmp_path, salt, cesium_chloride):
+    frames = [structure.to_ase_atoms() for structure in (salt, cesium_chloride)]
+    molecule = frames[0].copy()
+    molecule.set_pbc(False)
+    ase.io.write(tmp_path / "some.extxyz", [*frames, molecule])
+    first, second, third = read_entries(tmp_path / "some.extxyz")
+    assert same(first, salt)
+    assert same(second, cesium_chloride)
+    assert (third.name, third.cif, third.formula) == ("000002", "", "Na4 Cl4")
+    frames[0].info["name"], frames[1].info["name"] = "salt", "other"
+    ase.io.write(tmp_path / "some.xyz", frames)
+    assert [entry.name for entry in read_entries(tmp_path / "some.xyz")] == ["salt", "other"]

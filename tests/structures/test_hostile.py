@@ -75,7 +75,7 @@ def files(tmp_path_factory):
     salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3])
     cif = salt.to(fmt="cif").encode()
     symmetric = salt.to(fmt="cif", symprec=0.1).encode()
-    table = b'name,cif,formula,request\na,"%s",NaCl,0\nb,"%s",,1\n' % (cif, symmetric)
+    table = b'name,cif,formula,request_number\na,"%s",NaCl,0\nb,"%s",,1\n' % (cif, symmetric)
     dictionary = json.dumps(salt.as_dict())
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:

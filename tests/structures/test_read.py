@@ -6,6 +6,7 @@ from pymatgen.core import Composition
 
 from crystal_jax.errors import UserError
 from crystal_jax.structures import Entry, parse, read_entries, read_reference
+from crystal_jax.structures.parse import died
 
 
 @pytest.fixture
@@ -114,3 +115,49 @@ def test_formula_of_a_header(cif):
 @pytest.mark.parametrize("stated", ["", "'what ?'", "'Na0.5 Cl1'", "'Xx1 Cl1'"])
 def test_what_is_no_composition_is_not_stated(stated):
     assert Entry("a", f"data_x\n_chemical_formula_sum {stated}\n").stated_composition() is None
+
+
+def test_a_column_numbers_requests(tmp_path):
+    (tmp_path / "a.csv").write_text("cif,request_number\nx,0\ny, 12 \nz,\n")
+    assert [entry.request for entry in read_entries(tmp_path / "a.csv")] == [0, 12, None]
+    for cell in ("one", "-1", "1.5", "9" * 5000):
+        (tmp_path / "a.csv").write_text(f"cif,request_number\nx,{cell}\n")
+        with pytest.raises(UserError, match=rf"a\.csv, row 1: request_number is '{cell}', which is no whole number"):
+            read_entries(tmp_path / "a.csv")
+
+
+def test_names_that_pandas_takes_for_missing_stay(tmp_path):
+    names = ["NaN", "NA", "null", "None", "nan", "1e5", "-0"]
+    (tmp_path / "a.csv").write_text("name,cif\n" + "".join(f"{name},x\n" for name in names))
+    assert [entry.name for entry in read_entries(tmp_path / "a.csv")] == names
+
+
+def test_a_trailing_comma_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("name,cif\na,x,\nb,y,\n")
+    with pytest.raises(UserError, match=r"a\.csv: row 1 has more cells than the header has columns"):
+        read_entries(tmp_path / "a.csv")
+
+
+def test_a_cif_file_of_one_and_of_several_crystals(tmp_path, cif):
+    (tmp_path / "one.cif").write_text(cif)
+    assert read_entries(tmp_path / "one.cif") == [Entry("one", cif)]
+    second = cif.replace("data_NaCl", "data_other")
+    (tmp_path / "more.CIF").write_text(cif + second + cif)
+    entries = read_entries(tmp_path / "more.CIF")
+    assert [entry.name for entry in entries] == ["more_NaCl", "more_other", "more_NaCl_2"]
+    assert all(parse(entry).failure is None for entry in entries)
+
+
+def test_a_reference_may_be_any_source_or_a_data_set(tmp_path, cif, dataset):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.CIF").write_text(cif)
+    assert [entry.name for entry in read_reference(str(tmp_path), default_split="test")] == ["sub_a"]
+    assert [entry.name for entry in read_reference(str(tmp_path / "sub/a.CIF"), default_split="test")] == ["a"]
+    train = read_reference(f"{dataset}:train", default_split="test")
+    assert train != read_reference(str(dataset), default_split="test")
+    assert all(parse(entry).failure is None for entry in train)
+
+
+def test_an_entry_without_cif_says_why(tmp_path):
+    assert parse(Entry("a", "", fault="it has no atoms")).failure == "it has no atoms"
+    assert died(Entry("a", "x", formula="NaCl")).composition == Composition("NaCl")

@@ -3,7 +3,6 @@ import pickle
 
 import numpy as np
 import pytest
-from pymatgen.core import Structure
 
 from crystal_jax.errors import UserError
 from crystal_jax.structures import parse, read_entries
@@ -12,21 +11,6 @@ from crystal_jax.structures import parse, read_entries
 def same(entry, structure):
     found = parse(entry).structure
     return found.matches(structure) and found.formula == structure.formula
-
-
-def test_extended_xyz(tmp_path, salt, cesium_chloride):
-    write = pytest.importorskip("ase.io").write
-    frames = [structure.to_ase_atoms() for structure in (salt, cesium_chloride)]
-    molecule = frames[0].copy()
-    molecule.set_pbc(False)
-    write(tmp_path / "some.extxyz", [*frames, molecule])
-    first, second, third = read_entries(tmp_path / "some.extxyz")
-    assert same(first, salt)
-    assert same(second, cesium_chloride)
-    assert (third.name, third.cif, third.formula) == ("000002", "", "Na4 Cl4")
-    frames[0].info["name"], frames[1].info["name"] = "salt", "other"
-    write(tmp_path / "some.xyz", frames)
-    assert [entry.name for entry in read_entries(tmp_path / "some.xyz")] == ["salt", "other"]
 
 
 def tensors(structures, *, repetitions=True, scores=False):
@@ -51,6 +35,87 @@ def test_tensors_of_cdvae_and_diffcsp(tmp_path, salt, cesium_chloride, options):
     first, second = read_entries(tmp_path / "eval_gen_x.pt")
     assert same(first, salt)
     assert same(second, cesium_chloride)
+
+
+class Batch(dict):
+    """As a library's object that is kept beside the tensors."""
+
+    def __reduce__(self):
+        return Made(), (1,), {"state": self}
+
+
+class Made:
+    def __call__(self, number):
+        raise AssertionError("a function of the file was called")
+
+
+def test_objects_of_other_libraries_are_passed_over(tmp_path, salt, cesium_chloride):
+    """DiffCSP keeps the batch of torch_geometric that it read."""
+    torch = pytest.importorskip("torch")
+    found = tensors([salt, cesium_chloride]) | {"input_data_batch": [Batch(x=torch.zeros(3))], "time": np.float64(1)}
+    torch.save(found, tmp_path / "eval_diff.pt")
+    first, second = read_entries(tmp_path / "eval_diff.pt")
+    assert same(first, salt)
+    assert same(second, cesium_chloride)
+
+
+def test_the_batch_of_torch_geometric_is_passed_over(tmp_path, salt):
+    torch = pytest.importorskip("torch")
+    data = pytest.importorskip("torch_geometric.data")
+    batch = data.Batch.from_data_list([data.Data(num_atoms=8, num_nodes=8, frac_coords=torch.zeros(8, 3))])
+    torch.save(tensors([salt]) | {"input_data_batch": batch}, tmp_path / "x.pt")
+    assert same(read_entries(tmp_path / "x.pt")[0], salt)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "list"])
+def test_arrays_and_lists_are_read(tmp_path, salt, kind):
+    torch = pytest.importorskip("torch")
+    found = {name: value.numpy() if kind == "numpy" else value.tolist() for name, value in tensors([salt]).items()}
+    torch.save(found, tmp_path / "x.pt")
+    assert same(read_entries(tmp_path / "x.pt")[0], salt)
+
+
+def test_lattices_as_vectors_are_read(tmp_path, salt):
+    torch = pytest.importorskip("torch")
+    found = tensors([salt])
+    del found["lengths"], found["angles"]
+    torch.save(found | {"lattices": torch.tensor(salt.lattice.matrix)[None, None]}, tmp_path / "x.pt")
+    assert same(read_entries(tmp_path / "x.pt")[0], salt)
+
+
+def test_the_first_axis_is_the_repetition(tmp_path, salt, cesium_chloride):
+    """Each repetition has all crystals; the request is the number of the crystal."""
+    torch = pytest.importorskip("torch")
+    once = tensors([salt, cesium_chloride, salt])
+    torch.save({name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in once.items()}, tmp_path / "x.pt")
+    entries = read_entries(tmp_path / "x.pt")
+    assert [entry.request for entry in entries] == [0, 1, 2, 0, 1, 2]
+    assert [parse(entry).structure.reduced_formula for entry in entries] == ["NaCl", "CsCl", "NaCl"] * 2
+    torch.save(once, tmp_path / "once.pt")
+    assert {entry.request for entry in read_entries(tmp_path / "once.pt")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"angles": None}, "angles holds no numbers"),
+        ({"num_atoms": "many"}, "num_atoms holds no numbers"),
+        ({"num_atoms": [[-1, 9]]}, "do not fit together"),
+        ({"angles": [[[1.5, 1.5, 1.5]]]}, "its angles are in radians"),
+    ],
+)
+def test_what_is_wrong_with_tensors_is_said(tmp_path, salt, change, reason):
+    torch = pytest.importorskip("torch")
+    torch.save(tensors([salt]) | change, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=reason) as error:
+        read_entries(tmp_path / "x.pt")
+    assert "\x1b" not in str(error.value)
+    assert "save a dictionary of these tensors alone" in str(error.value)
+    found = tensors([salt])
+    del found["lengths"]
+    torch.save(found, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="it has no lengths"):
+        read_entries(tmp_path / "x.pt")
 
 
 def test_what_is_no_crystal_keeps_its_place(tmp_path, salt):
@@ -80,12 +145,11 @@ def test_code_in_a_pickle_is_not_run(tmp_path, capsys):
     assert "run!" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["bad.extxyz", "bad.pt"])
-def test_damaged_files(tmp_path, name):
+def test_a_damaged_file(tmp_path):
     pytest.importorskip("torch")
-    (tmp_path / name).write_text("3\nno cell\nNa 0 0\n")
+    (tmp_path / "bad.pt").write_text("3\nno cell\nNa 0 0\n")
     with pytest.raises(UserError, match="not ") as error:
-        read_entries(tmp_path / name)
+        read_entries(tmp_path / "bad.pt")
     assert "\n" not in str(error.value)
 
 
@@ -94,14 +158,3 @@ def test_sizes_must_fit(tmp_path, salt):
     torch.save(tensors([salt]) | {"num_atoms": torch.tensor([[7]])}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="do not fit together"):
         read_entries(tmp_path / "x.pt")
-
-
-def test_structures_survive(tmp_path):
-    """Eight digits: nothing that the checks could see is lost."""
-    write = pytest.importorskip("ase.io").write
-    rng = np.random.default_rng(0)
-    structure = Structure(4 * np.eye(3) + rng.normal(scale=0.3, size=(3, 3)), ["Li", "O"], rng.random((2, 3)))
-    write(tmp_path / "a.extxyz", structure.to_ase_atoms())
-    found = parse(read_entries(tmp_path / "a.extxyz")[0]).structure
-    np.testing.assert_allclose(found.lattice.parameters, structure.lattice.parameters, atol=1e-6)
-    np.testing.assert_allclose(found.distance_matrix, structure.distance_matrix, atol=1e-6)
