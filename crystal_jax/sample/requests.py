@@ -93,8 +93,8 @@ def parse_request(request: Asked) -> Asked:
         try:
             parsed[key] = _PARSERS[key](value) if key in _PARSERS else value
         except ValueError as error:
-            shown = str(error)
-            raise UserError(shown if key in (FORMULA, SPACEGROUP, "chemical_system") else f"{key}: {shown}") from None
+            says_it = key in (FORMULA, SPACEGROUP) or str(error).startswith(key)
+            raise UserError(str(error) if says_it else f"{key}: {error}") from None
     return parsed
 
 

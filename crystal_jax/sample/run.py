@@ -304,6 +304,7 @@ def sample(
         raise UserError(str(error)) from error
     compositions = questions.make_compositions(trained.graph, experiment.model, devices, seed=seed)
     texts, used = questions.texts, questions.constraints
+    system = {"chemical_system": limits["chemical_system"]} if "chemical_system" in limits else {}
     own = [{name: value for name, value in one.items() if name in LIMITS} for one in asked]
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
@@ -351,7 +352,7 @@ def sample(
         return {
             "index": drawn.request.index,
             "status": "complete" if drawn.complete else "dead end",
-            "request": {name: value for name, value in (limits | dict(question.asked)).items() if name != NAME},
+            "request": {name: value for name, value in (system | dict(question.asked)).items() if name != NAME},
             "request_number": questions.number_of(drawn.request.index),
             "request_name": question.asked.get(NAME, ""),
             "seed": seed,

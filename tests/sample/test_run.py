@@ -1,6 +1,7 @@
 import csv
 import json
 import threading
+from collections import Counter
 
 import ase.io
 import jax
@@ -38,7 +39,9 @@ def test_files_agree(samples):
     assert [row["index"] for row in rows] == list(range(20))
     with (samples / "samples.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert list(table[0]) == ["gen_str", "cif", "model_name", "formula"]
+    columns = ["gen_str", "cif", "model_name", "formula", "request_number", "request_name", "requested"]
+    assert list(table[0]) == columns
+    assert {(line["request_number"], line["requested"]) for line in table} == {("0", "")}
     assert [line["gen_str"] for line in table] == [row["prompt"] + row["text"] for row in rows]
     with_cell = [line["cif"] for line in table if line["cif"]]
     assert len(list((samples / "cif").glob("*.cif"))) == len(with_cell)
@@ -119,12 +122,76 @@ def test_a_requested_formula_stands_in_the_prompt_and_elements_are_kept(trained,
         conditions={"pretty_formula": "LiFePO4", "spacegroup.number": 62},
         elements=["Li", "Fe", "P", "O"],
         max_atoms=6,
+        hints_only=True,
     )
     for row in rows_of(tmp_path / "out"):
         assert "The chemical formula is LiFePO4. The spacegroup number is 62. " in row["prompt"]
         symbols = row["text"].split("\n")[2::2]
         assert set(symbols) <= {"Li", "Fe", "P", "O"}
         assert len(symbols) <= 6
+    request = json.loads((tmp_path / "out/run.json").read_text())["request"]
+    assert request["hints"] == ["pretty_formula", "spacegroup.number"]
+    assert request["limits"] == {"elements": ["Li", "Fe", "P", "O"], "max_atoms": 6}
+
+
+def test_a_requested_formula_is_kept_to_by_default(trained, tmp_path):
+    sample(trained, output=tmp_path / "out", num_samples=8, conditions={"pretty_formula": "SrTiO3"}, max_atoms=10)
+    for row in rows_of(tmp_path / "out"):
+        assert Composition(Counter(row["text"].split("\n")[2::2])).reduced_formula == "SrTiO3"
+    request = json.loads((tmp_path / "out/run.json").read_text())["request"]
+    assert (request["hints"], request["limits"]["formula"]) == ([], "the requested one")
+    with pytest.raises(UserError, match=r"no multiple of LiFePO4 \(7 atoms\) has 1 to 6 atoms"):
+        sample(trained, output=tmp_path / "o", conditions={"pretty_formula": "LiFePO4"}, max_atoms=6)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_chemical_system_is_exact(request, plain, tmp_path):
+    """All of its elements and no others, whether the text begins with the composition or not."""
+    model = request.getfixturevalue("trained" if plain else "stating")
+    for number, limits in enumerate(
+        [
+            {"chemical_system": "Li-P-S", "max_atoms": 5},
+            {"elements": ["Li", "P", "S", "O"], "min_elements": 2, "max_elements": 3, "max_atoms": 4},
+        ]
+    ):
+        sample(model, output=tmp_path / str(number), num_samples=12, **limits)
+        for row in rows_of(tmp_path / str(number)):
+            symbols = set(row["text"].split("\n")[2 if plain else 3 :: 2])
+            assert row["status"] == "complete"
+            assert row["request"] == ({"chemical_system": ["Li", "P", "S"]} if number == 0 else {})
+            assert symbols == {"Li", "P", "S"} if number == 0 else 2 <= len(symbols & {"Li", "P", "S", "O"}) <= 3
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_hint_alone_gets_a_formula_of_the_models_own(request, plain, tmp_path):
+    """The formula is drawn as without any request, under the limits; then both are asked for."""
+    model = request.getfixturevalue("trained" if plain else "stating")
+    options = dict(num_samples=10, elements=["Na", "K", "Cl", "F"], max_atoms=4, seed=1)
+    sample(model, output=tmp_path / "hint", conditions={"spacegroup.number": "Fm-3m"}, **options)
+    for row in rows_of(tmp_path / "hint"):
+        counts = Counter(row["text"].split("\n")[2 if plain else 3 :: 2])
+        formula = Composition(counts).reduced_formula
+        assert f"The chemical formula is {formula}. The spacegroup number is 225. " in row["prompt"]
+        assert set(counts) <= {"Na", "K", "Cl", "F"}
+        assert row["request"]["spacegroup.number"] == 225
+    again = sample(model, output=tmp_path / "few", conditions={"spacegroup.number": 225}, batch_size=4, **options)
+    texts = [[row["text"] for row in rows_of(folder)] for folder in (tmp_path / "hint", again.parent)]
+    assert texts[0] == texts[1]
+
+
+def test_requests_have_numbers_and_names(trained, tmp_path):
+    file = tmp_path / "requests.csv"
+    file.write_text("name,pretty_formula\nfirst,NaCl\nsecond,KF\n")
+    path = sample(trained, output=tmp_path / "out", num_samples=2, conditions=read_requests(file), max_atoms=2)
+    with path.open(newline="") as lines:
+        table = list(csv.DictReader(lines))
+    assert [line["request_number"] for line in table] == ["0", "1", "0", "1"]
+    assert [line["request_name"] for line in table] == ["first", "second", "first", "second"]
+    assert [json.loads(line["requested"])["pretty_formula"] for line in table] == ["NaCl", "KF"] * 2
+    assert [(row["request_number"], row["request_name"]) for row in rows_of(tmp_path / "out")][:2] == [
+        (0, "first"),
+        (1, "second"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,9 +199,20 @@ def test_a_requested_formula_stands_in_the_prompt_and_elements_are_kept(trained,
     [
         ({"temperature": -1.0}, "temperature must be 0 or more, not -1.0"),
         ({"top_p": 0.0}, "top_p must be above 0"),
-        ({"num_samples": 0}, "num_samples=0 .* must be positive"),
-        ({"elements": ["Xx"]}, "Not elements: Xx"),
-        ({"max_atoms": 0}, "max_atoms must be at least 1"),
+        ({"num_samples": 0}, "num_samples=0 must be a whole number from 1 to"),
+        ({"elements": ["Xx"]}, "elements: there is no element 'Xx'"),
+        ({"elements": ["li", "p"]}, "elements: 'li' is no element; did you mean Li,P?"),
+        ({"chemical_system": "li-p-s"}, "did you mean Li-P-S?"),
+        ({"chemical_system": "Li-P", "elements": ["Li", "O"]}, "chemical_system Li-P has P, which the other limits"),
+        ({"chemical_system": "Li-P-S", "max_atoms": 2}, "3 elements need more atoms than max_atoms=2"),
+        ({"min_elements": 3, "max_elements": 2}, "min_elements=3 must be at least 1 and at most max_elements=2"),
+        ({"max_atoms": 0}, "max_atoms=0 must be a whole number from 1 to 500"),
+        ({"max_atoms": 99_999}, "max_atoms=99999 must be a whole number from 1 to 500"),
+        ({"num_samples": 10**20}, "num_samples=1000.* must be a whole number"),
+        ({"conditions": {"pretty_formula": "LiFoo2"}}, "'LiFoo2' is not a chemical formula: there is no element 'Foo'"),
+        ({"conditions": {"spacegroup.number": "Pnmaa"}}, "no space group 'Pnmaa': .* did you mean Pnma?"),
+        ({"conditions": {"e_above_hull": float("nan")}}, "e_above_hull: nan is not a finite number"),
+        ({"conditions": ["band_gap"]}, "request 1 is 'band_gap'; a request is a mapping"),
         ({"conditions": {"colour": 1}}, "Unknown condition 'colour'"),
         ({"step": 5}, "no checkpoint of step 5; there are: "),
     ],
@@ -168,8 +246,8 @@ def test_requests_have_limits_of_their_own(trained, tmp_path):
     )
     asked = read_requests(file)
     assert asked[1:] == [
-        {"elements": ["Fe", "O"], "min_atoms": 3, "max_atoms": 3},
-        {"without": ["O", "Xe"], "max_atoms": 9, "constraints": ["charge", "distance"]},
+        {"elements": ("Fe", "O"), "min_atoms": 3, "max_atoms": 3},
+        {"without": ("O", "Xe"), "max_atoms": 9, "constraints": ["charge", "distance"]},
     ]
     path = sample(trained, output=tmp_path / "out", num_samples=4, conditions=asked, without=["Xe"], max_atoms=4)
     rows, table = rows_of(tmp_path / "out"), load_oxidation_table()
@@ -191,7 +269,7 @@ def test_requests_have_limits_of_their_own(trained, tmp_path):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"elements": ["Xx"]}, "request 2: Not elements: Xx"),
+        ({"elements": ["Xx"]}, "request 2: elements: there is no element 'Xx'"),
         ({"elements": ["O"]}, "request 2: A crystal needs at least one allowed element"),
         ({"min_atoms": 5}, "request 2: min_atoms=5 must be at least 1 and at most max_atoms=4"),
         ({"constraints": ["lattice"]}, "request 2: the constraint 'lattice' needs a requested space group"),
@@ -218,7 +296,7 @@ def test_rules_by_name(trained, tmp_path):
 
 
 def test_redraws_that_cannot_be(trained, tmp_path):
-    with pytest.raises(UserError, match="redraws=-1 not negative"):
+    with pytest.raises(UserError, match="redraws=-1 must be a whole number from 0"):
         sample(trained, output=tmp_path / "out", num_samples=1, redraws=-1)
     assert not (tmp_path / "out").exists()
 
@@ -253,7 +331,7 @@ def test_several_temperatures_are_one_job(trained, tmp_path):
         ({"constraints": ["formula"]}, "'formula' needs a requested formula"),
         ({"constraints": ["lattice"]}, "'lattice' needs a requested space group"),
         ({"constraints": ["beauty"]}, "unknown constraints beauty; there are: formula, charge, distance, lattice"),
-        ({"constraints": ["distance"], "min_distance": -1.0}, "min_distance=-1.0 .* must not be negative"),
+        ({"constraints": ["distance"], "min_distance": -1.0}, "min_distance=-1.0 must be finite and not negative"),
         (
             {"constraints": ["formula", "charge"], "conditions": {"pretty_formula": "Na2Cl"}},
             "the charges of Na2Cl cannot balance",
