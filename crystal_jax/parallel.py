@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
@@ -53,14 +54,20 @@ def map_in_order(
     chunks = [items[begin : begin + size] for begin in range(0, len(items), size)]
     done = 0
     while done < len(chunks):
-        run = joblib.Parallel(n_jobs=workers, return_as="generator")
+        results = joblib.Parallel(n_jobs=workers, return_as="generator")(
+            joblib.delayed(_all_of)(function, chunk) for chunk in chunks[done:]
+        )
         try:
-            for results in run(joblib.delayed(_all_of)(function, chunk) for chunk in chunks[done:]):
+            for some in results:
                 done += 1
-                yield from results
+                yield from some
         except BrokenProcessPool:
             yield from _one_by_one(function, chunks[done], lost)
             done += 1
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # joblib's, where the caller has enough before the end
+                results.close()
 
 
 def _one_by_one(function: Callable[[In], Out], items: Sequence[In], lost: Callable[[In], Out] | None) -> Iterator[Out]:

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 
 from crystal_jax import parallel
@@ -33,3 +35,12 @@ def test_without_a_substitute_the_item_is_named():
 def test_an_error_of_the_function_is_raised():
     with pytest.raises(ZeroDivisionError):
         list(map_in_order(eval, ["1", "1 / 0"], workers=2))
+
+
+def test_a_caller_may_have_enough():
+    results = map_in_order(eval, [str(i) for i in range(500)], workers=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+        results.close()
+    assert list(map_in_order(eval, ["1", "2"], workers=2)) == [1, 2]

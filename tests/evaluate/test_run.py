@@ -222,6 +222,7 @@ def test_prepared_data_as_reference(samples, tmp_path, monkeypatch, salt):
 
     monkeypatch.setattr(mp20, "open_split", lambda directory, split: asked.append((directory, split)) or [Record])
     (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "dataset_info.json").write_text("{}")
     metrics = evaluate(
         samples,
         output=tmp_path / "out",
@@ -263,7 +264,7 @@ def test_command_line(samples, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--samples=nowhere.csv", "--output=x"], 1, "nowhere.csv: no such file or folder of samples"),
+        (["--samples=nowhere.csv", "--output=x"], 1, "nowhere.csv: no such file or folder of crystals"),
         (["--samples=nowhere.csv"], 2, "--output"),
         (["--samples=a.csv", "--output=x", "--mode=strict"], 2, "strict"),
         (["--samples={samples}", "--output={samples}/out", "--noprogress"], 1, "give another directory"),
