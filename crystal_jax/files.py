@@ -12,6 +12,7 @@ from pathlib import Path
 
 from crystal_jax.errors import UserError
 
+LOCK = ".lock"  # in a folder that a process writes to
 _TEMPORARY = ".part"  # how the names of temporary files and folders end
 
 
@@ -39,7 +40,12 @@ def as_path(value: object, name: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` through a temporary file beside it, making folders as needed.
+    """Writes a text in UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file through a temporary one beside it, making folders as needed.
 
     Where that fails, the temporary file is removed and `path` stays as it was.
 
@@ -50,16 +56,10 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            "w",
-            encoding="utf-8",
-            newline="",
-            dir=path.parent,
-            prefix=f".{path.name}.",
-            suffix=_TEMPORARY,
-            delete=False,
+            dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY, delete=False
         ) as file:
             temporary = Path(file.name)
-            file.write(text)
+            file.write(content)
         temporary.chmod(_mode(0o666))  # a temporary file is private, a result is not
         temporary.replace(path)
     except OSError as error:
@@ -95,13 +95,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def is_new(folder: Path) -> bool:
-    """Whether a folder is missing or holds nothing; temporary files that a killed process left there do not count.
+    """Whether a folder is missing or holds nothing; what a killed process left there by the way does not count.
 
     A file in its place is not new.
     """
     if not folder.is_dir():
         return not (folder.exists() or folder.is_symlink())
-    return all(entry.name.endswith(_TEMPORARY) for entry in folder.iterdir())
+    return all(entry.name == LOCK or entry.name.endswith(_TEMPORARY) for entry in folder.iterdir())
 
 
 def _mode(wanted: int) -> int:

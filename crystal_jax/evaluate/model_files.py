@@ -6,7 +6,6 @@ needs no JAX.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import pandas as pd
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.hull import METASTABLE
 from crystal_jax.evaluate.rate import Rate
+from crystal_jax.json_files import read_lines, read_object
+from crystal_jax.tables import read_frame
 
 
 def scores(path: Path, rows: pd.DataFrame) -> dict[str, Any]:
@@ -30,20 +31,18 @@ def scores(path: Path, rows: pd.DataFrame) -> dict[str, Any]:
     Raises:
         UserError: it is no such file, or of other samples.
     """
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        by_index = {int(line["index"]): line for line in lines}
-        for i, line in by_index.items():
-            if i >= len(rows):
-                raise UserError(f"{path} has scores of {len(lines)} crystals, there are {len(rows)} samples")
-            if line["reason"] is None:
-                rows.loc[i, "perplexity"] = line["perplexity"]
-                rows.loc[i, "ipt"] = np.nan if line["ipt"] is None else line["ipt"]
-        counts = {len(line["translations"]) for line in lines if line["reason"] is None}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give scores.jsonl of 'crystal-jax score'") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what 'crystal-jax score' writes ({error!r})") from error
+    advice = "score the samples again"
+    if not path.is_file():
+        raise UserError(f"cannot read {path}: no such file; give scores.jsonl of 'crystal-jax score'")
+    counts = set()
+    for line in read_lines(path, advice=advice):
+        number = line.integer("index", least=0)
+        if number >= len(rows):
+            raise UserError(f"{path} has a score of crystal {number}, but there are {len(rows)} samples; {advice}")
+        if "reason" not in line:
+            rows.loc[number, "perplexity"] = line.number("perplexity")
+            rows.loc[number, "ipt"] = line.number("ipt", np.nan)
+            counts.add(len(line.items("translations")))
 
     def mean(column: str) -> dict[str, Any]:
         known = rows[column].dropna()
@@ -76,9 +75,12 @@ def infilling(folders: Sequence[Path], rows: pd.DataFrame) -> dict[str, Any]:
         hits.append(likeliest == original)
         probabilities.append(float(table.loc[table["symbol"] == original, "probability"].sum()))
         for file in sorted((folder / "cif").glob("*.cif")):
-            symbol = file.stem.split("_")[1]
             if file.stem in by_name:
-                proposal = table[table["symbol"] == symbol].iloc[0]
+                symbol = file.stem.split("_")[1] if "_" in file.stem else ""
+                proposals = table[table["symbol"] == symbol]
+                if proposals.empty:
+                    raise UserError(f"{file} is of no element in {folder / 'elements.csv'}; infill the crystal again")
+                proposal = proposals.iloc[0]
                 drawn.append((proposal["probability"], proposal["baseline"], by_name[file.stem]))
     found: dict[str, Any] = {
         "infill_accuracy": Rate.of(hits).as_dict(),
@@ -106,10 +108,18 @@ def _expected(drawn: list[tuple[float, float, pd.Series]], good: Any, masked: in
 
 
 def _proposals(folder: Path) -> tuple[pd.DataFrame, str]:
-    """The table of elements, and the one that was masked."""
-    try:
-        table = pd.read_csv(folder / "elements.csv", keep_default_na=False)
-        original = json.loads((folder / "run.json").read_text(encoding="utf-8"))["request"]["element"]
-        return table.astype({"probability": float, "baseline": float, "symbol": str}), str(original)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not what 'crystal-jax infill' writes ({error})") from error
+    """The table of elements, and the one that was masked.
+
+    Raises:
+        UserError: the folder is not what infilling writes, or damaged.
+    """
+    advice = "give a folder that 'crystal-jax infill' wrote"
+    for name in ("elements.csv", "run.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}; {advice}")
+    table = read_frame(folder / "elements.csv", {"symbol": "str", "probability": "float64", "baseline": "float64"})
+    original = read_object(folder / "run.json", advice=advice).part("request").text("element")
+    numbers = table[["probability", "baseline"]].to_numpy(float)
+    if table.empty or table["symbol"].isna().any() or not np.isfinite(numbers).all():
+        raise UserError(f"{folder / 'elements.csv'} is damaged: a row lacks a symbol or a number; {advice}")
+    return table, original

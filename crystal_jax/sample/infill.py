@@ -23,7 +23,7 @@ from crystal_jax.evaluate.oxidation import OXIDATION_STATES, OxidationTable, loa
 from crystal_jax.evaluate.validity import compositional_fault
 from crystal_jax.files import write_text
 from crystal_jax.sample.crystals import crystal_of, spelled
-from crystal_jax.sample.journal import claim
+from crystal_jax.sample.journal import claim, release
 from crystal_jax.sample.radii import TOLERANCE, swaps
 from crystal_jax.structures import read_entries
 from crystal_jax.tables import read_rows, write_rows
@@ -227,6 +227,7 @@ def infill(
     path = output / "elements.csv"
     columns = [field.name for field in dataclasses.fields(Proposal)]
     write_rows(path, columns, [dataclasses.astuple(proposal) for proposal in proposals])
+    release(output)
     return path
 
 

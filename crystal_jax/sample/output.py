@@ -29,12 +29,14 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.cif import CifWriter
 from tqdm import tqdm
 
+from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
-from crystal_jax.sample.journal import Journal, claim
+from crystal_jax.sample.journal import Journal, claim, release
 from crystal_jax.tables import write_rows
 from crystal_jax.text.crystal_text import Crystal, TextFormat
 
 _COLUMNS = ("gen_str", "cif", "model_name", "formula", "request_number", "request_name", "requested")
+_FIELDS = {"index": int, "status": str, "prompt": str, "text": str}  # of a row
 _SAME_SITE = 1e-3  # fractional; coordinates have two decimals, and pymatgen merges sites within 1e-4
 
 
@@ -48,7 +50,7 @@ class SamplesFile(Journal):
             UserError: it holds something else.
         """
         claim(directory, request, made_by, what="samples")
-        super().__init__(directory / "samples.jsonl")
+        super().__init__(directory / "samples.jsonl", _FIELDS)
         self.directory = directory
 
     def rows(self) -> list[dict[str, Any]]:
@@ -75,7 +77,7 @@ class SamplesFile(Journal):
                 if row["status"] != "complete":
                     table.append([row["prompt"] + row["text"], "", model_name, "", *answered])
                     continue
-                crystal = text_format.decode(row["text"])
+                crystal = self._decoded(row, text_format)
                 cif = to_cif(crystal)
                 composition = Composition(Counter(crystal.symbols))
                 if cif:
@@ -89,7 +91,17 @@ class SamplesFile(Journal):
             write_text(self.directory / "samples.extxyz", text.getvalue())
         path = self.directory / "samples.csv"
         write_rows(path, _COLUMNS, table)
+        release(self.directory)
         return path
+
+    def _decoded(self, row: Mapping[str, Any], text_format: TextFormat) -> Crystal:
+        try:
+            return text_format.decode(row["text"])
+        except ValueError as error:
+            raise UserError(
+                f"{self.path} is damaged: sample {row['index']} is no crystal ({error}); delete its line to have it "
+                "drawn again; the other lines are whole"
+            ) from error
 
 
 def to_cif(crystal: Crystal) -> str:

@@ -19,7 +19,7 @@ from absl import flags
 from crystal_jax.config import Experiment
 from crystal_jax.errors import UserError
 from crystal_jax.sample.crystals import crystal_of, spelled
-from crystal_jax.sample.journal import Journal, claim
+from crystal_jax.sample.journal import Journal, claim, release
 from crystal_jax.structures import Entry, read_entries
 from crystal_jax.text.prompts import generation_prompt
 
@@ -133,12 +133,13 @@ def score(
         "tokenizer": tokenizer.name,
     }
     claim(output, request, provenance(("jax", "flax", "pymatgen"), command="score"))
-    journal = Journal(output / "scores.jsonl")
-    done = len(journal.rows())
+    journal = Journal(output / "scores.jsonl", {"index": int})
+    known = {row["index"] for row in journal.rows()}
+    missing = [i for i in range(len(entries)) if i not in known]
     at_once = max(1, _BATCHES_AT_ONCE * batch_size // (1 + translations))
-    with tqdm(total=len(entries), initial=done, desc="score", unit="crystal") as bar:
-        for begin in range(done, len(entries), at_once):
-            some = range(begin, min(begin + at_once, len(entries)))
+    with tqdm(total=len(entries), initial=len(entries) - len(missing), desc="score", unit="crystal") as bar:
+        for begin in range(0, len(missing), at_once):
+            some = missing[begin : begin + at_once]
             rows = [
                 _written(i, entries[i], experiment, likelihood.encode, seed=seed, translations=translations)
                 for i in some
@@ -146,6 +147,7 @@ def score(
             _score_together(rows, likelihood)
             journal.append(rows)
             bar.update(len(rows))
+    release(output)
     return journal.path
 
 

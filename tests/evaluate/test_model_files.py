@@ -45,8 +45,13 @@ def test_scores_without_translations(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([line(3, 1.0, 0.0)], "has scores of 1 crystals, there are 1 samples"),
-        ([{"a": 1}], "is not what 'crystal-jax score' writes"),
+        ([line(3, 1.0, 0.0)], "has a score of crystal 3, but there are 1 samples"),
+        ([{"a": 1}], "line 1: index is missing; score the samples again"),
+        ([{"index": "0"}], "line 1: index is '0', not a whole number"),
+        ([{"index": -1, "reason": "x"}], "line 1: index is -1"),
+        ([line(0, "low", 0.1)], "line 1: perplexity is 'low', not a finite number"),
+        ([line(0, 2.0, 0.1) | {"translations": 3}], "line 1: translations is 3, not a list"),
+        ([[0]], "line 1: it is a list, not an object"),
         (None, "give scores.jsonl of 'crystal-jax score'"),
     ],
 )
@@ -88,5 +93,5 @@ def test_infilling(tmp_path):
 def test_infilling_without_samples_of_it(tmp_path):
     folder = infill(tmp_path / "1", "Fe", [("Fe", 0.6, 0.0)], ["002_Co_CoO"])
     assert set(infilling([folder], rows(name=["other"]))) == {"infill_accuracy", "infill_probability"}
-    with pytest.raises(UserError, match="is not what 'crystal-jax infill' writes"):
+    with pytest.raises(UserError, match="has no elements.csv; give a folder that 'crystal-jax infill' wrote"):
         infilling([tmp_path], rows(name=["other"]))

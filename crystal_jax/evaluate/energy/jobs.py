@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.energy.model import Cell, EnergyModel, load_model
-from crystal_jax.evaluate.energy.relax import Relaxed, RelaxSettings, relax
+from crystal_jax.evaluate.energy.relax import Relaxed, RelaxSettings, Status, relax
 from crystal_jax.files import write_text
+from crystal_jax.json_files import finite, read_bytes, read_object
 from crystal_jax.parallel import available_workers
 from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, parse
@@ -82,7 +83,7 @@ def relax_all(
     died, before = False, -1
     with tqdm(total=len(texts), desc="relaxation", unit="crystal", disable=not progress) as bar:
         while True:
-            rows = read_journals(folder)
+            rows = {key: row for key, row in read_journals(folder).items() if _is_whole(row)}
             missing = [key for key in texts if key not in rows]
             bar.update(len(texts) - len(missing) - bar.n)
             if not missing:
@@ -108,16 +109,31 @@ def key_of(cif: str) -> str:
 
 
 def read_journals(folder: Path) -> dict[str, dict[str, Any]]:
-    """All rows by their keys; a line that was cut off is left out."""
-    rows = {}
+    """All rows by their keys; a line that was cut off or damaged is left out: its crystal is relaxed again."""
+    rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_bytes(path).splitlines():
             try:
                 row = json.loads(line)
-                rows[row["key"]] = row
-            except (ValueError, KeyError):
+            except (ValueError, RecursionError):
                 continue
+            key = row.get("key") if isinstance(row, dict) else None
+            if isinstance(key, str) and isinstance(row.get("relaxed_cif"), str | None):
+                rows[key] = row
     return rows
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Whether a row has what `row_of` writes."""
+    energy = row.get("energy")
+    return (
+        row.get("status") in get_args(Status)
+        and isinstance(row.get("reason"), str)
+        and isinstance(row.get("steps"), int)
+        and (energy is None or finite(energy) is not None)
+        and (energy is None or isinstance(row.get("relaxed_cif"), str))
+        and isinstance(row.get("num_atoms"), int)
+    )
 
 
 @quiet()
@@ -132,7 +148,7 @@ def _claim(folder: Path, job: RelaxJob) -> None:
     path = folder / "job.json"
     asked = dataclasses.asdict(job) | {"weights": ""}  # the same weights may lie elsewhere
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_object(path, advice=f"delete the folder {folder} to relax again")
         if changed := [name for name in asked if asked[name] != found.get(name)]:
             raise UserError(
                 f"{folder} holds relaxations of another {', '.join(changed)}; choose another --output, or delete it"

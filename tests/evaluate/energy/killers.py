@@ -13,5 +13,6 @@ def of_worker(cifs, job, folder):
             os.kill(os.getpid(), signal.SIGKILL)
     with jobs._journal(folder) as write:
         for cif in cifs:
-            write({"key": jobs.key_of(cif), "status": "converged", "reason": ""})
+            rest = {"steps": 0, "energy": None, "num_atoms": 8, "relaxed_cif": None}
+            write({"key": jobs.key_of(cif), "status": "converged", "reason": "", **rest})
     return len(cifs)

@@ -75,6 +75,35 @@ def test_a_line_that_was_cut_off_is_done_again(cifs, job, tmp_path, m3gnet, monk
     assert len(lines(tmp_path)) == 2
 
 
+@pytest.mark.parametrize(
+    "line", [b"\0" * 40, b"\xff\xfe", b"3", b"[]", b'{"key": 3}', b'{"key": "x", "relaxed_cif": 3}', b"[" * 100_000]
+)
+def test_a_damaged_line_is_done_again(cifs, job, tmp_path, m3gnet, monkeypatch, line):
+    monkeypatch.setattr(jobs, "_loaded", lambda *_: m3gnet)
+    first = relax_all(cifs[:2], job, tmp_path)
+    (journal,) = tmp_path.glob("*.jsonl")
+    whole = journal.read_bytes()
+    journal.write_bytes(line + b"\n" + whole)
+    assert relax_all(cifs[:2], job, tmp_path) == first
+
+
+@pytest.mark.parametrize("change", [{"status": "unknown"}, {"energy": "low"}, {"steps": None}, {"reason": 3}])
+def test_a_row_of_wrong_types_is_done_again(cifs, job, tmp_path, m3gnet, monkeypatch, change):
+    monkeypatch.setattr(jobs, "_loaded", lambda *_: m3gnet)
+    first = relax_all(cifs[:1], job, tmp_path)
+    (journal,) = tmp_path.glob("*.jsonl")
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | change) + "\n")
+    again = relax_all(cifs[:1], job, tmp_path)
+    assert again[key_of(cifs[0])]["energy"] == pytest.approx(first[key_of(cifs[0])]["energy"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "\0"])
+def test_a_damaged_job_is_one_line(cifs, job, tmp_path, content):
+    (tmp_path / "job.json").write_text(content)
+    with pytest.raises(UserError, match=r"job\.json is .*; delete the folder \S+ to relax again"):
+        relax_all(cifs[:1], job, tmp_path)
+
+
 def test_a_folder_is_of_one_job(cifs, job, tmp_path, m3gnet, monkeypatch):
     monkeypatch.setattr(jobs, "_loaded", lambda *_: m3gnet)
     relax_all([], job, tmp_path)
