@@ -1,6 +1,6 @@
 import pandas as pd
 
-from crystal_jax.evaluate.candidates import COLUMNS, candidates, write_cifs
+from crystal_jax.evaluate.candidates import COLUMNS, candidates, missing_for_a_rank, write_cifs
 from crystal_jax.evaluate.structures import COLUMNS as ALL
 
 
@@ -19,7 +19,8 @@ def test_the_lowest_valid_unique_and_new_ones_come_first():
     )
     found = candidates(rows.assign(valid=rows["valid"].astype(bool)))
     assert found["name"].tolist() == ["low", "high", "unmeasured"]
-    assert found["rank"].tolist() == [1, 2, 3]
+    assert found["rank"].tolist()[:2] == [1, 2]
+    assert found["rank"].isna().tolist() == [False, False, True]
     assert tuple(found.columns) == COLUMNS
 
 
@@ -36,4 +37,58 @@ def test_each_candidate_has_a_file_and_earlier_ones_are_gone(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "00001_K2O.cif": "oxide",
         "00002_NaCl.cif": "salt",
+    }
+
+
+def ranked(**columns):
+    number = len(columns["name"])
+    columns = {"valid": [True] * number, "unique": [True] * number, "plausible": [True] * number, **columns}
+    return candidates(table(**columns).assign(valid=True))
+
+
+def test_without_energies_nothing_is_ranked_and_what_is_known_decides():
+    found = ranked(name=["p1", "close", "cubic"], spacegroup=[1, 225, 225], plausible=[True, False, True])
+    assert found["name"].tolist() == ["cubic", "p1", "close"]
+    assert found["rank"].isna().all()
+    assert "not ranked: there are no energies" in missing_for_a_rank({})
+    assert "not ranked: there is no convex hull" in missing_for_a_rank({"relaxed": {}})
+    assert missing_for_a_rank({"relaxed": {}, "metastable": {}}) is None
+
+
+def test_lower_bounds_come_after_complete_ones_and_symmetric_ones_first_at_equal_energy():
+    found = ranked(
+        name=["bound", "p1", "cubic", "low"],
+        e_above_hull=[-0.3, 0.0201, 0.0204, 0.01],
+        lower_bound=[True, False, False, False],
+        spacegroup=[225, 1, 225, 1],
+    )
+    assert found["name"].tolist() == ["low", "cubic", "p1", "bound"]
+    assert found["rank"].tolist() == [1, 2, 3, 4]
+
+
+def test_the_relaxed_crystal_is_what_is_described():
+    found = ranked(
+        name=["relaxed", "generated"],
+        density=[2.0, 3.0],
+        spacegroup=[1, 2],
+        relaxed_density=[4.0, None],
+        relaxed_spacegroup=[225, None],
+        relaxed_plausible=[True, None],
+        plausible=[False, True],
+    ).set_index("name")
+    assert found["cell"].to_dict() == {"relaxed": "relaxed", "generated": "generated"}
+    assert found["density"].to_dict() == {"relaxed": 4.0, "generated": 3.0}
+    assert found["spacegroup"].to_dict() == {"relaxed": 225, "generated": 2}
+    assert found["generated_density"].to_dict() == {"relaxed": 2.0, "generated": 3.0}
+    assert bool(found.loc["relaxed", "plausible"])
+
+
+def test_a_known_formula_is_not_new():
+    found = ranked(name=["a", "b", "c"], novel=[True, True, None], known_formula=[True, False, None])
+    assert found.set_index("name")["new"].astype(object).where(
+        found.set_index("name")["new"].notna(), None
+    ).to_dict() == {
+        "a": False,
+        "b": True,
+        "c": None,
     }

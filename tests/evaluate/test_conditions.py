@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from crystal_jax.errors import UserError
 from crystal_jax.evaluate.conditions import Asked, metrics_of
 from crystal_jax.structures import Entry, parse
 from crystal_jax.text.prompts import generation_prompt
@@ -15,16 +16,38 @@ def rows_of(samples, heights):
     return pd.DataFrame({"num_atoms": pd.array(atoms, "Int64"), "e_above_hull": heights})
 
 
+def asking(prompt):
+    return Entry("a", "", prompt=prompt)
+
+
+def test_a_request_counts_more_than_the_prompt(salt):
+    """The formula in the prompt may have been drawn by the model."""
+    prompt = f"{START}The chemical formula is NaCl. The spacegroup number is 225. "
+    entry = Entry("a", salt.to(fmt="cif"), prompt=prompt, requested='{"spacegroup.number": 62}')
+    assert Asked.of(entry) == Asked(None, 62, None)
+    assert Asked.of(Entry("a", "", prompt=prompt, requested="")) == Asked(None, None, None)
+    with pytest.raises(UserError, match="a: requested is not a request in JSON"):
+        Asked.of(Entry("a", "", requested="{"))
+
+
+def test_chemical_systems(salt, cesium_chloride):
+    text = '{"chemical_system": ["Na", "Cl"]}'
+    entries = [Entry(str(i), s.to(fmt="cif"), requested=text) for i, s in enumerate((salt, cesium_chloride))]
+    samples = [parse(entry) for entry in entries]
+    found = metrics_of(entries, samples, rows_of(samples, [np.nan, np.nan]))
+    assert (found["chemical_system_match"]["hits"], found["chemical_system_match"]["total"]) == (1, 2)
+
+
 def test_reads_our_prompts():
     conditions = {"pretty_formula": "LiFePO4", "spacegroup.number": 62, "e_above_hull": 0.0312, "band_gap": 1.5}
     prompt = generation_prompt(conditions)
-    assert Asked.of(prompt + "5.6 5.6 5.6\n90 90 90") == Asked("LiFePO4", 62, 0.0312)
-    assert Asked.of(generation_prompt()) == Asked(None, None, None)
+    assert Asked.of(asking(prompt + "5.6 5.6 5.6\n90 90 90")) == Asked("LiFePO4", 62, 0.0312)
+    assert Asked.of(asking(generation_prompt())) == Asked(None, None, None)
 
 
 @pytest.mark.parametrize(("text", "height"), [("0.0", 0.0), ("-0.01", -0.01), ("1.2345", 1.2345), ("0", 0.0)])
 def test_reads_numbers_before_a_full_stop(text, height):
-    assert Asked.of(f"{START}The energy above the convex hull is {text}. Generate").e_above_hull == height
+    assert Asked.of(asking(f"{START}The energy above the convex hull is {text}. Generate")).e_above_hull == height
 
 
 def test_matches(salt, cesium_chloride):

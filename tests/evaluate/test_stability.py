@@ -43,7 +43,8 @@ def model(monkeypatch):
 
 
 @pytest.fixture
-def hull(tmp_path):
+def hull(tmp_path, monkeypatch):
+    monkeypatch.setattr("crystal_jax.evaluate.run.load_known_materials", lambda: None)
     formation = {formula: RAW[formula] - np.mean([ELEMENTS[e] for e in pair]) for formula, pair in PAIRS.items()}
     formation["CsCl"] -= 0.05
     formation["MgO"] -= 0.5
@@ -89,6 +90,11 @@ def test_rates_and_rows(samples, hull, model, tmp_path):
     assert rows["e_above_hull"][:3].tolist() == pytest.approx([0, 0.05, 0.5], abs=1e-6)
     assert rows["relaxation"].fillna("").tolist() == ["converged"] * 3 + ["", "crashed"]
     assert rows["decomposes_to"][0] == "1 NaCl"
+    assert rows["lower_bound"][:3].tolist() == [True] * 3  # one phase each, and no list of known materials
+    assert rows["relaxed_density"][0] == pytest.approx(rows["density"][0], rel=1e-3)
+    table = pd.read_csv(tmp_path / "out/candidates.csv")
+    assert table["cell"].tolist() == ["relaxed"] * 3 + ["generated"]
+    assert table["rank"].tolist()[:3] == [1, 2, 3]
     assert rows["relaxation_rmsd"][0] == pytest.approx(0, abs=1e-6)
 
 

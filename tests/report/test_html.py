@@ -9,9 +9,11 @@ from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import structures
+from crystal_jax.evaluate.energy.jobs import key_of
+from crystal_jax.evaluate.evaluation import read_evaluation, write_evaluation
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.report.html import write_report
+from crystal_jax.structures import parse, read_entries
 
 
 class Page(HTMLParser):
@@ -83,24 +85,43 @@ def test_other_evaluations_stand_beside_it(evaluation, tmp_path, capsys):
 
 def test_shows_what_was_measured(evaluation):
     text = page(write_report(evaluation)).text
-    for words in ("Recall", "Coverage precision", "Space groups", "Candidates", "LM-AC (published)", "like b"):
+    for words in ("Recall", "Coverage precision", "Space groups", "Candidates", "LM-AC (published)", "ZnCu (b)"):
         assert words in text, words
+    assert "not ranked: there are no energies; pass --energy_model=m3gnet and --hull=FILE" in text
+    assert "is the nearest of 4 crystals of" in text
+    assert text.index("Candidates") < text.index("Structure valid")  # candidates are what is seen first
+    assert "have no symmetry (P1); of the reference crystals" in text
     assert "Energy above the hull" not in text
     assert "Metastable Stable (DFT)" in text  # the published table's head
 
 
 def test_shows_stability(evaluation):
-    rows = pd.read_csv(evaluation / "structures.csv", dtype=structures.COLUMNS)
+    found = read_evaluation(evaluation)
+    rows, metrics = found.rows, dict(found.metrics.content)
     rows["e_above_hull"] = [0.31, 0.02, float("nan"), float("nan")]
     rows["decomposes_to"] = ["1 NaCl", "0.5 Cu + 0.5 Zn", None, None]
-    rows.to_csv(evaluation / "structures.csv", index=False)
-    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rows["known_in_system"], rows["stable_in_system"], rows["stable_missing"] = 1, 4, 3
+    rows["lower_bound"] = [False, False, None, None]
     metrics["metastable"] = {"value": 0.25, "hits": 1, "total": 4}
     metrics["relaxation_endings"] = {"converged": 2}
     hull = {"source": "hull.csv", "materials": 7}
-    metrics["settings"]["energies"] = {"model": "m3gnet", "max_steps": 500, "hull": hull}
+    metrics["settings"]["energies"] = {"model": "m3gnet", "fmax": 0.1, "max_steps": 500, "hull": hull}
     metrics["hull_coverage"] = {"2": {"systems": 2, "with_known_materials": 1}}
-    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    metrics["command"] = "crystal-jax evaluate --samples=samples.csv"
+    metrics["sampling"] = {"request": {"seed": 3, "temperature": 0.7, "constraints": ["charge"]}}
+    write_evaluation(evaluation, rows, metrics)
+    text = page(write_report(evaluation)).text
+    assert "1; 1 of 4 stable" in text
+    assert "Command crystal-jax evaluate --samples=samples.csv" in text
+    for words in ("Sampling: seed 3", "temperature 0.7", "constraints charge", "largest force at the end (eV/Å) 0.1"):
+        assert words in text, words
+    assert "not ranked" not in text
+    rows["lower_bound"] = [False, True, None, None]
+    write_evaluation(evaluation, rows, metrics)
+    text = page(write_report(evaluation)).text
+    assert text.index("0.310") < text.index("≥ 0.020")  # a lower bound comes after what is known
+    rows["lower_bound"] = [False, False, None, None]
+    write_evaluation(evaluation, rows, metrics)
     text = page(write_report(evaluation)).text
     assert "Of 2 samples, relaxed with m3gnet" in text
     assert "knows materials in 1 of 2 systems of 2 elements" in text
@@ -175,8 +196,40 @@ def test_not_an_evaluation(tmp_path):
         write_report(tmp_path)
     (tmp_path / "metrics.json").write_text("{")
     (tmp_path / "structures.csv").write_text("name\n")
-    with pytest.raises(UserError, match="not an evaluation that can be read"):
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
         write_report(tmp_path)
+
+
+def test_an_evaluation_of_another_version_is_one_line(evaluation):
+    found = read_evaluation(evaluation)
+    write_evaluation(evaluation, found.rows, {"validity": 1})
+    with pytest.raises(UserError, match=r"metrics\.json is damaged or of another version \(KeyError") as error:
+        write_report(evaluation)
+    assert "\n" not in str(error.value)
+
+
+def test_the_relaxed_crystal_is_shown_with_the_generated_one_beside_it(evaluation):
+    """Under the relaxed energy stands the crystal that has it."""
+    found = read_evaluation(evaluation)
+    rows = found.rows
+    relaxed = Structure(Lattice.cubic(5.0), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]).to(fmt="cif")
+    sample = parse(read_entries(evaluation.parent / "samples.csv")[0])
+    (evaluation / "relaxations").mkdir()
+    row = {"key": key_of(sample.cif), "status": "converged", "relaxed_cif": relaxed}
+    (evaluation / "relaxations/host-1.jsonl").write_text(json.dumps(row) + "\n")
+    rows.loc[0, ["relaxed_density", "relaxed_spacegroup", "relaxed_plausible", "energy_per_atom"]] = [
+        0.78,
+        221,
+        True,
+        -3.4,
+    ]
+    write_evaluation(evaluation, rows, found.metrics.content)
+    document = page(write_report(evaluation))
+    tags = [attributes for tag, attributes in document.tags if tag == "a"]
+    links = {attributes["download"]: attributes["href"] for attributes in tags}
+    assert "_cell_length_a%20%20%205.0" in links["NaCl-a.cif"]
+    assert "_cell_length_a%20%20%205.64" in links["NaCl-a-generated.cif"]
+    assert "generated: Fm-3m (225)" in document.text
 
 
 @pytest.mark.parametrize(
