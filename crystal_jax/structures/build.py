@@ -30,13 +30,13 @@ def entry_of(
             return Entry(name, "", fault=f"{symbol} is no element", request=request)
         elements.append(Element.from_Z(Element(symbol).Z))
     formula = formula_of(elements)
-    if fault := crystal_fault(matrix, elements, frac_coords):
+    if fault := _fault(matrix, elements, frac_coords):
         return Entry(name, "", formula=formula, fault=fault, request=request)
     structure = Structure(Lattice(matrix), elements, frac_coords)
     return Entry(name, write_cif(structure), formula=formula, request=request)
 
 
-def crystal_fault(matrix: np.ndarray, elements: Sequence[Element], frac_coords: np.ndarray) -> str | None:
+def _fault(matrix: np.ndarray, elements: Sequence[Element], frac_coords: np.ndarray) -> str | None:
     """Says why numbers are no crystal, or returns None if they are one."""
     if not elements:
         return "it has no atoms"

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from crystal_jax.errors import UserError
+from crystal_jax.quiet import quiet
 from crystal_jax.structures.build import entry_of
+from crystal_jax.structures.cif import one_line
 from crystal_jax.structures.entry import Entry
 
 _NAMES = ("material_id", "entry_id", "mat_id", "name")
 _LONGEST = 50_000_000  # characters of a dictionary in a table's cell
 
 
+@quiet()
 def read_json(text: str, *, name: str) -> list[Entry]:
     """Returns the structures of a file: a structure's dictionary, a list of them, or a mapping from names to them.
 
@@ -48,6 +51,7 @@ def read_json(text: str, *, name: str) -> list[Entry]:
     return [_entry(value, key) for key, value in items]
 
 
+@quiet()
 def entry_of_text(text: str, *, name: str) -> Entry:
     """Returns the structure of a dictionary that stands in a table's cell, as JSON or as Python prints it."""
     try:
@@ -85,8 +89,8 @@ def _entry(value: Any, name: str) -> Entry:
         else:
             xyz = np.array([site["xyz"] for site in sites], float).reshape(-1, 3)
             frac = np.linalg.solve(matrix.T, xyz.T).T
-    except (KeyError, TypeError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         return Entry(name, "", fault=f"not a readable pymatgen structure: {reason}")
     return entry_of(matrix, symbols, frac, name=name)
 

@@ -71,7 +71,7 @@ def read_entries(path: Path) -> list[Entry]:
 
 def collect(path: Path) -> Collected:
     """Reads the crystals of a file, a folder or an archive, and says nothing; see `read_entries`."""
-    if path.is_dir() or bundle.is_archive(path):
+    if _is_there(path) and (path.is_dir() or bundle.is_archive(path)):
         return _of_bundle(path)
     return Collected(_named(_of_file(path)), table=path if _is_table(path.name) else None)
 
@@ -83,9 +83,10 @@ def read_reference(reference: str, *, default_split: str) -> list[Entry]:
         UserError: as `read_entries`, or the data set has no such split.
     """
     path = Path(reference)
-    if path.exists() and not _is_prepared(path):
+    there = _is_there(path)
+    if there and not _is_prepared(path):
         return read_entries(path)
-    directory, _, split = (reference, "", "") if path.exists() else reference.rpartition(":")
+    directory, _, split = (reference, "", "") if there else reference.rpartition(":")
     if not directory or not Path(directory).is_dir():
         raise UserError(f"{reference}: no such reference; give a {KINDS}, a folder of them, or a data set as DIR:split")
 
@@ -106,12 +107,19 @@ def clean_name(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", name.encode("utf-8", "replace").decode())
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that must not be looked into
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _is_prepared(path: Path) -> bool:
     return path.is_dir() and ((path / _DATASET).is_file() or any(path.glob(f"*/{_DATASET}")))
 
 
 def _of_file(path: Path) -> list[Entry]:
-    if not path.exists():
+    if not _is_there(path):
         raise UserError(f"{path}: no such file or folder of crystals")
     lower = path.name.lower()
     if lower.endswith(".pt"):
@@ -176,7 +184,7 @@ def _of_content(content: bytes, path: PurePosixPath, *, where: str, single: bool
         return [Entry(name, cif, where=where) for name, (_, cif) in zip(names, found, strict=True)]
     if is_poscar(lower):
         return [dataclasses.replace(read_poscar(text, name=stem), where=where)]
-    entries = (read_extxyz if lower.endswith(("xyz",)) else read_json)(text, name=where)
+    entries = (read_extxyz if lower.endswith("xyz") else read_json)(text, name=where)
     if single and len(entries) > 1:
         return [dataclasses.replace(entry, where=f"{where}, crystal {i}") for i, entry in enumerate(entries, start=1)]
     return [

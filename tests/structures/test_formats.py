@@ -95,6 +95,7 @@ def test_json_names_no_code(tmp_path, monkeypatch, salt):
         ({"sites": [{"species": [{"element": "Na", "occu": 1}], "abc": [0, 0, None]}]}, "not finite|not a readable"),
         ({"sites": [{"abc": [0, 0, 0]}]}, "it has no 'species'"),
         ({"sites": "many"}, "not a readable pymatgen structure"),
+        ({"sites": [{"species": ["Na"], "abc": [0, 0, 0]}]}, "not a readable pymatgen structure"),
     ],
 )
 def test_a_structure_that_is_none_says_why(tmp_path, salt, change, reason):

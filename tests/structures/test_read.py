@@ -1,5 +1,6 @@
 import gzip
 import re
+from pathlib import Path
 
 import pytest
 from pymatgen.core import Composition
@@ -161,3 +162,11 @@ def test_a_reference_may_be_any_source_or_a_data_set(tmp_path, cif, dataset):
 def test_an_entry_without_cif_says_why(tmp_path):
     assert parse(Entry("a", "", fault="it has no atoms")).failure == "it has no atoms"
     assert died(Entry("a", "x", formula="NaCl")).composition == Composition("NaCl")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".cif", "x\0.cif"])
+def test_a_name_that_no_file_has_is_refused(name):
+    with pytest.raises(UserError):
+        read_entries(Path(name))
+    with pytest.raises(UserError):
+        read_reference(name, default_split="test")
