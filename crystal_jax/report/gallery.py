@@ -18,7 +18,8 @@ from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.evaluate.energy.jobs import key_of, read_journals
 from crystal_jax.report import elements
 from crystal_jax.report.groups import symbol
-from crystal_jax.structures import Entry, parse, read_entries
+from crystal_jax.structures import Entry, parse
+from crystal_jax.structures.read import collect
 
 GALLERY_SIZE = 12
 FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are drawn on the opposite face as well
@@ -36,7 +37,7 @@ def gallery(rows: pd.DataFrame, samples: Path, relaxations: Path) -> list[dict[s
     """
     table = candidates(rows).head(GALLERY_SIZE)
     try:
-        entries = {entry.name: entry for entry in read_entries(samples)}
+        entries = {entry.name: entry for entry in collect(samples).entries}
         relaxed = read_journals(relaxations)
     except UserError:
         return []
