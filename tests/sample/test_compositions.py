@@ -97,6 +97,29 @@ def test_lines_keep_to_what_is_wanted_and_admitted(draws):
     assert len(numbers) > 1  # how many formula units, is the model's choice
 
 
+def test_lines_under_a_constraint_follow_the_models_own_distribution(draws, monkeypatch):
+    """Against the exact one: the probability of each line that the constraint admits, among all of these.
+
+    The constraint forbids most of what may follow the first element, so masks alone would end most lines there.
+    """
+    wanted = CompositionConstraint(elements=("Na", "K", "Cl", "F"), max_atoms=3)
+
+    def distribution(proposals):
+        monkeypatch.setattr("crystal_jax.sample.compositions._PROPOSALS", proposals)
+        lines = list(draws(range(1500), wanted=wanted, at_once=256).values())
+        counts = Counter(line.composition for line in lines)
+        exact = {line.composition: np.exp(sum(line.log_probs)) for line in lines}
+        total = sum(exact.values())
+        distance = 0.5 * sum(abs(counts[c] / len(lines) - exact[c] / total) for c in exact)
+        return distance, len(exact)
+
+    near, seen = distribution(32)
+    far, _ = distribution(1)
+    assert seen > 10
+    assert near < 0.08  # 1,500 draws of some 20 lines differ by 0.05 from their own distribution
+    assert far > 2 * near
+
+
 def test_the_model_learns_which_compositions_there_are(draws):
     """The data are rock salts: metal and anion one to one."""
     drawn = draws(range(40), temperature=0.5).values()
