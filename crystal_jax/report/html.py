@@ -119,9 +119,10 @@ def write_report(
     try:
         figures_ = _figures(data, evaluation)
         page = environment.get_template("report.html").render(**figures_, training=training, beside=others)
-    except (KeyError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, jinja2.TemplateError) as error:
         raise UserError(
-            f"{evaluation / METRICS} is damaged or of another version ({error!r}); run 'crystal-jax evaluate' again"
+            f"{evaluation / METRICS} is damaged or of another version ({error!r:.200}); "
+            "run 'crystal-jax evaluate' again"
         ) from error
     path = Path(output) if output else evaluation / "report.html"
     write_text(path, page)
