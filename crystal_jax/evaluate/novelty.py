@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, parse
+from crystal_jax.structures.formula import without_hydrogen
 
 Tolerances = Mapping[str, Any]  # arguments of StructureMatcher
 
@@ -69,7 +70,7 @@ def of_the_same_formulas(
 ) -> Known:
     """Returns the crystals of `entries`, a training set, that have the formula of one of the cells.
 
-    Only those are parsed that state such a formula (or state none): `parse` fails where the sites are of another. What
+    Only those are parsed that state such a formula (or state none): `parse` fails where other elements differ. What
     cannot be read is known to nobody, and a line on stderr says how many there are.
     """
     wanted: set[str] = {cell.reduced_formula for cell in cells if cell is not None}
@@ -77,7 +78,8 @@ def of_the_same_formulas(
     parsed, unread = 0, []
     for entry in tqdm(list(entries), "training set", unit="crystal", disable=not progress):
         stated = entry.stated_composition()
-        if stated is not None and stated.reduced_formula not in wanted:
+        # A crystal may lack hydrogens that it states.
+        if stated is not None and not wanted & {stated.reduced_formula, without_hydrogen(stated).reduced_formula}:
             continue
         parsed += 1
         sample = parse(entry)

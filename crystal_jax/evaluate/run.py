@@ -87,6 +87,8 @@ def main(flag_values: flags.FlagValues) -> None:
         command=_command(flag_values),
     )
     print(metrics.summary(result))
+    if remarks := result["remarks"]:
+        print(f"{remarks} samples lack hydrogens of the formula that they state; see the column remark")
     if missing := missing_for_a_rank(result):
         print(f"candidates are {missing}")
     print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv, candidates.csv, candidates/")
@@ -216,6 +218,7 @@ def evaluate(
         "reference": reference and {"path": reference, "read": len(real), "used": len(real_properties)},
         "train_reference": train_reference and {"path": train_reference, "read": len(train or [])},
         "failures": metrics.failures(rows),
+        "remarks": int(rows["remark"].notna().sum()),
         "mode": mode,
         "command": command,
         "sampling": _sampling(samples),

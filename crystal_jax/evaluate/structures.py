@@ -80,6 +80,7 @@ COLUMNS = {
     "dft": "str",  # how the run ended
     "e_above_hull_dft": "float64",  # eV/atom
     "failure": "str",  # reasons, joined by "; "
+    "remark": "str",  # hydrogens that are stated and missing
 }
 
 
@@ -160,6 +161,7 @@ def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
         "compositionally_valid": not faults[1],
         "valid": valid,
         "failure": "; ".join(dict.fromkeys(fault for fault in faults if fault)),
+        "remark": sample.remark,
     }
 
 

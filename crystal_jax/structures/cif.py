@@ -45,10 +45,17 @@ _GROUP_NUMBERS = ("_symmetry_Int_Tables_number", "_space_group_IT_number")
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """What a CIF holds: the crystal, and whether its space group had to be applied to a cell that states it only."""
+    """What a CIF holds.
+
+    Attributes:
+        structure: the crystal.
+        expanded: its space group had to be applied to a cell that only names it.
+        remark: what it lacks of its stated formula, where that is hydrogen.
+    """
 
     structure: Structure
     expanded: bool
+    remark: str | None = None
 
 
 @quiet()
@@ -73,7 +80,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 @quiet()
-def read_cif(text: str, *, formula: str = "") -> Read:
+def read_cif(text: str, *, formula: str = "", strict: bool = True) -> Read:
     """Builds the crystal of a CIF: of elements, sites in pymatgen's order.
 
     Oxidation states are removed, and deuterium is hydrogen. A file that names a space group but lists only the identity
@@ -82,6 +89,7 @@ def read_cif(text: str, *, formula: str = "") -> Read:
     Args:
         text: the CIF of one crystal.
         formula: what the source states beside the CIF; compared with the sites like the CIF's own.
+        strict: refuse a crystal that lacks hydrogens of its stated formula, as measured ones do; else it has a remark.
 
     Raises:
         ValueError: there is no ordered crystal of elements in it, or its atoms are not those of the stated formula; the
@@ -93,11 +101,16 @@ def read_cif(text: str, *, formula: str = "") -> Read:
     stated_in_cif = stated_formula(text)
     whole = _expanded(structure, text, data, stated_in_cif)
     atoms = (whole or structure).composition
+    remark = None
     for stated_text in (stated_in_cif, formula):
         stated = formulas.composition(stated_text)
-        if stated is not None and not formulas.agrees(atoms, stated):
-            raise ValueError(f"{atoms.formula} in the cell, {' '.join(stated_text.split())} stated")
-    return Read(whole or structure, expanded=whole is not None)
+        if stated is None or formulas.agrees(atoms, stated):
+            continue
+        difference = f"{atoms.formula} in the cell, {' '.join(stated_text.split())} stated"
+        if strict or not formulas.lacks_only_hydrogen(atoms, stated):
+            raise ValueError(difference)
+        remark = difference
+    return Read(whole or structure, expanded=whole is not None, remark=remark)
 
 
 def one_line(error: BaseException) -> str:

@@ -44,7 +44,7 @@ class Entry:
         """Returns what the source or the CIF's header states; no site is read.
 
         None if neither does, or not in whole numbers of real elements. `parse` fails where the sites are others, so a
-        crystal that was read has the reduced formula that this gives.
+        crystal that was read has the reduced formula that this gives, or lacks hydrogens of it.
         """
         stated = formulas.composition(self.formula) or formulas.composition(stated_formula(self.cif))
         return stated if stated is not None and formulas.is_whole(stated) else None
@@ -57,6 +57,8 @@ class Sample:
     The structure is of elements, without oxidation states and isotopes. Its `cif` is the entry's, or, where a file gave
     a space group without its operations, that of the whole cell.
 
+    A `remark` says that it lacks hydrogens of its stated formula.
+
     A crystal without a structure may still have a `composition`: atoms on top of each other, or angles that form no
     cell, do not hide which elements were meant, and as in CDVAE its compositional validity is judged.
     """
@@ -66,6 +68,7 @@ class Sample:
     structure: Structure | None
     composition: Composition | None
     failure: str | None
+    remark: str | None = None
 
 
 def stated_formula(cif: str) -> str:

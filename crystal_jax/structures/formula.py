@@ -44,6 +44,20 @@ def agrees(sites: Composition, stated: Composition) -> bool:
     return bool(shares.almost_equals(stated.fractional_composition, rtol=0, atol=_TOLERANCE))
 
 
+def lacks_only_hydrogen(sites: Composition, stated: Composition) -> bool:
+    """Says whether atoms are those of a stated formula but for hydrogens, which X-rays hardly see."""
+    heavy, heavy_stated = without_hydrogen(sites), without_hydrogen(stated)
+    if not heavy or not heavy_stated or not agrees(heavy, heavy_stated):
+        return False
+    missing = stated["H"] / heavy_stated.num_atoms - sites["H"] / heavy.num_atoms
+    return missing > _TOLERANCE
+
+
+def without_hydrogen(composition: Composition) -> Composition:
+    """Returns the same atoms without the hydrogens."""
+    return Composition({element: amount for element, amount in composition.items() if element.symbol != "H"})
+
+
 def _reduced(whole: Composition) -> dict[Any, int]:
     amounts = {element: round(amount) for element, amount in whole.items()}
     divisor = math.gcd(*amounts.values())

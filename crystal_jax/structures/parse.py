@@ -11,11 +11,11 @@ def parse(entry: Entry) -> Sample:
     if not entry.cif.strip():
         return failed(entry, entry.fault or "no CIF: the sample forms no cell")
     try:
-        read = read_cif(entry.cif, formula=entry.formula)
+        read = read_cif(entry.cif, formula=entry.formula, strict=False)
     except ValueError as error:
         return failed(entry, str(error))
     cif = write_cif(read.structure) if read.expanded else entry.cif
-    return Sample(entry.name, cif, read.structure, read.structure.composition, None)
+    return Sample(entry.name, cif, read.structure, read.structure.composition, None, read.remark)
 
 
 def failed(entry: Entry, reason: str) -> Sample:
