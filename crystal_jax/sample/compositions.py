@@ -30,7 +30,7 @@ from crystal_jax.text.first_line import FirstLine, Place
 
 _ATTEMPTS = 1000  # at a composition that is admitted
 # Lines of which one is chosen, under constraints; of a formula, which the prompt states, only the multiple is open.
-_PROPOSALS, _FORMULA_PROPOSALS = 32, 4
+_PROPOSALS, _FORMULA_PROPOSALS = 16, 4
 Admit = Callable[[Mapping[str, int]], bool]
 _STREAM = 0x434F4D50  # a composition's random numbers are not those of its crystal
 
