@@ -8,6 +8,7 @@ imported, so that `evaluate` never pays for JAX.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import math
 import os
@@ -179,6 +180,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         print(f"crystal-jax {name}: {place}{error.strerror or error}; what is finished is on disk", file=sys.stderr)
         return 1
+    except (RuntimeError, ValueError) as error:
+        if not _is_full_disk(error):
+            raise
+        print(
+            f"crystal-jax {name}: no space is left on the disk; free some, and run the command again; what is "
+            "finished is on disk",
+            file=sys.stderr,
+        )
+        return 1
     except Preempted as stop:
         print(f"crystal-jax {name}: {stop}", file=sys.stderr)
         return 75
@@ -186,6 +196,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"crystal-jax {name}: interrupted; what is finished is on disk", file=sys.stderr)
         return 130
     return 0
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error of a library that writes checkpoints comes from a full disk."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def script() -> None:

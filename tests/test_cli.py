@@ -130,6 +130,25 @@ def test_every_flag_that_takes_a_path_is_known(command):
     assert unknown <= PATHS | others
 
 
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, OSError])
+def test_a_full_disk_is_one_line(kind, monkeypatch, tmp_path, capsys):
+    """TensorStore, which writes checkpoints, raises errors of its own."""
+    text = "RESOURCE_EXHAUSTED: Error writing local file: No space left on device [OS error 28: ENOSPC]"
+    error = OSError(28, "No space left on device", "x") if kind is OSError else kind(text)
+
+    def full(_):
+        raise error
+
+    monkeypatch.setattr("crystal_jax.report.run.main", full)
+    assert main(["report", f"--evaluation={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "o space" in said
+    monkeypatch.setattr("crystal_jax.report.run.main", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["report", f"--evaluation={tmp_path}"])
+
+
 def test_a_tilde_elsewhere_stays(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     expected = {
