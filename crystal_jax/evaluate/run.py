@@ -37,6 +37,7 @@ from typing import Any
 import pandas as pd
 from absl import flags
 
+from crystal_jax import arguments
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import (
     conditions,
@@ -151,9 +152,9 @@ def evaluate(
     if coverage_cutoffs not in coverage.CUTOFFS:
         names = ", ".join(coverage.CUTOFFS)
         raise UserError(f"no cut-offs of {coverage_cutoffs!r}; --coverage_cutoffs is one of {names}")
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise UserError(f"workers={workers} must be a whole number from 1 up")
-    samples, output = (Path(path).expanduser() for path in (samples, output))
+    if workers is not None:
+        arguments.whole("workers", workers, least=1, most=10_000)
+    samples, output = arguments.path("samples", samples), arguments.path("output", output)
     start = time.monotonic()
     table = load_oxidation_table(oxidation_states, zr_as_in_paper=mode == "paper")
     # All inputs are opened before the first long loop, so that a wrong path fails at once.

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from crystal_jax.errors import UserError
+from crystal_jax import arguments
 from crystal_jax.sample.requests import FORMULA, SPACEGROUP
 
 MAX_ATOMS = 20
@@ -68,5 +68,4 @@ def check_numbers(**numbers: int) -> None:
     """Raises UserError where a number is not whole, or beyond what any job can do."""
     for name, value in numbers.items():
         least, most = _BOUNDS[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UserError(f"{name}={value} must be a whole number from {least} to {most}")
+        arguments.whole(name, value, least=least, most=most)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from absl import flags
 
-from crystal_jax import processes
+from crystal_jax import arguments, processes
 from crystal_jax.errors import UserError
 from crystal_jax.sample.request_flags import (
     HINT_FLAGS,
@@ -248,7 +248,7 @@ def sample(
     Raises:
         UserError: no such checkpoint, an impossible setting, or an output directory of another request.
     """
-    output = Path(output).expanduser()
+    output, constraints = arguments.path("output", output), arguments.words("constraints", constraints)
     check_numbers(num_samples=num_samples, batch_size=batch_size, redraws=redraws, max_atoms=max_atoms)
     asked = parse_requests(conditions)
     given = dict(
@@ -285,7 +285,7 @@ def sample(
     if hints and not experiment.task.conditions:
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(hints)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
-    settings = list(itertools.product(*(v if isinstance(v, Sequence) else [v] for v in (temperature, top_p))))
+    settings = list(itertools.product(arguments.numbers("temperature", temperature), arguments.numbers("top_p", top_p)))
     try:
         rules = Rules(
             constraints=frozenset(constraints),

@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import flags
 
+from crystal_jax import arguments
 from crystal_jax.errors import UserError
 from crystal_jax.files import is_new
 from crystal_jax.sample.request_flags import MAX_ATOMS, check_numbers, define_request_flags, hints_in, limits_in
@@ -127,7 +128,7 @@ def search(
             f"budget={budget}, num_samples={num_samples}, width={width} must be positive, and "
             f"temperature={temperature}, exploration={exploration} not negative"
         )
-    output = Path(output).expanduser()
+    output = arguments.path("output", output)
     check_numbers(num_samples=num_samples, max_atoms=max_atoms)
     asked = parse_request(conditions or {})
     given = dict(
