@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import logging as standard_logging
 import math
 import os
 import re
@@ -154,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
         print(f"crystal-jax: no command {name!r}; {hint}", file=sys.stderr)
         return 2
-    logging.set_verbosity(logging.ERROR)  # Orbax remarks on what it was asked for
+    # Orbax remarks on what it was asked for, and logs the errors that it raises; so does asyncio, which it runs on.
+    logging.set_verbosity(logging.FATAL)
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     # The next command with the same model then starts in seconds.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "programs"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
