@@ -25,10 +25,31 @@ BASE = "crystal-tiny"
 def define_flags(flag_values: flags.FlagValues) -> None:
     """The command's flags."""
     flags.DEFINE_string("output", "demo", "Directory for everything the demo makes.", flag_values=flag_values)
-    flags.DEFINE_integer("num_samples", 256, "How many crystals to write, before and after.", flag_values=flag_values)
-    flags.DEFINE_integer("num_steps", 60, "How long to train.", flag_values=flag_values)
-    flags.DEFINE_integer("max_entries", 1500, "Mineral structures to use, at most 4,493.", flag_values=flag_values)
-    flags.DEFINE_integer("seed", 0, "Of the samples.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "num_samples",
+        256,
+        "How many crystals to write, before and after.",
+        lower_bound=1,
+        upper_bound=1000000,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "num_steps",
+        60,
+        "How long to train.",
+        lower_bound=1,
+        upper_bound=1000000,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "max_entries",
+        1500,
+        "Mineral structures to use, at most 4,493.",
+        lower_bound=1,
+        upper_bound=1000000,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0, upper_bound=2**32 - 1, flag_values=flag_values)
 
 
 def main(flag_values: flags.FlagValues) -> None:
