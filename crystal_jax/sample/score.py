@@ -45,7 +45,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("translations", 20, "Random translations of each crystal.", flag_values=flag_values)
     flags.DEFINE_integer("batch_size", 64, "Texts scored side by side.", flag_values=flag_values)
-    flags.DEFINE_integer("seed", 0, "Of the translations.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "seed", 0, "Of the translations.", lower_bound=0, upper_bound=2**32 - 1, flag_values=flag_values
+    )
     flags.DEFINE_string("output", None, "Directory for scores.jsonl and run.json.", flag_values=flag_values)
     flags.mark_flags_as_required(["checkpoint", "samples", "output"], flag_values)
 
