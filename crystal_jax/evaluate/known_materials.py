@@ -86,7 +86,11 @@ def load_known_materials() -> KnownMaterials | None:
 def _read(path: Path) -> KnownMaterials:
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
-        energies = {formula: min(float(crystal[0]) for crystal in crystals) for formula, crystals in content.items()}
+        # A formula without crystals is known, and nothing is known of its energy.
+        energies = {
+            formula: min((float(crystal[0]) for crystal in crystals), default=math.inf)
+            for formula, crystals in content.items()
+        }
     except (OSError, EOFError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is damaged ({error}); install it again: {INSTALL}") from error
     return KnownMaterials(energies, f"Materials Project, {len(energies):,} formulas (dara-xrd)")
