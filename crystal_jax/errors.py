@@ -1,12 +1,26 @@
 """The exceptions that are no faults of the program: bad input, and being asked to stop."""
 
+import re
+
+_CONTROL = re.compile(r"\s*[\x00-\x1f\x7f-\x9f\u2028\u2029]+\s*")
+_LONGEST = 1200  # characters of a message; a file's own text may be in it
+
 
 class UserError(Exception):
     """Bad input from a user.
 
     The message is a single line that names the offending thing and says how to mend it. The
     command line prints it alone and exits with status 1; library callers may catch it.
+
+    A message may quote a file, and so hold anything: control characters, such as line ends and those that move a
+    terminal's cursor, become spaces, and the middle of a very long message is left out.
     """
+
+    def __init__(self, message: str):
+        text = _CONTROL.sub(" ", message).strip()
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+        super().__init__(text)
 
 
 class Preempted(Exception):  # noqa: N818 - nothing went wrong
