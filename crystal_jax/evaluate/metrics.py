@@ -30,6 +30,8 @@ RATES = (
     "relaxed",
     "metastable",
     "stable",
+    "metastable_complete_hull",
+    "stable_complete_hull",
     "sun",
     "meta_sun",
     "formula_match",

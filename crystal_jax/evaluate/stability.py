@@ -165,7 +165,10 @@ def _moved(sample: Sample, after: np.ndarray, lattice: np.ndarray) -> float:
 
 
 def metrics_of(rows: pd.DataFrame, judged: pd.DataFrame, hull: Hull | None, *, mode: str) -> dict[str, Any]:
-    """Rates of the judged rows: relaxed, stable, and those that are also unique and new."""
+    """Returns rates of the judged rows: relaxed, stable, and those that are also unique and new.
+
+    Of `*_complete_hull` are those whose height is no lower bound.
+    """
     valid = judged[judged["valid"]]
     tried = valid[valid["relaxation"].notna()]
     found: dict[str, Any] = {
@@ -178,6 +181,9 @@ def metrics_of(rows: pd.DataFrame, judged: pd.DataFrame, hull: Hull | None, *, m
     height = of["e_above_hull"]
     metastable, stable = height < METASTABLE, height < STABLE
     found |= {"metastable": Rate.of(metastable).as_dict(), "stable": Rate.of(stable).as_dict()}
+    complete = ~of["lower_bound"].fillna(False).astype(bool)
+    found["metastable_complete_hull"] = Rate.of(metastable & complete).as_dict()
+    found["stable_complete_hull"] = Rate.of(stable & complete).as_dict()
     found["metastable_of_valid"] = Rate(int(metastable.sum()), len(valid)).as_dict()
     if rows["novel"].notna().any():
         new = of["unique"].fillna(False) & of["novel"].fillna(False)

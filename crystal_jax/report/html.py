@@ -47,6 +47,7 @@ MORE_RATE_TITLES = {
     "coverage_precision": ("Precision", "samples near a real crystal, by fingerprints"),
     "metastable": ("Metastable", "relaxed, below 0.1 eV/atom above the hull"),
     "stable": ("On the hull", "relaxed, below 0 eV/atom, by the energy model"),
+    "stable_complete_hull": ("On a complete hull", "the same, where the hull has the competing phases"),
     "stable_dft": ("Stable by DFT", "below 0 eV/atom, by density-functional theory"),
     "meta_sun": ("MetaS.U.N.", "metastable, unique and novel"),
     "formula_match": ("Formula as asked", "of the samples that were asked for one"),

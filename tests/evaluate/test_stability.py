@@ -78,6 +78,7 @@ def test_rates_and_rows(samples, hull, model, tmp_path):
     assert rate(metrics, "metastable") == (2, 5)
     assert rate(metrics, "stable") == (0, 5)
     assert rate(metrics, "metastable_of_valid") == (2, 4)
+    assert rate(metrics, "metastable_complete_hull") == (0, 5)  # each system has one phase in the hull
     assert rate(metrics, "relaxed") == (3, 4)
     assert metrics["relaxation_endings"] == {"converged": 3, "crashed": 1}
     assert metrics["failures"]["relaxation crashed"] == 1
