@@ -23,6 +23,9 @@ _BOUNDS = {
     "num_samples": (1, 10**9),
     "batch_size": (1, 1 << 20),
     "redraws": (0, 10_000),
+    "seed": (0, 2**32 - 1),  # JAX's keys repeat beyond
+    "budget": (1, 10**9),
+    "width": (1, 1 << 20),
     "max_atoms": (1, 500),  # the grammar has states for every atom
 }
 

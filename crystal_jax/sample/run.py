@@ -249,7 +249,7 @@ def sample(
         UserError: no such checkpoint, an impossible setting, or an output directory of another request.
     """
     output, constraints = arguments.path("output", output), arguments.words("constraints", constraints)
-    check_numbers(num_samples=num_samples, batch_size=batch_size, redraws=redraws, max_atoms=max_atoms)
+    check_numbers(num_samples=num_samples, batch_size=batch_size, redraws=redraws, max_atoms=max_atoms, seed=seed)
     asked = parse_requests(conditions)
     given = dict(
         chemical_system=chemical_system,

@@ -123,13 +123,10 @@ def search(
         UserError: no such checkpoint, an impossible setting, a reward that is not finite, or an output directory that
             holds something.
     """
-    if budget < 1 or num_samples < 1 or width < 1 or not 0 <= temperature < float("inf") or not exploration >= 0:
-        raise UserError(
-            f"budget={budget}, num_samples={num_samples}, width={width} must be positive, and "
-            f"temperature={temperature}, exploration={exploration} not negative"
-        )
+    if not 0 <= temperature < float("inf") or not 0 <= exploration < float("inf"):
+        raise UserError(f"temperature={temperature} and exploration={exploration} must be finite and not negative")
     output = arguments.path("output", output)
-    check_numbers(num_samples=num_samples, max_atoms=max_atoms)
+    check_numbers(num_samples=num_samples, budget=budget, width=width, max_atoms=max_atoms, seed=seed)
     asked = parse_request(conditions or {})
     given = dict(
         chemical_system=chemical_system,

@@ -108,10 +108,32 @@ def test_a_composition_is_searched_where_one_is_stated_first(stating, tmp_path):
     assert Composition(formulas.pop()).reduced_formula == "MgF2"
 
 
+def test_a_search_keeps_to_a_chemical_system(stating, tmp_path):
+    """With a hint and no formula, the formula is the model's own."""
+    path = search(
+        stating,
+        output=tmp_path / "out",
+        reward=lambda crystal: 0.0,
+        reward_name="none",
+        conditions={"spacegroup.number": "Fm-3m"},
+        chemical_system="Na-K-Cl",
+        max_atoms=4,
+        budget=60,
+        num_samples=5,
+        width=4,
+    )
+    with path.open(newline="") as file:
+        assert {Composition(line["formula"]).chemical_system for line in csv.DictReader(file)} == {"Cl-K-Na"}
+    request = json.loads((tmp_path / "out/run.json").read_text())["request"]
+    assert (request["limits"]["chemical_system"], request["hints"]) == (["Na", "K", "Cl"], ["spacegroup.number"])
+    assert "The chemical formula is " in request["prompt"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": 0}, "budget=0"),
+        ({"budget": 0}, "budget=0 must be a whole number from 1"),
+        ({"seed": 2**40}, "seed=1099511627776 must be a whole number from 0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"conditions": {"spacegroup.number": 231}}, "no space group 231"),
         ({"reward": lambda crystal: float("nan"), "budget": 20, "max_atoms": 1}, "the reward mine is nan"),
