@@ -21,7 +21,8 @@ cli=("${PYTHON:-python3}" -m crystal_jax.cli)
 for workdir in "$output"/*/; do
     workdir="${workdir%/}"
     [ -d "$workdir/checkpoints" ] || continue
-    run "${cli[@]}" sample "--checkpoint=$workdir" "--num_samples=$num_samples" "--output=$workdir/samples"
+    run "${cli[@]}" sample "--checkpoint=$workdir" "--num_samples=$num_samples" --constraints=none \
+        "--output=$workdir/samples"
     [ -f "$workdir/evaluation/metrics.json" ] || run "${cli[@]}" evaluate "--samples=$workdir/samples/samples.csv" \
         "--reference=$data:test" "--train_reference=$data:train" "--output=$workdir/evaluation"
     run "${cli[@]}" score "--checkpoint=$workdir" "--samples=$test" "--translations=$translations" \

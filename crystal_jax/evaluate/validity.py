@@ -19,10 +19,12 @@ from pymatgen.analysis.local_env import CovalentRadius
 from pymatgen.core import Composition, Element, Structure
 
 from crystal_jax.evaluate.oxidation import OxidationTable
+from crystal_jax.quiet import quiet
 
 MIN_DISTANCE = 0.5  # Å between two different sites; CDVAE, `structure_validity`
 MIN_VOLUME = 0.1  # Å^3 of the cell; CDVAE, `structure_validity`
 MIN_RADIUS_FACTOR = 0.7  # least distance of two atoms, in units of the sum of their covalent radii
+_USUAL_RADIUS = 2.4  # Å, van der Waals, of the actinides beside the few elements without one
 MAX_VOLUME_FACTOR = 2.0  # largest volume of a cell, in units of the volume of its van der Waals spheres
 
 
@@ -89,9 +91,10 @@ def sphere_volume(symbols: Iterable[str]) -> float:
 
 
 @functools.cache
+@quiet()
 def _sphere_volume_of(symbol: str) -> float:
     radius = Element(symbol).van_der_waals_radius
-    return math.inf if radius is None else 4 / 3 * math.pi * float(radius) ** 3
+    return 4 / 3 * math.pi * float(_USUAL_RADIUS if radius is None else radius) ** 3
 
 
 def compositional_fault(composition: Composition, table: OxidationTable) -> str | None:

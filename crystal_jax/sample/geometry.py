@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,6 +13,7 @@ from pymatgen.util.coord import pbc_shortest_vectors
 
 from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME, covalent_radius, shortest_vector, sphere_volume
 from crystal_jax.sample.guide import NEVER, Grant, turn_of
+from crystal_jax.text.automaton import END
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
 _Z, _GAMMA = 3, 5
@@ -23,15 +24,10 @@ _SLACK = 1e-4
 class CellForms:
     """Admits the last angle of a cell that exists, whose volume is possible, and in which no atom meets its own images.
 
-    The shortest vector of the lattice is at least as long as two atoms are apart. Where the composition is known, that
-    is the distance of two of its largest atoms, and the volume is at most a multiple of that of the atoms.
-
     Args:
         lengths, angles: The values of these fields, in the automaton's order.
-        shortest: The shortest vector of the lattice, in Å.
-        radii: Or this share of the sum of two covalent radii, if that is more.
-        max_volume_factor: Largest volume, in units of the van der Waals spheres of the composition; None is any.
-        composition: Atoms by element, if they are known before the cell.
+        shortest: The shortest vector of the lattice, in Å: at least as long as two atoms are apart.
+        largest: The largest volume, in Å^3.
     """
 
     def __init__(
@@ -40,16 +36,10 @@ class CellForms:
         lengths: Sequence[str],
         angles: Sequence[str],
         shortest: float = MIN_DISTANCE,
-        radii: float = 0.0,
-        max_volume_factor: float | None = None,
-        composition: Mapping[str, int] | None = None,
+        largest: float = np.inf,
     ):
         self._lengths, self._angles = _as_numbers(tuple(lengths)), _as_numbers(tuple(angles))
-        counts = composition or {}
-        self._shortest = max([shortest, *(2 * radii * covalent_radius(symbol) for symbol in counts)])
-        self._largest = np.inf
-        if counts and max_volume_factor is not None:
-            self._largest = max_volume_factor * sphere_volume(s for s, n in counts.items() for _ in range(n))
+        self._shortest, self._largest = shortest, largest
 
     def __call__(self, fields: Sequence[str]) -> Grant:
         """Which lengths and which γ there may be; it must be asked for once α and β are known."""
@@ -93,14 +83,17 @@ def _no_shorter_vector(length: float, metrics: Float[np.ndarray, "n 3 3"]) -> Bo
 class KeepsDistance:
     """Admits the last coordinate of an atom where no earlier atom is too near, periodic images included.
 
-    Given the elements, one is admitted only if the lattice keeps its atoms far enough from their own images. Where the
-    composition is known before the lattice, `CellForms` sees to that, and atoms need not be asked for twice.
+    Given the elements, one is admitted only if the lattice keeps its atoms far enough from their own images, and the
+    end only if the cell is not too large for its atoms. Where the composition is known before the lattice, `CellForms`
+    sees to both, and rows need not wait twice an atom.
 
     Args:
         values: The values of the field `z`, fractional, in the automaton's order.
         elements: Those of the field `element`, its end included; None admits any.
         shortest: Two atoms are at least this far apart, in Å.
         radii: Or this share of the sum of their covalent radii, if that is more.
+        max_volume_factor: With elements: the largest volume of a cell, in units of its van der Waals spheres.
+        max_atoms: With elements: after so many the text ends without a choice.
     """
 
     def __init__(
@@ -110,10 +103,15 @@ class KeepsDistance:
         elements: Sequence[str] | None = None,
         shortest: float = MIN_DISTANCE,
         radii: float = 0.0,
+        max_volume_factor: float = np.inf,
+        max_atoms: int = 0,
     ):
         self._z, self._shortest, self._radii = _as_numbers(tuple(values)), shortest, radii
         own = [2 * radii * covalent_radius(symbol) for symbol in elements or ()]
         self._own_distance = np.array(own) if any(own) else None
+        self._is_end = np.array([symbol == END for symbol in elements or ()])
+        self._spheres = np.array([0.0 if symbol == END else sphere_volume([symbol]) for symbol in elements or ()])
+        self._volume_factor, self._max_atoms = max_volume_factor, max_atoms
 
     def __call__(self, fields: Sequence[str]) -> Grant:
         """Which elements or z there may be; it must be asked for once x and y are known, and at each element."""
@@ -122,7 +120,11 @@ class KeepsDistance:
         if len(fields) < LATTICE_WORDS:
             return Grant({}, LATTICE_WORDS if asks_elements else turn_of(1, _Z))
         if part == 0 and self._own_distance is not None:
-            possible = self._own_distance + _SLACK <= _shortest_vector(tuple(fields[:LATTICE_WORDS]))
+            shortest, volume = _lattice_facts(tuple(fields[:LATTICE_WORDS]))
+            possible = self._own_distance + _SLACK <= shortest
+            filled = sphere_volume(fields[LATTICE_WORDS::ATOM_WORDS])
+            is_filled = volume * (1 + _SLACK) <= self._volume_factor * (filled + self._spheres)
+            possible &= is_filled | ~(self._is_end | (atom + 1 == self._max_atoms))
             return Grant({"element": possible}, turn_of(atom, _Z) if atom else turn_of(1, 0))
         if atom == 0:
             return Grant({}, turn_of(1, 0 if asks_elements else _Z))  # there is nothing to be near to
@@ -148,10 +150,10 @@ class KeepsDistance:
 
 
 @functools.lru_cache(maxsize=1024)  # asked once an atom, of the rows that are being written
-def _shortest_vector(cell: tuple[str, ...]) -> float:
-    """Returns the length of the lattice's shortest vector in Å."""
-    matrix = Lattice.from_parameters(*map(float, cell)).get_lll_reduced_lattice().matrix
-    return shortest_vector(matrix)
+def _lattice_facts(cell: tuple[str, ...]) -> tuple[float, float]:
+    """Returns the length of a lattice's shortest vector in Å, and its volume in Å^3."""
+    lattice = Lattice.from_parameters(*map(float, cell))
+    return shortest_vector(lattice.get_lll_reduced_lattice().matrix), lattice.volume
 
 
 class LatticeSystem:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import MAX_VOLUME_FACTOR, MIN_DISTANCE, MIN_RADIUS_FACTOR
+from crystal_jax.evaluate.validity import (
+    MAX_VOLUME_FACTOR,
+    MIN_DISTANCE,
+    MIN_RADIUS_FACTOR,
+    covalent_radius,
+    sphere_volume,
+)
 from crystal_jax.sample.charge import ChargeBalance
 from crystal_jax.sample.geometry import CellForms, KeepsDistance, LatticeSystem
 from crystal_jax.sample.guide import Guide, Guides
@@ -134,23 +141,40 @@ def make_guide(
     if "distance" in rules.constraints:
         if ANY in values["z"]:
             raise ValueError("the constraint 'distance' needs a model that writes fractional coordinates")
-        guides.append(
-            CellForms(
-                lengths=values["length"],
-                angles=values["angle"],
-                shortest=rules.min_distance,
-                radii=rules.min_radii,
-                max_volume_factor=MAX_VOLUME_FACTOR if rules.min_radii else None,
-                composition=composition or {},
-            )
-        )
-        elements = None if composition else values["element"]
-        guides.append(KeepsDistance(values["z"], elements=elements, shortest=rules.min_distance, radii=rules.min_radii))
+        guides += _distance_guides(rules, values, composition, automaton.max_atoms)
     if "lattice" in rules.constraints:
         if spacegroup is None:
             raise ValueError("the constraint 'lattice' needs a requested space group")
         guides.append(LatticeSystem(spacegroup, lengths=values["length"], angles=values["angle"]))
     return Guides(guides) if guides else None
+
+
+def _distance_guides(
+    rules: Rules, values: Mapping[str, Sequence[str]], composition: Mapping[str, int] | None, max_atoms: int
+) -> list[Guide]:
+    """Returns the guides that keep atoms apart and cells from being mostly empty."""
+    factor = MAX_VOLUME_FACTOR if rules.min_radii else math.inf
+    if composition:
+        own = 2 * rules.min_radii * max(covalent_radius(symbol) for symbol in composition)
+        spheres = sum(number * sphere_volume([symbol]) for symbol, number in composition.items())
+    else:  # `KeepsDistance` looks at the elements as they come
+        own, spheres = 0.0, rules.max_atoms * max(sphere_volume([symbol]) for symbol in rules.elements)
+    return [
+        CellForms(
+            lengths=values["length"],
+            angles=values["angle"],
+            shortest=max(rules.min_distance, own),
+            largest=factor * spheres,
+        ),
+        KeepsDistance(
+            values["z"],
+            elements=None if composition else values["element"],
+            shortest=rules.min_distance,
+            radii=rules.min_radii,
+            max_volume_factor=factor,
+            max_atoms=max_atoms,
+        ),
+    ]
 
 
 def _charge_balance(rules: Rules, automaton: TokenAutomaton) -> ChargeBalance:

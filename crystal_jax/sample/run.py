@@ -95,10 +95,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
     flags.DEFINE_list(
         "constraints",
-        [],
+        None,
         "Limits, of: charge (charges can balance), distance (the angles form a cell, atoms keep the distance that "
         "their radii ask for, and the cell is not mostly empty), lattice (of the requested space group's lattice "
-        "system), formula (as by default).",
+        "system), formula (kept to anyway); or none. By default distance, where texts have fractional coordinates.",
         flag_values=flag_values,
     )
     flags.DEFINE_enum(
@@ -192,7 +192,7 @@ def sample(
     temperature: float | Sequence[float] = 1.0,
     top_p: float | Sequence[float] = 1.0,
     conditions: Asked | Sequence[Asked] = (),
-    constraints: Sequence[str] = (),
+    constraints: Sequence[str] | None = None,
     chemical_system: str | Sequence[str] | None = None,
     elements: Sequence[str] | None = None,
     without: Sequence[str] | None = None,
@@ -223,7 +223,8 @@ def sample(
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests. A request may also
             have limits of its own, by the names of `LIMITS` in `sample/requests.py`, which add to those below. A space
             group is a number or a symbol.
-        constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to.
+        constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to. By default `distance`, unless
+            texts have Cartesian coordinates or the tokenizer joins numbers; () or "none" is none.
         chemical_system: Elements that all occur, and no others: "Li-P-S".
         elements: Elements that may occur; all by default.
         without: Elements that may not.
@@ -248,7 +249,9 @@ def sample(
     Raises:
         UserError: no such checkpoint, an impossible setting, or an output directory of another request.
     """
-    output, constraints = arguments.path("output", output), arguments.words("constraints", constraints)
+    output = arguments.path("output", output)
+    if constraints is not None:
+        constraints = [name for name in arguments.words("constraints", constraints) if name != "none"]
     check_numbers(num_samples=num_samples, batch_size=batch_size, redraws=redraws, max_atoms=max_atoms, seed=seed)
     asked = parse_requests(conditions)
     given = dict(
@@ -287,6 +290,10 @@ def sample(
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     settings = list(itertools.product(arguments.numbers("temperature", temperature), arguments.numbers("top_p", top_p)))
     try:
+        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
+        if constraints is None:
+            has_distances = automaton.separate and experiment.text.coordinates == "fractional"
+            constraints = ["distance"] if has_distances else []
         rules = Rules(
             constraints=frozenset(constraints),
             max_atoms=max_atoms,
@@ -296,7 +303,6 @@ def sample(
             hints_only=hints_only,
         )
         rules = narrowed(rules, limits)
-        automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
         questions = Questions(asked, rules, automaton, tokenizer, experiment.text)
         for t, p in settings:
             Request(index=0, prompt=(), temperature=t, top_p=p)

@@ -156,7 +156,7 @@ def test_what_is_not_kept_to_is_stated_again(sorting, tmp_path):
     """However many are drawn at once; and without redraws it is kept to."""
 
     def rows(name, **options):
-        path = sample(sorting, output=tmp_path / name, num_samples=24, seed=5, **options)
+        path = sample(sorting, output=tmp_path / name, num_samples=24, seed=5, constraints="none", **options)
         return [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
 
     held, redrawn, few = rows("held", redraws=0), rows("redrawn", redraws=2), rows("few", redraws=2, batch_size=4)

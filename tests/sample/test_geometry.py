@@ -6,6 +6,7 @@ from pymatgen.symmetry.groups import SpaceGroup
 from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
 from crystal_jax.sample.geometry import CellForms, KeepsDistance, LatticeSystem
 from crystal_jax.sample.guide import NEVER, Grant, Guides
+from crystal_jax.text.automaton import END
 
 ANGLES = tuple(sorted(str(i) for i in range(1, 180)))
 LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 100))
@@ -68,6 +69,29 @@ def test_distances_in_shares_of_the_covalent_radii():
     assert [float(z) for z, is_open in zip(FRACTIONS, found, strict=True) if is_open] == [
         z / 100 for z in range(100) if min(z, 100 - z) * 0.05 >= 0.5 * sum_of_radii
     ]
+
+
+def test_elements_that_a_cell_has_room_for_and_ends_that_leave_it_full():
+    """An atom keeps its distance from its own images; a text may end where the cell is not mostly empty."""
+    elements = ("Cs", "Li", END)
+    guide = KeepsDistance(FRACTIONS, elements=elements, radii=0.7, max_volume_factor=2.0, max_atoms=3)
+    small = ["2.0", "2.0", "2.0", "90", "90", "90"]
+    assert guide(small).open["element"].tolist() == [False, True, True]  # Cs would be 0.41 of its diameter apart
+    assert guide(small[:4]).until == 6
+    large = ["8.0", "8.0", "8.0", "90", "90", "90"]
+    first = [*large, "Li", "0.00", "0.00", "0.00"]
+    assert guide(first).open["element"].tolist() == [True, True, False]  # 512 Å^3 for one lithium
+    assert guide([*first, "Li", "0.50", "0.50", "0.50"]).open["element"].tolist() == [False, False, False]
+    full = [*large, "Cs", "0.00", "0.00", "0.00", "Cs", "0.50", "0.50", "0.50"]
+    assert guide(full).open["element"].tolist() == [True, True, True]  # 338 Å^3 of spheres
+
+
+def test_the_largest_volume():
+    guide = CellForms(lengths=LENGTHS, angles=ANGLES, shortest=0.0, largest=50.0)
+    found = guide(["4.0", "4.0", "4.0", "90", "90"]).open["angle"]
+    for gamma, is_open in zip(ANGLES, found, strict=True):
+        volume = Lattice.from_parameters(4.0, 4.0, 4.0, 90, 90, float(gamma)).volume
+        assert is_open == (MIN_VOLUME < volume < 50)
 
 
 def test_the_first_atom_may_be_anywhere():

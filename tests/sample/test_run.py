@@ -13,11 +13,12 @@ from crystal_jax.checkpoint.workdir import best_step
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.evaluate.validity import compositional_fault, implausible_reason, structural_fault
 from crystal_jax.sample import lanes, scheduler
 from crystal_jax.sample.output import SamplesFile
 from crystal_jax.sample.requests import read_requests
 from crystal_jax.sample.run import sample
+from crystal_jax.structures import parse, read_entries
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.train.run import train
 from tests.experiments import training_config
@@ -249,7 +250,8 @@ def test_requests_have_limits_of_their_own(trained, tmp_path):
         {"elements": ("Fe", "O"), "min_atoms": 3, "max_atoms": 3},
         {"without": ("O", "Xe"), "max_atoms": 9, "constraints": ["charge", "distance"]},
     ]
-    path = sample(trained, output=tmp_path / "out", num_samples=4, conditions=asked, without=["Xe"], max_atoms=4)
+    options = dict(num_samples=4, without=["Xe"], max_atoms=4, constraints=())
+    path = sample(trained, output=tmp_path / "out", conditions=asked, **options)
     rows, table = rows_of(tmp_path / "out"), load_oxidation_table()
     with path.open(newline="") as csv_file:
         crystals = [Composition(line["formula"]) for line in csv.DictReader(csv_file)]
@@ -293,6 +295,22 @@ def test_rules_by_name(trained, tmp_path):
         assert row["constraints"] == ["charge", "distance"]
         assert row["status"] == "complete"
         assert sum(row["token_log_probs"]) == pytest.approx(row["log_prob"], abs=0.01)
+
+
+def test_samples_keep_their_distance_by_default(trained, tmp_path):
+    """And what the model writes by itself can be asked for."""
+    options = dict(num_samples=12, max_atoms=4, seed=2)
+    paths = {name: tmp_path / name for name in ("default", "none")}
+    sample(trained, output=paths["default"], **options)
+    sample(trained, output=paths["none"], constraints="none", **options)
+    reasons = {}
+    for name, path in paths.items():
+        cifs = [entry for entry in read_entries(path / "samples.csv") if entry.cif]
+        reasons[name] = [implausible_reason(parse(entry).structure) for entry in cifs]
+    assert reasons["default"] == [None] * 12
+    assert any(reasons["none"])
+    assert {tuple(row["constraints"]) for row in rows_of(paths["default"])} == {("distance",)}
+    assert {tuple(row["constraints"]) for row in rows_of(paths["none"])} == {()}
 
 
 def test_redraws_that_cannot_be(trained, tmp_path):
