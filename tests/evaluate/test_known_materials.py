@@ -55,7 +55,11 @@ def test_reads_the_list_of_the_package(tmp_path, monkeypatch):
     package = tmp_path / "dara"
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('it is not imported')")
-    content = {"Li3PS4": [[0.0, ["Pnma", 62]], [0.0074, ["I-42m", 121]]], "Li7PS6": [[0.01, ["F-43m", 216]]], "Li8PS9": []}
+    content = {
+        "Li3PS4": [[0.0, ["Pnma", 62]], [0.0074, ["I-42m", 121]]],
+        "Li7PS6": [[0.01, ["F-43m", 216]]],
+        "Li8PS9": [],
+    }
     path = package / "data/mp_struct_info.json.gz"
     path.write_bytes(gzip.compress(json.dumps(content).encode()))
     monkeypatch.syspath_prepend(tmp_path)
