@@ -93,5 +93,5 @@ def test_infilling(tmp_path):
 def test_infilling_without_samples_of_it(tmp_path):
     folder = infill(tmp_path / "1", "Fe", [("Fe", 0.6, 0.0)], ["002_Co_CoO"])
     assert set(infilling([folder], rows(name=["other"]))) == {"infill_accuracy", "infill_probability"}
-    with pytest.raises(UserError, match="has no elements.csv; give a folder that 'crystal-jax infill' wrote"):
+    with pytest.raises(UserError, match=r"has no elements\.csv; give a folder that 'crystal-jax infill' wrote"):
         infilling([tmp_path], rows(name=["other"]))
