@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,3 +25,9 @@ def provenance(packages: Sequence[str], **facts: Any) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **facts,
     }
+
+
+def command_line(command: str, flag_values: Any) -> str:
+    """Returns a command with the flags that were given (of absl's `FlagValues`), as it can be pasted into a shell."""
+    given = [flag_values[name] for name in flag_values if flag_values[name].present]
+    return shlex.join(["crystal-jax", *command.split(), *dict.fromkeys(flag.serialize() for flag in given)])

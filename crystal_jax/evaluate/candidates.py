@@ -3,8 +3,8 @@
 A candidate is valid, repeats no earlier sample and, where a training set was given, is not in it. Where it was relaxed,
 the relaxed crystal is what is described, and columns named `generated_` describe what the model wrote.
 
-Candidates are ranked by energy above the hull. Without one they have no rank, and are sorted by what is known: those
-with plausible distances first, then those that have a symmetry.
+Plausible crystals come first, then complete hulls before lower bounds, then low energies above the hull; of equal
+energies, those with a symmetry first. Without a height above the hull a candidate has no rank.
 """
 
 from __future__ import annotations

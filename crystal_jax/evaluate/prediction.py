@@ -20,31 +20,33 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate.novelty import LOOSE_MATCHER
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.quiet import quiet
-from crystal_jax.structures import Sample
+from crystal_jax.structures import Entry, Sample
 
 MATCHER = {name: value for name, value in LOOSE_MATCHER.items() if name != "scale"}
 
 
-def assign(samples: Sequence[Sample], targets: Sequence[Sample], requests: Sequence[int | None]) -> list[list[int]]:
+def assign(samples: Sequence[Sample], targets: Sequence[Sample], entries: Sequence[Entry]) -> list[list[int]]:
     """Returns which samples were made for each target.
 
-    Samples that have names of targets belong to these. Otherwise those that say which request they answer belong to the
-    target of that number. Otherwise the first so many belong to the first target, the next so many to the second.
+    Samples whose names, or the names of whose requests, are names of targets belong to these. Otherwise those that say
+    which request they answer belong to the target of that number. Otherwise the first so many belong to the first
+    target, the next so many to the second.
 
     Args:
         samples: what was made.
         targets: known structures, in the order of the requests.
-        requests: the number of the request, from 0, that each sample answers; None where it does not say.
+        entries: the samples' entries, which say which request they answer, by number and name.
 
     Raises:
         UserError: none of this is possible.
     """
     places: dict[str, list[int]] = {target.name: [] for target in targets}
-    if len(places) == len(targets) and all(sample.name in places for sample in samples):
-        for i, sample in enumerate(samples):
-            places[sample.name].append(i)
-        return [places[target.name] for target in targets]
-    numbers = [number for number in requests if number is not None]
+    for names in [sample.name for sample in samples], [entry.request_name for entry in entries]:
+        if len(places) == len(targets) and all(name in places for name in names):
+            for i, name in enumerate(names):
+                places[name].append(i)
+            return [places[target.name] for target in targets]
+    numbers = [entry.request for entry in entries if entry.request is not None]
     if len(numbers) == len(samples) and len(set(numbers)) > 1:
         if max(numbers) >= len(targets):
             raise UserError(
@@ -70,20 +72,24 @@ def check_compositions(
     """Returns the names of targets none of whose samples has the target's reduced formula.
 
     Raises:
-        UserError: that are more than half of the targets, so samples and targets do not belong together.
+        UserError: most samples have another formula than their target, so they do not belong together.
     """
-    strangers = []
+    strangers, judged, right = [], 0, 0
     for target, group in zip(targets, groups, strict=True):
-        formulas = {c.reduced_formula for i in group if (c := samples[i].composition) is not None}
-        if target.composition is not None and formulas and target.composition.reduced_formula not in formulas:
-            strangers.append((target, sorted(formulas)[0]))
-    if len(strangers) > len(targets) / 2:
+        formulas = [c.reduced_formula for i in group if (c := samples[i].composition) is not None]
+        if target.composition is None or not formulas:
+            continue
+        own = formulas.count(target.composition.reduced_formula)
+        judged, right = judged + len(formulas), right + own
+        if not own:
+            strangers.append((target, formulas[0]))
+    if strangers and 2 * right < judged:
         target, other = strangers[0]
         assert target.composition is not None
         raise UserError(
-            f"samples and targets do not belong together: of {len(strangers)} of {len(targets)} targets no sample has "
-            f"the formula (target {target.name} is {target.composition.reduced_formula}, its sample is {other}); give "
-            "the targets in the order of the requests"
+            f"samples and targets do not belong together: {judged - right} of {judged} samples have another formula "
+            f"than their target (target {target.name} is {target.composition.reduced_formula}, its sample is {other}); "
+            "give the targets in the order of the requests"
         )
     return [target.name for target, _ in strangers]
 
@@ -92,7 +98,7 @@ def check_compositions(
 def metrics_of(
     samples: Sequence[Sample],
     targets: Sequence[Sample],
-    requests: Sequence[int | None],
+    entries: Sequence[Entry],
     *,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -103,13 +109,13 @@ def metrics_of(
     Args:
         samples: what was made.
         targets: known structures.
-        requests: see `assign`.
+        entries: see `assign`.
         progress: whether to show a progress bar.
 
     Raises:
         UserError: see `assign` and `check_compositions`.
     """
-    groups = assign(samples, targets, requests)
+    groups = assign(samples, targets, entries)
     strangers = check_compositions(samples, targets, groups)
     if strangers:
         print(

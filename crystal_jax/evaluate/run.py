@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.util
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +60,7 @@ from crystal_jax.evaluate.options import FINGERPRINTS, MODES, EnergyOptions, ene
 from crystal_jax.evaluate.options import define_flags as define_flags  # the command line finds it here
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.json_files import read_object
-from crystal_jax.provenance import versions
+from crystal_jax.provenance import command_line, versions
 from crystal_jax.structures import Entry, Sample, read_entries, read_reference
 
 _PACKAGE_OF = {"chgnet": ("chgnet",), "matgl": ("matgl",)}
@@ -85,7 +84,7 @@ def main(flag_values: flags.FlagValues) -> None:
         infill=[Path(folder) for folder in flag_values.infill],
         workers=flag_values.workers,
         progress=flag_values.progress,
-        command=_command(flag_values),
+        command=command_line("evaluate", flag_values),
     )
     print(metrics.summary(result))
     if remarks := result["remarks"]:
@@ -93,12 +92,6 @@ def main(flag_values: flags.FlagValues) -> None:
     if missing := missing_for_a_rank(result):
         print(f"candidates are {missing}")
     print(f"\nwritten: {flag_values.output}/metrics.json, structures.csv, candidates.csv, candidates/")
-
-
-def _command(flag_values: flags.FlagValues) -> str:
-    """Returns the command line, as it can be pasted into a shell."""
-    given = [flag_values[name] for name in flag_values if flag_values[name].present]
-    return shlex.join(["crystal-jax", "evaluate", *dict.fromkeys(flag.serialize() for flag in given)])
 
 
 def evaluate(
@@ -251,12 +244,15 @@ def evaluate(
 def _predicted(
     entries: Sequence[Entry], samples: Sequence[Sample], targets: Sequence[Sample], progress: bool
 ) -> dict[str, Any]:
-    return prediction.metrics_of(samples, targets, [entry.request for entry in entries], progress=progress)
+    return prediction.metrics_of(samples, targets, entries, progress=progress)
 
 
 def _sampling(samples: Path) -> dict[str, Any] | None:
     """Returns how samples were made, from the `run.json` beside them; None where there is none that can be read."""
-    path = (samples if samples.is_dir() else samples.parent) / "run.json"
+    folder = samples if samples.is_dir() else samples.parent
+    path = next((path for path in (folder / "run.json", folder.parent / "run.json") if path.is_file()), None)
+    if path is None:
+        return None
     try:
         made = dict(read_object(path).content)
     except UserError:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pymatgen.core import Structure
 from tqdm import tqdm
 
 from crystal_jax.evaluate.energy.corrections import SCHEME, corrected_energy
@@ -90,47 +91,51 @@ def fill_in(
         if row["energy"] is None:
             rows.loc[i, "failure"] = f"relaxation {row['status']}: {row['reason']}"
             continue
+        structure = parse(Entry(samples[i].name, row["relaxed_cif"])).structure
+        if structure is None or samples[i].structure is None:
+            rows.loc[i, "failure"] = "the relaxed crystal cannot be read"
+            continue
+        # What is known of the crystal is written even where the corrections or the hull do not cover it.
+        _write(rows, i, _relaxed_facts(samples[i], structure))
         try:
-            for name, value in _facts(samples[i], row, energies, hull, known).items():
-                rows.loc[i, name] = value
+            energy = row["energy"] if energies.corrected else corrected_energy(structure, row["energy"])
+            _write(rows, i, {"energy_per_atom": energy / len(structure)})
+            if hull is not None:
+                _write(rows, i, _height_facts(structure, energy / len(structure), hull, known))
         except ValueError as reason:
             rows.loc[i, "failure"] = f"no energy above the hull: {reason}"
 
 
-def _facts(
-    sample: Sample,
-    row: Mapping[str, Any],
-    energies: Energies,
-    hull: Hull | None,
-    known: KnownMaterials | None,
-) -> dict[str, Any]:
-    """The columns of one relaxed sample.
+def _write(rows: pd.DataFrame, i: Any, facts: Mapping[str, Any]) -> None:
+    for name, value in facts.items():
+        rows.loc[i, name] = value
 
-    Raises:
-        ValueError: the corrections or the hull do not cover it.
-    """
-    structure = parse(Entry(sample.name, row["relaxed_cif"])).structure
-    if structure is None or sample.structure is None:
-        raise ValueError("the relaxed crystal cannot be read")
-    facts: dict[str, Any] = {"relaxation_rmsd": _moved(sample, structure.frac_coords, structure.lattice.matrix)}
-    energy = row["energy"] if energies.corrected else corrected_energy(structure, row["energy"])
-    facts["energy_per_atom"] = energy / len(structure)
-    facts |= {
+
+def _relaxed_facts(sample: Sample, structure: Structure) -> dict[str, Any]:
+    """Returns the columns of a relaxed crystal that need no energy."""
+    return {
+        "relaxation_rmsd": _moved(sample, structure.frac_coords, structure.lattice.matrix),
         "relaxed_spacegroup": spacegroup(structure),
         "relaxed_density": float(structure.density),
         "relaxed_volume": structure.volume,
         "relaxed_plausible": structural_fault(structure) is None and implausible_reason(structure) is None,
     }
-    if hull is not None:
-        height = hull.height(structure.composition, facts["energy_per_atom"])
-        facts |= {
-            "e_above_hull": height.above,
-            "formation_energy_per_atom": height.formation_energy,
-            "known_in_system": height.known_in_system,
-            "decomposes_to": " + ".join(f"{share:.3g} {formula}" for formula, share in height.decomposition),
-            **completeness(structure.composition.get_el_amt_dict(), hull, known),
-        }
-    return facts
+
+
+def _height_facts(structure: Structure, energy: float, hull: Hull, known: KnownMaterials | None) -> dict[str, Any]:
+    """Returns the columns of a crystal of this energy (eV/atom) that the hull decides.
+
+    Raises:
+        ValueError: the hull does not cover it.
+    """
+    height = hull.height(structure.composition, energy)
+    return {
+        "e_above_hull": height.above,
+        "formation_energy_per_atom": height.formation_energy,
+        "known_in_system": height.known_in_system,
+        "decomposes_to": " + ".join(f"{share:.3g} {formula}" for formula, share in height.decomposition),
+        **completeness(structure.composition.get_el_amt_dict(), hull, known),
+    }
 
 
 def completeness(counts: Mapping[str, float], hull: Hull, known: KnownMaterials | None) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def completeness(counts: Mapping[str, float], hull: Hull, known: KnownMaterials 
     stable = known.stable_in(counts)
     missing = sum(not hull.has(dict(formula)) for formula in stable)
     # A system of which nothing is known at all may hold anything.
-    enough = bool(stable) and missing <= (1 - MIN_COMPLETENESS) * len(stable)
+    enough = bool(stable) and len(stable) - missing >= MIN_COMPLETENESS * len(stable)
     return {"stable_in_system": len(stable), "stable_missing": missing, "lower_bound": not enough}
 
 

@@ -46,7 +46,7 @@ COLUMNS = {
     "novel": "boolean",  # of valid samples, given a training set: it is not in there
     "novel_loose": "boolean",  # the same at CDVAE's tolerances
     "known_as": "str",  # its name in the training set, if it is in there
-    "covered": "boolean",  # of valid samples, by fingerprints: the reference has crystals near it
+    "covered": "boolean",  # of samples with a structure, by fingerprints: the reference has crystals near it
     "structure_distance": "float64",  # of fingerprints, to the nearest reference crystal
     "composition_distance": "float64",
     "novel_by_fingerprint": "boolean",  # of valid samples, given the training set's fingerprints: far from all

@@ -68,6 +68,11 @@ SAMPLING_TITLES = {
     "temperature": "temperature",
     "top_p": "nucleus",
     "redraws": "redraws",
+    "reward": "reward of the search",
+    "budget": "model calls",
+    "exploration": "exploration",
+    "oxidation_states": "oxidation states",
+    "min_distance": "least distance (Å)",
     "seed": "seed",
     "text_format": "text format",
 }
@@ -223,7 +228,12 @@ def _nearest_of(metrics: Mapping[str, Any]) -> str:
 def _made(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns what decided the samples and their energies: command lines, seeds, limits, thresholds."""
     found = [("Command", metrics["command"])] if metrics.get("command") else []
-    request = (metrics.get("sampling") or {}).get("request", {})
+    sampling = metrics.get("sampling") or {}
+    request = dict(sampling.get("request", {}))
+    if request.get("requests", 1) != 1:
+        request.pop("prompt", None)  # a digest of many
+    if made_by := sampling.get("provenance", {}).get("command"):
+        found.append(("Sampling: command", made_by))
     for name, title in SAMPLING_TITLES.items():
         value = request.get(name)
         if value not in (None, "", [], {}):

@@ -20,6 +20,7 @@ from crystal_jax.sample.scheduler import Engine
 from crystal_jax.sample.texts import ATTEMPTS, Drawn, Request
 
 _COMPOSITIONS = 4  # that are tried, at most; the last one is kept to
+_DRAFTS = 256  # crystals that are drawn for their formulas before those that are asked for
 
 
 class Answer(NamedTuple):
@@ -63,7 +64,7 @@ def answers(
         top_p: Likewise.
         redraws: How often a crystal that violates its rules is drawn again.
     """
-    settings = dict(seed=seed, temperature=temperature, top_p=top_p, redraws=redraws)
+    settings: dict[str, Any] = dict(seed=seed, temperature=temperature, top_p=top_p, redraws=redraws)
     state = None
     if compositions:
         state = functools.partial(compositions, params, temperature=temperature, top_p=top_p)
@@ -77,12 +78,19 @@ def answers(
                 found[index] = Counter(symbols_of(some[index], drawn)) if drawn.complete else None
         return {index: found.get(index) for index in some}
 
+    if state is None and questions.draws_formulas and len(indices) > _DRAFTS:
+        for begin in range(0, len(indices), _DRAFTS):
+            some = indices[begin : begin + _DRAFTS]
+            yield from answers(engine, params, questions, compositions, some, symbols_of=symbols_of, **settings)
+        return
     rounds = _COMPOSITIONS if state and redraws and temperature > 0 else 1
     attempts, begun = dict.fromkeys(indices, 0), dict.fromkeys(indices, 0)  # before this round
     rejected = dict.fromkeys(indices, 0)
     for left in reversed(range(rounds)):
         asked: dict[int, Question] = {}
         numbered = questions(sorted(attempts), state, draft=draft, first=attempts)
+        if state is None and questions.draws_formulas:
+            numbered = iter(list(numbered))  # one engine at a time: two would need twice the memory
         requests = _requests(numbered, asked, begun, attempts=0 if left else ATTEMPTS, **settings)
         attempts = {}
         with contextlib.closing(engine.run(params, requests)) as texts:

@@ -63,7 +63,7 @@ class Stated:
         ids: Token ids.
         log_probs: Of them and of the line's end, which is not among them: see `Rows` in sample/decode.py.
         log_kept: Natural logarithm of the share of probability that `ToState.wanted` left.
-        next_attempt: Number of the first attempt that was not made for this line.
+        next_attempt: The first number of an attempt that is still unused.
         rejected: Attempts that were not admitted.
         admitted: Whether it is; if not, none of 1,000 was, and this is the last of them.
         weight: Natural logarithm of the probability that the masks removed, as the temperature has it.
@@ -188,16 +188,15 @@ class Compositions:
         settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
         for begin in range(0, len(asked), self._at_once):
             some = asked[begin : begin + self._at_once]
-            # How many lines are proposed together, of which one is chosen. The most likely line is always the same.
+            # How many lines are proposed together, of which one is chosen.
             sizes = [self._num_proposals(one) if temperature else 1 for one in some]
             found: dict[int, Stated] = {}
             made = [0] * len(some)  # attempts
+            most = _ATTEMPTS if temperature else 1  # the most likely line is always the same
             while missing := [i for i in range(len(some)) if i not in found]:
                 groups = max(1, self._at_once // sum(sizes[i] for i in missing))
                 tries = [
-                    (i, made[i] + number)
-                    for i in missing
-                    for number in range(min(groups * sizes[i], _ATTEMPTS - made[i]))
+                    (i, made[i] + number) for i in missing for number in range(min(groups * sizes[i], most - made[i]))
                 ]
                 rows: list[_Row] = []
                 for first in range(0, len(tries), self._at_once):
@@ -209,7 +208,7 @@ class Compositions:
                     admitted = row.stated is not None and some[i].admit(dict(stated.composition))
                     proposed[i].append(dataclasses.replace(stated, admitted=admitted, weight=row.weight))
                 for i, lines in proposed.items():
-                    if chosen := self._choose(some[i], made[i], lines, sizes[i]):
+                    if chosen := self._choose(some[i], made[i], lines, sizes[i], most=most):
                         found[i] = chosen
                     made[i] += len(lines)
             yield from (found[i] for i in range(len(some)))
@@ -219,7 +218,7 @@ class Compositions:
             return 1
         return _FORMULA_PROPOSALS if one.wanted.formula else _PROPOSALS
 
-    def _choose(self, one: ToState, made: int, lines: Sequence[Stated], size: int) -> Stated | None:
+    def _choose(self, one: ToState, made: int, lines: Sequence[Stated], size: int, *, most: int) -> Stated | None:
         """Chooses a line of the first group in which one is admitted; the last line if attempts run out, else None.
 
         Args:
@@ -227,6 +226,7 @@ class Compositions:
             made: Attempts before these lines.
             lines: The proposals of whole groups.
             size: Lines of a group.
+            most: Attempts that are made at all.
         """
         for begin in range(0, len(lines), size):
             group = lines[begin : begin + size]
@@ -238,7 +238,7 @@ class Compositions:
                 rng = np.random.default_rng([self._seed, _STREAM, one.index, first])
                 place = int(rng.choice(len(admitted), p=weights / weights.sum())) if len(admitted) > 1 else 0
                 return dataclasses.replace(admitted[place], next_attempt=first + len(group), rejected=rejected)
-        if made + len(lines) >= _ATTEMPTS:
+        if made + len(lines) >= most:
             rejected = made + len(lines) - 1
             return dataclasses.replace(lines[-1], next_attempt=one.first + rejected + 1, rejected=rejected)
         return None

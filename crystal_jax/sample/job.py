@@ -23,8 +23,8 @@ class Job:
         missing: The numbers of the samples that are not there yet.
     """
 
-    def __init__(self, folder: Path, request: Mapping[str, Any], *, total: int):
-        """Begins a folder, or goes on with one of the same request.
+    def __init__(self, folder: Path, request: Mapping[str, Any], *, total: int, command: str = "sample"):
+        """Begins a folder, or goes on with one of the same request; `run.json` states the command.
 
         Raises:
             UserError: it holds something else.
@@ -32,7 +32,7 @@ class Job:
         self._folder, self._total, self._samples = folder, total, None
         done = np.zeros(total, bool)
         if processes.is_first():
-            self._samples = SamplesFile(folder, request, provenance(("jax", "flax", "pymatgen"), command="sample"))
+            self._samples = SamplesFile(folder, request, provenance(("jax", "flax", "pymatgen"), command=command))
             for row in self._samples.rows():
                 done[row["index"] :][:1] = True  # there may be more than are asked for now
         self.missing = np.flatnonzero(~multihost_utils.broadcast_one_to_all(done)).tolist()

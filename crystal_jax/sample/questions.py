@@ -34,11 +34,12 @@ from crystal_jax.text.tokenizer import Tokenizer, prompt_ids
 
 _AT_ONCE = 256  # questions whose compositions are drawn together
 # Attempts are numbered, and their numbers decide the random numbers: the second line of a sample, after its formula
-# was drawn, and a crystal that is drawn for its formula only, must not repeat the numbers of others.
-_SECOND_LINE = 1 << 20
-DRAFT = 1 << 21
+# was drawn, and a crystal that is drawn for its formula only, must not repeat the numbers of others. There are at most
+# 4,000 attempts at first lines.
+_SECOND_LINE = 1 << 16
+DRAFT = 1 << 20
 _USUAL_ATOMS = 20  # of cells that models are trained on: fewer are a limit, not another language
-# A formula as long as formulas of so many atoms get, to know how long prompts become.
+# About the longest formula of such a cell; it decides how much room prompts get.
 _LONG_FORMULA = "Li2Fe2Mn2Co2(Si2B2P2S2O2F2)10"
 
 
@@ -151,6 +152,11 @@ class Questions:
         """Returns the number of requests."""
         return len(self._questions)
 
+    @property
+    def draws_formulas(self) -> bool:
+        """Whether some request has hints without a formula."""
+        return any(question.formula_is_drawn for question in self._questions)
+
     def number_of(self, index: int) -> int:
         """Returns the number, from 0, of the request that sample `index` answers."""
         return index % len(self._questions)
@@ -258,7 +264,7 @@ class Questions:
                 prompt=self._plain if drafting else question.prompt,
                 wanted=question.constraint,
                 admit=self._fitting(question) if drafting else question.admit,
-                first=first.get(index, 0) + (0 if question.draft is None else _SECOND_LINE),
+                first=first.get(index, 0) if question.draft is None else _SECOND_LINE * (1 + first.get(index, 0)),
             )
             for index, question in asked.items()
         ]

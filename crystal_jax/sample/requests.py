@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crystal_jax import arguments
 from crystal_jax.errors import UserError
 from crystal_jax.tables import read_rows
 from crystal_jax.text.conditions import parse_chemical_system, parse_elements, parse_formula, parse_spacegroup
@@ -59,7 +60,7 @@ def _number(value: Any) -> float:
 
 def _words(value: Any) -> list[str]:
     """Returns the words of a list, or of a cell that holds one: "Li Fe P O" or "['Fe', 'O']"."""
-    return re.findall(r"[\w.+-]+", value) if isinstance(value, str) else [str(word) for word in value]
+    return re.findall(r"[\w.+-]+", value) if isinstance(value, str) else arguments.words("the list", value)
 
 
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
@@ -68,14 +69,14 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "formation_energy_per_atom": _number,
     "band_gap": _number,
     "e_above_hull": _number,
-    "chemical_system": parse_chemical_system,
+    "chemical_system": lambda value: parse_chemical_system(value if isinstance(value, str) else _words(value)),
     "elements": lambda value: parse_elements(_words(value)),
     "without": lambda value: parse_elements(_words(value), name="without"),
     "min_elements": _count,
     "max_elements": _count,
     "min_atoms": _count,
     "max_atoms": _count,
-    "constraints": _words,
+    "constraints": lambda value: [word for word in _words(value) if word != "none"],
     NAME: str,
 }
 
@@ -92,7 +93,7 @@ def parse_request(request: Asked) -> Asked:
             continue
         try:
             parsed[key] = _PARSERS[key](value) if key in _PARSERS else value
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             says_it = key in (FORMULA, SPACEGROUP) or str(error).startswith(key)
             raise UserError(str(error) if says_it else f"{key}: {error}") from None
     return parsed
@@ -107,7 +108,7 @@ def read_requests(path: Path) -> list[Asked]:
     are passed over.
 
     Raises:
-        UserError: no file, none of these columns, no lines, or a value that cannot be read, by its line.
+        UserError: no file, none of these columns, no lines, or a value that cannot be read, by its row.
     """
     table = read_rows(path)
     known = [column for column in table.columns if column in (*CONDITIONS, *LIMITS)]
@@ -117,12 +118,12 @@ def read_requests(path: Path) -> list[Asked]:
         raise UserError(f"--requests={path} has no lines but its header")
     name = next((column for column in _NAME_COLUMNS if column in table.columns), None)
     requests = []
-    for line, row in enumerate(table.records(), start=2):
+    for number, row in enumerate(table.records(), start=1):
         cells = {column: row[column].strip() for column in known if row[column].strip()}
         try:
             requests.append(parse_request(cells | ({NAME: row[name]} if name else {})))
         except UserError as error:
-            raise UserError(f"--requests={path}, line {line}: {error}") from None
+            raise UserError(f"--requests={path}, row {number}: {error}") from None
     return requests
 
 
@@ -146,5 +147,6 @@ def parse_requests(conditions: Asked | Sequence[Asked]) -> list[Asked]:
 
 
 def conditions_of(request: Asked) -> dict[str, Any]:
-    """Returns the part of a request that stands in its prompt."""
-    return {key: value for key, value in request.items() if key not in LIMITS and key != NAME}
+    """Returns the part of a request that stands in its prompt, the formula first, as in training."""
+    stated = {key: value for key, value in request.items() if key not in LIMITS and key != NAME}
+    return {key: stated[key] for key in sorted(stated, key=lambda key: key != FORMULA)}

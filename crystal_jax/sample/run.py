@@ -31,6 +31,7 @@ from absl import flags
 
 from crystal_jax import arguments, processes
 from crystal_jax.errors import UserError
+from crystal_jax.provenance import command_line
 from crystal_jax.sample.request_flags import (
     HINT_FLAGS,
     MAX_ATOMS,
@@ -90,7 +91,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "hints_only",
         False,
-        "A requested formula is a hint as well: the composition need not be a multiple of it.",
+        "A formula that you ask for is a hint as well: the composition need not be a multiple of it.",
         flag_values=flag_values,
     )
     flags.DEFINE_list(
@@ -108,14 +109,15 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "min_radii",
         MIN_RADII,
-        "For distance: or this share of the sum of their covalent radii, if that is more. 0: the distance alone.",
+        "For distance: or this share of the sum of their covalent radii, if that is more. 0: --min_distance alone "
+        "counts, and cells may be as empty as they like.",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "redraws",
         REDRAWS,
-        "How often a crystal is begun again that does not keep to its composition, to --constraints or to the order of "
-        "its sites by itself, before another composition is tried. 0: it is made to at once, the order aside.",
+        "How often a crystal that breaks its composition, a constraint or the order of its sites is begun again "
+        "before another composition is tried. 0: it is forced to keep its composition and constraints from the start.",
         flag_values=flag_values,
     )
     flags.DEFINE_integer("batch_size", 128, "Rows decoded side by side.", flag_values=flag_values)
@@ -168,6 +170,7 @@ def main(flag_values: flags.FlagValues) -> None:
         step="best" if step == "best" else None if step is None else int(step),
         mesh=flag_values.mesh,
         extxyz=flag_values.extxyz,
+        command=command_line("sample", flag_values),
     )
     if processes.is_first():
         print(f"samples: {path}")
@@ -211,6 +214,7 @@ def sample(
     step: int | Literal["best"] | None = None,
     mesh: str = "-1,1,1",
     extxyz: bool = False,
+    command: str = "sample",
 ) -> Path:
     """Draws crystals and returns the path of `samples.csv`; with several temperatures or top_p, that of `output`.
 
@@ -245,6 +249,7 @@ def sample(
         step: A checkpoint's step, or the best one; the last by default.
         mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the samples.
         extxyz: Write `samples.extxyz` as well.
+        command: The command line that asked for it, for `run.json` and reports.
 
     Raises:
         UserError: no such checkpoint, an impossible setting, or an output directory of another request.
@@ -377,7 +382,7 @@ def sample(
     written: list[Path] = []
     for t, p in settings:
         folder = output / f"temperature={t},top_p={p}" if len(settings) > 1 else output
-        job = Job(folder, {**request, "temperature": t, "top_p": p}, total=total)
+        job = Job(folder, {**request, "temperature": t, "top_p": p}, total=total, command=command)
         found = answers(
             engine,
             trained.params,

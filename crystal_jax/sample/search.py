@@ -172,7 +172,13 @@ def search(
     state = None
     if compositions:
         state = functools.partial(compositions, trained.params, temperature=temperature, top_p=1.0)
+    elif questions.draws_formulas:
+        raise UserError(
+            f"{checkpoint} writes no composition first: to search for {', '.join(asked)}, give a --formula as well"
+        )
     ((_, question),) = questions([0], state)
+    if question.stated is not None and not question.stated.admitted:
+        raise UserError("the model states no composition within the limits in 1,000 attempts; ask for less")
     prompt, head = question.text, question.head
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
@@ -219,15 +225,17 @@ def search(
             best.setdefault(text, {"reward": found.reward, "calls": found.calls, "text": text})
             bar.update(found.calls - bar.n)
     ranked = sorted(best.values(), key=lambda row: -row["reward"])
-    samples.append({"index": index, "status": "complete", "prompt": prompt, **row} for index, row in enumerate(ranked))
+    system = {"chemical_system": limits["chemical_system"]} if "chemical_system" in limits else {}
+    facts = {"status": "complete", "prompt": prompt, "request": system | dict(asked)}
+    samples.append({"index": index, **facts, **row} for index, row in enumerate(ranked))
     return samples.finish(experiment.text, limit=num_samples, model_name=trained.name)
 
 
 def named_reward(name: str) -> Reward:
     """`validity`, or an energy model's name.
 
-    `validity` is the mean of structural and compositional validity: 0, ½ or 1. Of a model: minus the energy per atom in
-    eV, unrelaxed; -10 of what is structurally invalid.
+    `validity` is the mean of two verdicts, 0, ½ or 1: the structure is valid and plausible, the composition is valid.
+    Of a model: minus the energy per atom in eV, unrelaxed; -10 where the structure is not valid and plausible.
 
     Raises:
         UserError: there is no such model.
@@ -236,11 +244,14 @@ def named_reward(name: str) -> Reward:
 
     from crystal_jax.evaluate.energy.model import Cell, load_model
     from crystal_jax.evaluate.oxidation import load_oxidation_table
-    from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+    from crystal_jax.evaluate.validity import compositional_fault, implausible_reason, structural_fault
     from crystal_jax.quiet import quiet
 
     def is_structure(crystal: Crystal) -> bool:
-        return crystal.forms_cell and structural_fault(crystal.to_structure()) is None
+        if not crystal.forms_cell:
+            return False
+        structure = crystal.to_structure()
+        return structural_fault(structure) is None and implausible_reason(structure) is None
 
     if name == "validity":
         table = load_oxidation_table()

@@ -20,8 +20,8 @@ def entries_of_table(table: Table, *, name: str) -> list[Entry]:
     """Returns an entry for each row, in the rows' order.
 
     Columns: `cif` or `cif_str`; `name` or `material_id`, where all are there and differ, else rows are numbered;
-    `formula` or `pretty_formula`; `model_name`; `gen_str` (the prompt); `request_number` and
-    `requested`, as 'crystal-jax sample' writes them.
+    `formula` or `pretty_formula`; `model_name`; `gen_str` (the prompt); `request_number`, `request_name`
+    and `requested`, as 'crystal-jax sample' writes them.
 
     Args:
         table: of text cells.
@@ -39,6 +39,7 @@ def entries_of_table(table: Table, *, name: str) -> list[Entry]:
     names = next((found for each in NAME_COLUMNS if (found := _distinct(table, each))), None)
     formulas = next((table.column(each) for each in FORMULA_COLUMNS if each in table.columns), [""] * number)
     models, prompts, requests = (_cells(table, each) for each in ("model_name", "gen_str", "request_number"))
+    request_names = _cells(table, "request_name")
     requested = table.column("requested") if "requested" in table.columns else [None] * number
     return [
         _entry(
@@ -48,6 +49,7 @@ def entries_of_table(table: Table, *, name: str) -> list[Entry]:
             formula=formulas[i],
             prompt=prompts[i],
             request=_request(requests[i], f"{name}, row {i + 1}"),
+            request_name=request_names[i],
             requested=requested[i],
             where=f"{name}, row {i + 1}",
         )

@@ -25,6 +25,7 @@ class Entry:
         formula: what the source states beside the CIF.
         prompt: what was asked, and maybe the answer, if the source says so.
         request: the number, from 0, of the request or target that it answers, if the source says so.
+        request_name: the name of that request, if it has one.
         requested: that request as a JSON object, "" where nothing was asked; None if the source does not say.
         fault: why there is no CIF, if the source shows it.
         where: its place in the source, for messages: "my.csv, row 3".
@@ -36,6 +37,7 @@ class Entry:
     formula: str = ""
     prompt: str = ""
     request: int | None = None
+    request_name: str = ""
     requested: str | None = None
     fault: str = ""
     where: str = dataclasses.field(default="", compare=False)

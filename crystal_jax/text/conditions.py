@@ -20,10 +20,25 @@ from crystal_jax.text.crystal_text import ELEMENTS
 
 _ELEMENTS = frozenset(ELEMENTS)
 # An element symbol with an amount, or a bracket with one.
-_FORMULA_PART = re.compile(r"([A-Z][a-z]*)(\d+\.?\d*|\.\d+)?|[(\[{]|[)\]}](\d+\.?\d*|\.\d+)?|\s+")
+_FORMULA_PART = re.compile(r"([A-Z][a-z]*)(\d+(?:\.\d+)?|\.\d+)?|[(\[{]|[)\]}](\d+(?:\.\d+)?|\.\d+)?|\s+")
 _HYDRATE = re.compile(r"[.·*]\s*\d*\s*\(?H2O")  # pymatgen would take the dot for a decimal point
 _ISOTOPES = {"D": "H", "T": "H"}
 NUM_SPACE_GROUPS = 230
+# Short symbols of other settings that papers and databases use, which pymatgen knows in full only.
+_OTHER_SETTINGS = {
+    **dict.fromkeys(("P2/a", "P2/n"), 13),
+    **dict.fromkeys(("P21/a", "P21/n"), 14),
+    **dict.fromkeys(("A2/m", "I2/m"), 12),
+    **dict.fromkeys(("A2/a", "A2/n", "I2/a", "I2/c"), 15),
+    **dict.fromkeys(("Pa", "Pn"), 7),
+    **dict.fromkeys(("Aa", "Ia", "In"), 9),
+    "Cmca": 64,
+    "Bbcm": 64,
+    "Ccca": 68,
+    "Cmma": 67,
+    "Abm2": 39,
+    "Aba2": 41,
+}
 
 
 def parse_formula(text: str) -> str:
@@ -33,6 +48,7 @@ def parse_formula(text: str) -> str:
         ValueError: the text is no formula.
     """
     formula, position = text.strip(), 0
+    symbols: list[str] = []
     if _HYDRATE.search(formula):
         raise ValueError(f"{text!r} is not a chemical formula: write the water of a hydrate in brackets, CuSO4(H2O)5")
     while position < len(formula):
@@ -42,7 +58,12 @@ def parse_formula(text: str) -> str:
             raise ValueError(f"{text!r} is not a chemical formula: {formula[position:]!r} cannot be read{hint}")
         if (symbol := part[1]) and symbol not in _ELEMENTS:
             raise ValueError(f"{text!r} is not a chemical formula: {_no_element(symbol)}")
+        if (amount := part[2] or part[3]) and not float(amount):
+            raise ValueError(f"{text!r} is not a chemical formula: an amount is 0")
+        symbols += [symbol] if symbol else []
         position = part.end()
+    if "." in formula and len(set(symbols)) < len(symbols):  # Al2O3.2SiO2 is two formulas, Li0.5FePO4 has a share
+        raise ValueError(f"{text!r} is not a chemical formula: its dot may be a decimal point; write one formula")
     formula = "".join(formula.split())
     try:
         counts = formula_unit(formula)
@@ -82,13 +103,20 @@ def parse_spacegroup(value: str | int) -> int:
         ValueError: there is no such group.
     """
     text = str(value).strip()
-    if re.fullmatch(r"[+-]?\d+", text):
+    if re.fullmatch(r"[+-]?\d+(\.0*)?", text):  # tables with empty cells have 62.0
+        text = text.partition(".")[0]
         if not 1 <= int(text) <= NUM_SPACE_GROUPS:
             raise ValueError(f"there is no space group {text}: their numbers are 1 to {NUM_SPACE_GROUPS}")
         return int(text)
     key = _symbol_key(text)
     # Before 1983 cubic groups were written without the bar (Fd3m); the letter of the lattice may be in lower case.
-    for symbol in (key, key[:1].upper() + key[1:], re.sub(r"(?<!-)3(?=[mnd])", "-3", key)):
+    capital = key[:1].upper() + key[1:]
+    for symbol in (
+        key,
+        capital,
+        re.sub(r"(?<!-)3(?=[mnd]|$)", "-3", capital),
+        re.sub(r"^(\w)4(?=3m)", r"\1-4", capital),
+    ):
         if (number := _number_of(symbol)) is not None:
             return number
     near = difflib.get_close_matches(key, _standard_symbols(), n=1)
@@ -100,6 +128,8 @@ def _number_of(symbol: str) -> int | None:
     """Returns the number of a group by any symbol that pymatgen knows, in any setting; None if it knows none."""
     if symbol in _standard_symbols():
         return _standard_symbols()[symbol]
+    if symbol in _OTHER_SETTINGS:
+        return _OTHER_SETTINGS[symbol]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen says where it has no full symbol
         try:

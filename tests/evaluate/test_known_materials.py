@@ -47,6 +47,12 @@ def test_a_hull_with_one_ternary_of_a_system_gives_a_lower_bound(known):
     assert completeness({"Li": 1}, poor, known) == {"lower_bound": False}
 
 
+def test_nine_of_ten_are_enough():
+    ten = {f"LiP{n}": 0.0 for n in range(1, 11)}
+    hull = hull_of(*({"Li": 1, "P": n} for n in range(1, 10)))
+    assert completeness({"Li": 1, "P": 1}, hull, KnownMaterials(ten, "ten"))["lower_bound"] is False
+
+
 def test_a_system_of_which_nothing_is_known_may_hold_anything(known):
     assert completeness({"Na": 1, "Cl": 1}, hull_of(), known)["lower_bound"] is True
 

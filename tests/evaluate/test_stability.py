@@ -147,6 +147,10 @@ def test_an_element_that_the_hull_does_not_know(samples, hull, model, tmp_path):
     metrics = evaluate(samples, output=tmp_path / "o", energy=EnergyOptions(model="chgnet", hull=hull), progress=False)
     rows = pd.read_csv(tmp_path / "o/structures.csv", dtype=COLUMNS)
     assert rows["failure"][1] == "no energy above the hull: no reference energy of Cs"
+    # What relaxation found is kept all the same.
+    assert rows["relaxed_spacegroup"][1] == 221
+    assert rows["energy_per_atom"][1] == pytest.approx(-3.2)
+    assert rate(metrics, "relaxed") == (3, 4)
     assert rate(metrics, "metastable") == (1, 5)
 
 

@@ -213,6 +213,8 @@ def test_requests_have_numbers_and_names(trained, tmp_path):
         ({"conditions": {"pretty_formula": "LiFoo2"}}, "'LiFoo2' is not a chemical formula: there is no element 'Foo'"),
         ({"conditions": {"spacegroup.number": "Pnmaa"}}, "no space group 'Pnmaa': .* did you mean Pnma?"),
         ({"conditions": {"e_above_hull": float("nan")}}, "e_above_hull: nan is not a finite number"),
+        ({"elements": 5}, "the list=5 is no list of words"),
+        ({"constraints": 5}, "constraints=5 is no list of words"),
         ({"conditions": ["band_gap"]}, "request 1 is 'band_gap'; a request is a mapping"),
         ({"conditions": {"colour": 1}}, "Unknown condition 'colour'"),
         ({"step": 5}, "no checkpoint of step 5; there are: "),

@@ -129,6 +129,12 @@ def test_a_search_keeps_to_a_chemical_system(stating, tmp_path):
     assert "The chemical formula is " in request["prompt"]
 
 
+def test_a_search_without_a_composition_line_needs_a_formula_beside_a_hint(trained, tmp_path):
+    options = dict(output=tmp_path / "out", reward=lambda crystal: 0.0, reward_name="none", budget=20, max_atoms=2)
+    with pytest.raises(UserError, match=r"to search for spacegroup\.number, give a --formula as well"):
+        search(trained, conditions={"spacegroup.number": 62}, **options)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -123,7 +123,7 @@ def test_a_column_numbers_requests(tmp_path):
     assert [entry.request for entry in read_entries(tmp_path / "a.csv")] == [0, 12, None]
     for cell in ("one", "-1", "1.5", "9" * 5000):
         (tmp_path / "a.csv").write_text(f"cif,request_number\nx,{cell}\n")
-        with pytest.raises(UserError, match=rf"a\.csv, row 1: request_number is '{cell}', which is no whole number"):
+        with pytest.raises(UserError, match=rf"a\.csv, row 1: request_number is '{cell[:20]}"):
             read_entries(tmp_path / "a.csv")
 
 

@@ -29,6 +29,16 @@ from crystal_jax.text.conditions import (
         ("R-3m:H", 166),
         ("Cmce", 64),
         ("P-1", 2),
+        ("62.0", 62),  # as tables with empty cells have it
+        (62.0, 62),
+        ("P21/n", 14),
+        ("P 21/a", 14),
+        ("I2/a", 15),
+        ("Cmca", 64),
+        ("Ia3d", 230),
+        ("Pa3", 205),
+        ("F43m", 216),
+        ("F-43m", 216),
     ],
 )
 def test_space_groups_by_symbol_and_number(text, number):
@@ -74,7 +84,10 @@ def test_formulas(text, formula):
         ("CuSO4.5H2O", "write the water of a hydrate in brackets"),
         ("NaCl-", "'-' cannot be read"),
         ("Na1e5", "'e5' cannot be read"),
-        ("Na0", "is not a chemical formula"),
+        ("Na0", "an amount is 0"),
+        ("Fe0O", "an amount is 0"),
+        ("Al2O3.2SiO2", "its dot may be a decimal point; write one formula"),
+        ("Li1.", "'.' cannot be read"),
         ("LiFeO2)", "is not a chemical formula"),
         ("", "is not a chemical formula"),
         ("Np2Zz", "there is no element 'Zz'"),
