@@ -136,7 +136,7 @@ def _section(tree: Mapping[str, Any], name: str, *, vocab_size: int) -> Any:
             return _at_home(value)
         if name == "mesh" and isinstance(value, str):
             return MeshConfig.parse(value)
-        require(isinstance(value, Mapping), f"{name} is {value!r:.60}, not a section with keys")
+        require(isinstance(value, Mapping), f"it is {value!r:.60}, not a section with keys")
         values = {str(key): tuple(each) if isinstance(each, list) else each for key, each in dict(value).items()}
         if name == "model":
             return model_config(**{"vocab_size": vocab_size, **values})

@@ -29,7 +29,7 @@ def load(workdir):
         ("[]", r"config\.json is a list, not an object"),
         ("{}", "experiment is missing"),
         ('{"experiment": []}', "experiment is a list, not an object"),
-        ('{"experiment": {"model": null}}', "config.model is None, not a section"),
+        ('{"experiment": {"model": null}}', "config.model: it is None, not a section"),
         ("\0" * 100, r"config\.json is damaged"),
     ],
 )

@@ -11,7 +11,9 @@ def test_counts_of_the_commonest():
         "samples": [1, 2, 0],
         "reference": [3, 0, 1],
         "sizes": {"samples": 3, "reference": 4},
+        "p1": {"samples": 0, "reference": 0},
     }
+    assert symmetry.comparison([1, 1, 62], [62, 1])["p1"] == {"samples": 2, "reference": 1}
     assert symmetry.comparison([], [])["numbers"] == []
 
 
