@@ -5,7 +5,9 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
+from pymatgen.core import Lattice, Structure
 
 # Before JAX is imported: the tests shard over four devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -81,3 +83,15 @@ def stating(dataset, tmp_path_factory) -> Path:
     )
     train(config, workdir=workdir)
     return workdir
+
+
+@pytest.fixture
+def salt() -> Structure:
+    """NaCl, conventional cell."""
+    sodium = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    return Structure(Lattice.cubic(5.64), ["Na"] * 4 + ["Cl"] * 4, [*sodium, *(sodium + 0.5)])
+
+
+@pytest.fixture
+def cesium_chloride() -> Structure:
+    return Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])

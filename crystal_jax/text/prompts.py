@@ -52,11 +52,6 @@ def generation_prompt(conditions: Conditions | None = None) -> str:
     return f"{_OPENING}{''.join(stated)}{_TASK}"
 
 
-def formula_prompt() -> str:
-    """The beginning of a prompt that states a formula, which comes next."""
-    return f"{_OPENING}{CONDITIONS['pretty_formula']}"
-
-
 def infill_prompt(masked_text: str) -> str:
     """The prompt that asks which element `[MASK]` stands for in a crystal's text."""
     return f"{_INFILL_OPENING}{masked_text}{_INFILL_TASK}"

@@ -1,12 +1,11 @@
 import dataclasses
-import shutil
 
 import pytest
 
 from crystal_jax.checkpoint.easylm import write_easylm
 from crystal_jax.checkpoint.exchange import import_model
 from crystal_jax.checkpoint.hf import read_config
-from tests.checkpoint.sources import RandomSource
+from tests.checkpoint.sources import RandomSource, writable_copy
 from tests.experiments import training_config
 
 
@@ -25,11 +24,7 @@ def adapted(shared, tmp_path_factory):
 @pytest.fixture
 def folder(shared, tmp_path):
     """A copy of a Hugging Face folder of real weights, to be changed."""
-    copy = tmp_path / "stories"
-    shutil.copytree(shared / "weights/stories260K/stories260K-hf", copy)
-    for path in (copy, *copy.iterdir()):
-        path.chmod(0o755)
-    return copy
+    return writable_copy(shared / "weights/stories260K/stories260K-hf", tmp_path / "stories")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Checkpoints without a file, and the view of one that does not go through the code under test."""
 
 import re
+import shutil
 import zlib
 from pathlib import Path
 
@@ -55,3 +56,11 @@ def assert_same(ours, theirs) -> None:
         a, b = ours.read(name), theirs.read(source)
         assert (a.shape, a.dtype) == (b.shape, b.dtype), name
         assert a.tobytes() == b.tobytes(), name
+
+
+def writable_copy(folder, copy):
+    """Copies a folder of files, which may be read-only, to be changed; returns the copy."""
+    shutil.copytree(folder, copy)
+    for path in (copy, *copy.iterdir()):
+        path.chmod(0o755)
+    return copy

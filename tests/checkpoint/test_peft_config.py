@@ -8,17 +8,13 @@ from safetensors.numpy import load_file, save_file
 from crystal_jax.checkpoint.hf import HfSource
 from crystal_jax.checkpoint.peft import CONFIG, WEIGHTS, MergedSource, read_peft
 from crystal_jax.errors import UserError
-from tests.checkpoint.sources import assert_same
+from tests.checkpoint.sources import assert_same, writable_copy
 
 
 @pytest.fixture
 def adapter(shared, tmp_path):
     """A copy of a LoRA adapter of q and v of real weights, to be changed."""
-    copy = tmp_path / "adapter"
-    shutil.copytree(shared / "weights/stories260K/stories260K-peft", copy)
-    for path in (copy, *copy.iterdir()):
-        path.chmod(0o755)
-    return copy
+    return writable_copy(shared / "weights/stories260K/stories260K-peft", tmp_path / "adapter")
 
 
 @pytest.fixture

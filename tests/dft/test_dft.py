@@ -22,12 +22,6 @@ _VERDICTS = {name: True for name, kind in COLUMNS.items() if kind == "bool"} | {
 HULL = Hull([({"Na": 1, "Cl": 1}, -2.1)], {"Na": -1.3, "Cl": -1.8}, "test")
 
 
-@pytest.fixture(scope="module")
-def salt():
-    sodium = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
-    return Structure(5.64 * np.eye(3), ["Na"] * 4 + ["Cl"] * 4, [*sodium, *(sodium + 0.5)])
-
-
 @pytest.fixture
 def evaluation(tmp_path, salt):
     """As 'evaluate' leaves it: salt on the hull, salt far above it, and a failure."""
