@@ -14,13 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import numpy as np
 import peft
 import torch
 import transformers
 from absl import flags
 from flax import nnx
 
+from benchmarks.peer_examples import Example, collate
 from crystal_jax.checkpoint.layout import StateSource
 from crystal_jax.checkpoint.tensors import stream
 from crystal_jax.config import Experiment, LoraConfig
@@ -31,8 +31,6 @@ from crystal_jax.sharding import make_mesh, put_batch
 from crystal_jax.train.step import setup
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "torch", "transformers", "peft", "accelerate")
-
-Example = dict[str, list[int]]
 
 
 def begin(threads: int) -> None:
@@ -77,32 +75,6 @@ class Ours:
                 begin = time.perf_counter()
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - begin
-
-
-def unpack(batch: Batch) -> list[Example]:
-    """The examples of packed rows, as Hugging Face wants them: labels are the ids themselves, -100 does not count."""
-    examples = []
-    for row in range(len(batch["tokens"])):
-        for segment in range(1, batch["segments"][row].max() + 1):
-            tokens, targets, weights = (
-                batch[name][row][batch["segments"][row] == segment] for name in ("tokens", "targets", "weights")
-            )
-            labels = np.where(weights > 0, targets, -100)
-            examples.append({"input_ids": [*tokens.tolist(), int(targets[-1])], "labels": [-100, *labels.tolist()]})
-    return examples
-
-
-def collate(steps: Sequence[Sequence[Example]]) -> dict[str, torch.Tensor]:
-    """Pads the examples of one optimizer step to their longest. The Trainer's batch is one such step."""
-    (examples,) = steps
-    length = max(len(example["input_ids"]) for example in examples)
-
-    def padded(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor([example[name] + [fill] * (length - len(example[name])) for example in examples])
-
-    ids, labels = padded("input_ids", 0), padded("labels", -100)
-    lengths = torch.tensor([[len(example["input_ids"])] for example in examples])
-    return {"input_ids": ids, "labels": labels, "attention_mask": (torch.arange(length) < lengths).long()}
 
 
 def hugging_face_twin(experiment: Experiment, weights: nnx.State) -> transformers.LlamaForCausalLM:

@@ -29,20 +29,14 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _args.threads])
 os.environ["OMP_NUM_THREADS"] = str(_args.threads)
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from flax import nnx  # noqa: E402
 
+from benchmarks.decode_loop import Decoder, bare_step, masked_step, step_seconds  # noqa: E402
 from benchmarks.peer import begin, hugging_face_twin  # noqa: E402
 from crystal_jax.checkpoint.models import Trained, load_trained  # noqa: E402
 from crystal_jax.config import MeshConfig  # noqa: E402
 from crystal_jax.data.mp20 import open_split  # noqa: E402
-from crystal_jax.model.llama import Llama  # noqa: E402
 from crystal_jax.model.lora import count_parameters, merge_adapters  # noqa: E402
-from crystal_jax.sample.constraints import Grants, make_limits, to_device  # noqa: E402
-from crystal_jax.sample.decode import Rows, budget_of, draw, free_rows, write  # noqa: E402
-from crystal_jax.sample.guide import NEVER  # noqa: E402
 from crystal_jax.sample.scheduler import Engine  # noqa: E402
 from crystal_jax.sample.texts import Request  # noqa: E402
 from crystal_jax.sharding import make_mesh  # noqa: E402
@@ -50,8 +44,6 @@ from crystal_jax.text.automaton import TokenAutomaton  # noqa: E402
 from crystal_jax.text.grammar import crystal_automaton  # noqa: E402
 from crystal_jax.text.prompts import generation_prompt  # noqa: E402
 from crystal_jax.text.tokenizer import Tokenizer, completion_text, load_tokenizer, prompt_ids  # noqa: E402
-
-STEPS = 32  # of a timed decode loop: fewer than any crystal takes
 
 
 def main() -> None:
@@ -144,87 +136,25 @@ def generate(
     return [tuple(itertools.takewhile(lambda token: token != eos_id, row)) for row in written]
 
 
-def begun(trained: Trained, automaton: TokenAutomaton, rows: int) -> tuple[Rows, Grants]:
-    """Rows at the start of a crystal whose composition is asked for."""
-    rng = np.random.default_rng(0)
-    tables = to_device(automaton)
-    free = free_rows(trained.experiment.model, tables, rows=rows, prompt_tokens=32, max_tokens=automaton.max_tokens)
-    limits = make_limits(formula="LiFePO4", max_atoms=automaton.max_atoms)
-    return free._replace(
-        cache=free.cache._replace(length=jnp.full(rows, 32, jnp.int32)),
-        logits=jnp.asarray(rng.normal(size=free.logits.shape), jnp.float32),
-        state=jnp.broadcast_to(tables.start, rows),
-        wish=free.wish._replace(
-            temperature=jnp.ones(rows),
-            top_p=jnp.ones(rows),
-            limits=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *np.shape(leaf))), limits),
-        ),
-    ), Grants(jnp.ones((rows, len(automaton.values)), bool), jnp.full(rows, NEVER))
-
-
-Layers = list[nnx.State]
-Step = Callable[[Llama, Layers, Rows], Rows]
-
-
-def step_seconds(step: Step, trained: Trained, rows: Rows) -> float:
-    """The best time of a decode step, many of which run in one loop on the device, as in the engine."""
-    layers = jax.jit(lambda params: nnx.merge(trained.graph, params).layers())(trained.params)
-
-    def loop(params: nnx.State, layers: Layers, rows: Rows) -> Rows:
-        model = nnx.merge(trained.graph, params)
-        return jax.lax.fori_loop(0, STEPS, lambda _, rows: step(model, layers, rows), rows)
-
-    compiled = jax.jit(loop, donate_argnums=2)
-    times = []
-    for _ in range(6):
-        copy = jax.block_until_ready(jax.tree.map(jnp.copy, rows))
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(trained.params, layers, copy))
-        times.append(time.perf_counter() - start)
-    return min(times[1:]) / STEPS
-
-
-def masked_step(automaton: TokenAutomaton, grants: Grants) -> Step:
-    tables = to_device(automaton)
-
-    def step(model: Llama, layers: Layers, rows: Rows) -> Rows:
-        return write(model, tables, rows, grants, layers=layers, budget=budget_of(len(rows.state), tables))
-
-    return step
-
-
-def bare_step(automaton: TokenAutomaton) -> Step:
-    """The model, and a draw from its logits; as many tokens are read as with the grammar, and nothing is forbidden."""
-    tables = to_device(automaton)
-
-    def step(model: Llama, layers: Layers, rows: Rows) -> Rows:
-        keys = jax.vmap(jax.random.fold_in)(rows.wish.key, rows.written)
-        column = draw(keys, rows.logits, rows.wish.temperature, rows.wish.top_p)
-        chunk = jnp.broadcast_to(tables.token_ids[column][:, None], (len(column), 1 + tables.forced.shape[1]))
-        budget = budget_of(len(column), tables)
-        hidden, cache = model.extend(chunk, jnp.ones_like(column), rows.cache, layers=layers, budget=budget)
-        logits = model.unembed(hidden[:, :1], tables.token_ids)[:, 0]
-        return rows._replace(cache=cache, logits=logits, written=rows.written + 1)
-
-    return step
+def decoder_of(trained: Trained, automaton: TokenAutomaton) -> Decoder:
+    mesh = jax.tree.leaves(trained.params)[0].sharding.mesh
+    return Decoder(trained.graph, trained.params, trained.experiment, automaton, mesh)
 
 
 def limit(trained: Trained, automaton: TokenAutomaton) -> None:
     """One row: the time of a step against that of reading what it must read."""
-    rows, grants = begun(trained, automaton, 1)
-    seconds = step_seconds(masked_step(automaton, grants), trained, rows)
-    blocks = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params["blocks"]))
-    head = automaton.token_ids.size * trained.experiment.model.embed_dim * 4
-    cache = sum(leaf.nbytes for leaf in jax.tree.leaves((rows.cache.keys, rows.cache.values)))
+    decoder = decoder_of(trained, automaton)
+    tables, rows, grants = decoder.begin(1)
+    seconds = min(step_seconds(masked_step(tables, grants), decoder, rows))
     big = torch.ones(1 << 28)
     bandwidth = max(big.nbytes / timed(big.sum) for _ in range(5))
-    needed = blocks + head + cache
+    needed = decoder.bytes_read(rows)
     print(
         f"\n1 row: a step takes {1e3 * seconds:.2f} ms; it reads {needed / 2**20:.1f} MiB of weights and cache, which"
     )
     print(f"at {bandwidth / 1e9:.1f} GB/s, measured, take {1e3 * needed / bandwidth:.2f} ms: ", end="")
     print(f"{needed / bandwidth / seconds:.0%} of the limit")
-    bare = step_seconds(bare_step(automaton), trained, rows)
+    bare = min(step_seconds(bare_step(tables), decoder, rows))
     print(f"of it {1e3 * bare:.2f} ms are the model and a draw, the rest is grammar and masks")
 
 
@@ -236,9 +166,10 @@ def timed(function: Callable[[], object]) -> float:
 
 def constraints(trained: Trained, automaton: TokenAutomaton, rows: int) -> None:
     """A decode step with grammar, element and formula masks against the model and a draw alone."""
-    begin_rows, grants = begun(trained, automaton, rows)
-    masked = step_seconds(masked_step(automaton, grants), trained, begin_rows)
-    bare = step_seconds(bare_step(automaton), trained, begin_rows)
+    decoder = decoder_of(trained, automaton)
+    tables, begun, grants = decoder.begin(rows)
+    masked = min(step_seconds(masked_step(tables, grants), decoder, begun))
+    bare = min(step_seconds(bare_step(tables), decoder, begun))
     print(f"{rows} rows: a step takes {1e3 * masked:.2f} ms, without any mask {1e3 * bare:.2f} ms: ", end="")
     print(f"masks are {1 - bare / masked:.1%} of it")
 

@@ -31,7 +31,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.peer import Ours, begin, hugging_face_twin, peer_loss, peer_seconds, unpack, with_adapters  # noqa: E402
+from benchmarks.peer import Ours, begin, hugging_face_twin, peer_loss, peer_seconds, with_adapters  # noqa: E402
+from benchmarks.peer_examples import unpack  # noqa: E402
 from configs import mp20_open  # noqa: E402
 from crystal_jax.config import Experiment, LlamaConfig, from_config_dict  # noqa: E402
 from crystal_jax.data.examples import ExampleMaker  # noqa: E402

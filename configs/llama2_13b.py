@@ -2,7 +2,7 @@
 
 Variants: `paper` is the published recipe (Gruver et al., ICLR 2024): 256 crystals a step, 44 epochs, prompts in the
 loss, angles truncated. `tpu` sees the data as often, in steps of about 234 crystals, with the loss on completions
-only and the corrected text format.
+only and the corrected text format. `gpu` is `tpu` for one H100 or H200, in 8 micro-batches.
 
 A step's crystals follow from packing. With LLaMA-2's tokens and the paper's tasks an example of `mp20_open` has 269
 tokens on average and 467 at most; measured, a row of 512 holds 1.61 (16 bins), one of 1,024 3.65 (64 bins). Steps are
@@ -12,6 +12,7 @@ Result:   the paper reports, of 13B at temperature 1.0 / 0.7: structure valid 93
           90.0 / 92.4 %, stable by DFT 8.7 / 14.4 %. Ours is not yet trained: the weights could not be downloaded here
 Hardware: 16 chips of TPU v5e (4x4), or 16 of v4 (v4-32)
 Cost:     1.55 s a step on v5e-16 by the compiler's figures, so 2.2 hours: an estimate (docs/TPU.md), not measured
+          `gpu`: not measured yet (docs/GPU.md)
 Command:  crystal-jax train --config=configs/llama2_13b.py:tpu --workdir=runs/llama2_13b
               --config.base=models/llama2-13b --config.tokenizer.path=models/llama2-13b/tokenizer.model
 """
@@ -22,17 +23,19 @@ import ml_collections
 
 from crystal_jax.model.presets import LLAMA2
 
-VARIANTS = ("paper", "tpu")
+VARIANTS = ("paper", "tpu", "gpu")
 
 
 def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"Unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
-    paper = variant == "paper"
+    paper, gpu = variant == "paper", variant == "gpu"
     config = ml_collections.ConfigDict()
     config.model = dataclasses.asdict(LLAMA2["13b"])
     config.lora = dict(rank=8, alpha=32.0, targets=("q", "v"), dropout=0.05)
-    config.execution = dict(scan_layers=True, remat=True, keep_products=False, attention="einsum")
+    config.execution = dict(
+        scan_layers=True, remat=True, keep_products=False, attention="einsum", loss_chunk=256 if gpu else 0
+    )
     config.text = dict(version="paper" if paper else "v2", coordinates="fractional")
     config.tokenizer = dict(name="llama2", path="models/llama2-13b/tokenizer.model")
     config.task = dict(
@@ -55,7 +58,7 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         b2=0.999,
         weight_decay=0.0,
         clip_norm=1.0,
-        accumulate=1,
+        accumulate=8 if gpu else 1,
     )
     config.train = dict(
         num_steps=4_640 if paper else 5_110,
@@ -65,7 +68,7 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         eval_batches=16,
         keep=3,
         seed=0,
-        peak_tflops=197.0,  # of a v5e
+        peak_tflops=989.0 if gpu else 197.0,  # of an H100, or of a v5e
     )
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.base = "models/llama2-13b"

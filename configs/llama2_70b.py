@@ -2,7 +2,8 @@
 
 Variants: `paper` is the published recipe (Gruver et al., ICLR 2024): 32 crystals a step, 21 epochs, prompts in the
 loss, angles truncated. `tpu` sees the data as often, in steps of about 234 crystals, with the loss on completions
-only and the corrected text format. `int8` is `tpu` with the frozen kernels in 8 bits.
+only and the corrected text format. `int8` is `tpu` with the frozen kernels in 8 bits. `gpu` is `tpu` for one H100 or
+H200, with the frozen kernels in 4 bits (nf4), in 16 micro-batches.
 
 A step's crystals follow from packing. With LLaMA-2's tokens and the paper's tasks an example of `mp20_open` has 269
 tokens on average and 467 at most; measured, a row of 640 holds 2.13 (16 bins), one of 1,024 3.65 (64 bins). Steps are
@@ -13,6 +14,7 @@ Result:   the paper reports, of 70B at temperature 1.0 / 0.7: structure valid 96
 Hardware: 64 chips of TPU v5e (8x8) or v5p (4x4x4), or 256 of v5e (16x16)
 Cost:     2.0 s a step on 64 v5e by the compiler's figures, so 1.4 hours; 0.86 s on 64 v5p, 35 minutes: estimates
           (docs/TPU.md), not measured
+          `gpu`: not measured yet (docs/GPU.md)
 Command:  crystal-jax train --config=configs/llama2_70b.py:tpu --workdir=runs/llama2_70b
               --config.base=models/llama2-70b --config.tokenizer.path=models/llama2-70b/tokenizer.model
 """
@@ -23,17 +25,19 @@ import ml_collections
 
 from crystal_jax.model.presets import LLAMA2
 
-VARIANTS = ("paper", "tpu", "int8")
+VARIANTS = ("paper", "tpu", "int8", "gpu")
 
 
 def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"Unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
-    paper = variant == "paper"
+    paper, gpu = variant == "paper", variant == "gpu"
     config = ml_collections.ConfigDict()
     config.model = dataclasses.asdict(LLAMA2["70b"])
     config.lora = dict(rank=8, alpha=32.0, targets=("q", "v"), dropout=0.05)
-    config.execution = dict(scan_layers=True, remat=True, keep_products=False, attention="einsum")
+    config.execution = dict(
+        scan_layers=True, remat=True, keep_products=False, attention="einsum", loss_chunk=256 if gpu else 0
+    )
     config.text = dict(version="paper" if paper else "v2", coordinates="fractional")
     config.tokenizer = dict(name="llama2", path="models/llama2-70b/tokenizer.model")
     config.task = dict(
@@ -56,7 +60,7 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         b2=0.999,
         weight_decay=0.0,
         clip_norm=1.0,
-        accumulate=1,
+        accumulate=16 if gpu else 1,
     )
     config.train = dict(
         num_steps=16_760 if paper else 2_440,
@@ -66,10 +70,12 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         eval_batches=16,
         keep=3,
         seed=0,
-        peak_tflops=459.0,  # of a v5p
+        peak_tflops=989.0 if gpu else 459.0,  # of an H100, or of a v5p
     )
-    config.mesh = dict(data=1, fsdp=-1, tensor=8)
+    config.mesh = dict(data=1, fsdp=-1, tensor=1 if gpu else 8)
     config.base = "models/llama2-70b"
     if variant == "int8":
         config.quantize = dict(kind="int8")
+    if gpu:
+        config.quantize = dict(kind="nf4")
     return config

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,7 +19,10 @@ from crystal_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
-CACHED = P(("data", "fsdp"), "tensor")  # a layer's keys or values: rows, then heads where q, k and v have theirs
+HEADS = P(("data", "fsdp"), "tensor")  # rows, then heads where q, k and v have theirs
+Platform = Literal["cpu", "gpu", "tpu"]
+Layout = Literal["head_major", "stacked", "position_major"]  # of a KV cache: model/cache.py
+LAYOUTS: dict[Platform, Layout] = {"cpu": "head_major", "tpu": "stacked", "gpu": "position_major"}
 
 # First match wins. The leading None of a block's arrays is the layer axis. A quantised kernel is kept as codes and
 # scales that have its axes (model/quantize.py), so one row holds for all three. Adapters are replicated but for the
@@ -41,23 +44,30 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"ns_coeffs$", P()),  # Muon keeps the coefficients of its iteration in its state
     (r"guard/(losses|norms)$", P()),
 )
-# What reading a text token by token carries on.
-CACHE_RULES: tuple[tuple[str, P], ...] = (
-    (r"cache/(keys|values)/\d+(/(codes|scales))?$", CACHED),
-    (r"cache/(keys|values)(/(codes|scales))?$", P(None, *CACHED)),  # stacked along a layer axis
-    (r"cache/length$", BATCH),
-)
-# And what sampling does.
-DECODE_RULES: tuple[tuple[str, P], ...] = (
-    *CACHE_RULES,
-    (r"(logits|state|written|columns|log_probs|log_kept|strayed)$", BATCH),
-    (r"progress/(counts|least|site)$", BATCH),
-    (r"wish/(key|temperature|top_p|strict)$", BATCH),
-    (r"limits/(elements|required|formula|m(in|ax)_elements|m(in|ax)_atoms)$", BATCH),
-)
 # Rows that a run may do without: LLaMA-2 has no biases and no position embedding, tied embeddings have no head, full
-# training no adapters, AdamW no coefficients, sampling no guard, and a cache has one layout.
+# training no adapters, AdamW no coefficients, sampling no guard.
 _OPTIONAL = (r"/bias$", r"position_embedding$", r"lm_head$", r"lora_", r"ns_coeffs", r"guard/", r"cache/")
+
+
+def cache_spec(layout: Layout) -> P:
+    """Where the keys or values of a KV cache live: rows over data and fsdp, heads over tensor."""
+    return {"head_major": HEADS, "stacked": P(None, *HEADS), "position_major": P(HEADS[0], None, HEADS[1])}[layout]
+
+
+def cache_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
+    """The table for what reading a text token by token carries on."""
+    return (r"cache/(keys|values)(/\d+)?(/(codes|scales))?$", cache_spec(layout)), (r"cache/length$", BATCH)
+
+
+def decode_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
+    """And for what sampling does."""
+    return (
+        *cache_rules(layout),
+        (r"(logits|state|written|columns|log_probs|log_kept|strayed)$", BATCH),
+        (r"progress/(counts|least|site)$", BATCH),
+        (r"wish/(key|temperature|top_p|strict)$", BATCH),
+        (r"limits/(elements|required|formula|m(in|ax)_elements|m(in|ax)_atoms)$", BATCH),
+    )
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -79,7 +89,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices")
     types = (AxisType.Auto,) * len(AXES)
-    if devices[0].platform != "tpu":
+    if _platform(devices[0].platform) != "tpu":
         return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, *others = sizes
@@ -172,10 +182,19 @@ def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def on_tpu() -> bool:
-    """Whether what is being traced is for TPUs: the devices of `on_mesh`, there or not; without one, JAX's own."""
+def platform_of(mesh: Mesh) -> Platform:
+    """What kind of devices a mesh has; GPUs of all makers are one kind."""
+    return _platform(mesh.devices.flat[0].platform)
+
+
+def target_platform() -> Platform:
+    """What is being traced is for these devices: those of `on_mesh`, there or not; without one, JAX's own."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return (jax.default_backend() if device is None else device.platform) == "tpu"
+    return _platform(jax.default_backend() if device is None else device.platform)
+
+
+def _platform(name: str) -> Platform:
+    return "gpu" if name in ("gpu", "cuda", "rocm") else "tpu" if name == "tpu" else "cpu"
 
 
 def split_rows(x: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from crystal_jax.errors import UserError
 from crystal_jax.model.cache import empty_cache
 from crystal_jax.sample.constraints import to_device
 from crystal_jax.sample.decode import free_rows
-from crystal_jax.sharding import DECODE_RULES, RULES, make_mesh, on_mesh, split_rows, split_width, tree_shardings
+from crystal_jax.sharding import RULES, decode_rules, make_mesh, on_mesh, split_rows, split_width, tree_shardings
 from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import load_tokenizer
@@ -45,15 +45,20 @@ def test_meshes_that_do_not_fit(sizes, message):
 
 
 @pytest.mark.parametrize(
-    ("stacked", "spec"), [(False, P(("data", "fsdp"), "tensor")), (True, P(None, ("data", "fsdp"), "tensor"))]
+    ("layout", "spec"),
+    [
+        ("head_major", P(("data", "fsdp"), "tensor")),
+        ("stacked", P(None, ("data", "fsdp"), "tensor")),
+        ("position_major", P(("data", "fsdp"), None, "tensor")),
+    ],
 )
 @pytest.mark.parametrize("coded", [False, True])
-def test_texts_are_split_by_rows_and_caches_by_heads_too(stacked, spec, coded):
+def test_texts_are_split_by_rows_and_caches_by_heads_too(layout, spec, coded):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
     tables = to_device(crystal_automaton(load_tokenizer("atom_coordinate"), TextFormat(), max_atoms=1))
     sizes = dict(rows=4, prompt_tokens=3, max_tokens=11)
-    rows = jax.eval_shape(lambda: free_rows(TINY, tables, **sizes, stacked=stacked, coded=coded))
-    where = tree_shardings(rows, mesh, DECODE_RULES)
+    rows = jax.eval_shape(lambda: free_rows(TINY, tables, **sizes, layout=layout, coded=coded))
+    where = tree_shardings(rows, mesh, decode_rules(layout))
     assert {s.spec for s in jax.tree.leaves((where.cache.keys, where.cache.values))} == {spec}
     of_rows = jax.tree.leaves(where._replace(cache=where.cache.length))
     assert {s.spec for s in of_rows} == {P(("data", "fsdp"))}
@@ -64,7 +69,7 @@ def test_an_array_that_does_not_divide_is_named_with_its_shape_and_axis():
     cache = jax.eval_shape(lambda: empty_cache(TINY, batch=6, capacity=5))
     message = r"cache/keys/0 of shape \(6, 2, 8, 5\): axis 0 does not divide over the 4 devices of 'data' x 'fsdp'"
     with pytest.raises(UserError, match=message):
-        tree_shardings({"cache": cache}, mesh, DECODE_RULES)
+        tree_shardings({"cache": cache}, mesh, decode_rules("head_major"))
 
 
 def test_activations_are_split_on_the_mesh_of_the_step():

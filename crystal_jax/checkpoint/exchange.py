@@ -17,6 +17,7 @@ from crystal_jax.checkpoint.models import abstract_parameters, base_source, load
 from crystal_jax.checkpoint.peft import Adapter, MergedSource, adapter_of, read_peft, write_peft
 from crystal_jax.checkpoint.peft_config import EMBEDDING
 from crystal_jax.checkpoint.released import locate
+from crystal_jax.checkpoint.shards import SHARD_BYTES
 from crystal_jax.checkpoint.tensors import Source
 from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
 from crystal_jax.checkpoint.workdir import (
@@ -60,7 +61,15 @@ def _llama(experiment: Experiment, workdir: Path) -> LlamaConfig:
     return experiment.model
 
 
-def export_model(workdir: Path, source: Source, output: Path, *, dtype: str, step: int | None = None) -> None:
+def export_model(
+    workdir: Path,
+    source: Source,
+    output: Path,
+    *,
+    dtype: str,
+    step: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Writes a run's model, `merged_source`, as a Hugging Face folder that `load_trained` reads, too.
 
     Its tokenizer's files come along, where it has any.
@@ -68,7 +77,8 @@ def export_model(workdir: Path, source: Source, output: Path, *, dtype: str, ste
     experiment = read_experiment(workdir)
     file = experiment.tokenizer.path
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(file))
-    write_hf(output, source, dtype=dtype, special=(tokenizer.bos_id, tokenizer.eos_id))
+    special = tokenizer.bos_id, tokenizer.eos_id
+    write_hf(output, source, dtype=dtype, special=special, shard_bytes=shard_bytes)
     if file:
         copy_tokenizer(Path(file).parent, output)
     write_exported(output, experiment, step=existing_step(workdir, step))

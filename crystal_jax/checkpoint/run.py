@@ -42,6 +42,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("input", None, "File or folder to read.", flag_values=flag_values)
     flags.DEFINE_string("output", None, "File (easylm) or folder to write; must not exist.", flag_values=flag_values)
     flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "Type of the written tensors.", flag_values=flag_values)
+    flags.DEFINE_float(
+        "shard_megabytes",
+        None,
+        "For --to=hf: a file holds no more than so many 10^6 bytes, unless it be of one tensor; 5,000 by default.",
+        lower_bound=0.001,
+        flag_values=flag_values,
+    )
     flags.DEFINE_string("base", None, "The Hugging Face folder that an adapter adapts.", flag_values=flag_values)
     flags.DEFINE_string(
         "architecture",
@@ -89,6 +96,7 @@ def main(flag_values: flags.FlagValues) -> None:
         quantize=flag_values.quantize,
         block_size=flag_values.block_size,
         config=flag_values.config.to_dict() if flag_values.config else None,
+        shard_megabytes=flag_values.shard_megabytes,
     )
     print(f"{flag_values.to}: {flag_values.output}")
     if flag_values.partition_rules:
@@ -109,6 +117,7 @@ def convert(
     quantize: Literal["int8", "int4", "nf4"] = "int8",
     block_size: int = 64,
     config: Mapping[str, Any] | None = None,
+    shard_megabytes: float | None = None,
 ) -> None:
     """Converts one checkpoint; the flags are the arguments.
 
@@ -125,6 +134,8 @@ def convert(
     _check_choice("quantize", quantize, QUANTIZE)
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output")
+    if shard_megabytes is not None and write_as != "hf":
+        raise UserError("--shard_megabytes goes with --to=hf")
     if not (source_path.is_file() or source_path.is_dir()):
         raise UserError(f"{source_path}: no such file or folder")
     if partition_rules and read_as != "easylm":
@@ -155,16 +166,17 @@ def convert(
     if write_as == "easylm":
         easylm.write_easylm(output, source, dtype=hf.DTYPES[dtype])
         return
+    shard_bytes = hf.SHARD_BYTES if shard_megabytes is None else int(shard_megabytes * 1e6)
     # Before the model is written: it may be one that has no equal in these files.
     inside = gguf_tokenizer.tokenizer_files(source.metadata()) if isinstance(source, gguf.GgufSource) else {}
     if write_as == "quantized":
         kept = QuantizationConfig(kind=quantize, block_size=block_size)
         quantized.write_quantized(output, source, kept, dtype=dtype)
     elif read_as == "crystal_jax":
-        exchange.export_model(source_path, source, output, dtype=dtype, step=step)
+        exchange.export_model(source_path, source, output, dtype=dtype, step=step, shard_bytes=shard_bytes)
         return
     else:
-        hf.write_hf(output, source, dtype=dtype)
+        hf.write_hf(output, source, dtype=dtype, shard_bytes=shard_bytes)
     for name, content in inside.items():
         (output / name).write_bytes(content)
     copy_tokenizer(base if read_as == "peft" and base else source_path, output)

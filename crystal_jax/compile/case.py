@@ -1,4 +1,4 @@
-"""One program of one configuration on one topology: compiled, counted, and its time estimated."""
+"""One program of one configuration on one topology: compiled and, for TPUs, counted and its time estimated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import re
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 
 from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.compile.arithmetic import bytes_on_a_chip
-from crystal_jax.compile.chips import Chip
+from crystal_jax.compile.chips import GPU_MEMORY_FRACTION, Chip
 from crystal_jax.compile.cost import Cost, count
 from crystal_jax.compile.hlo import parse
 from crystal_jax.compile.programs import MEAN_COMPLETION, Lowered, lower, sampling_mesh, sampling_rows
@@ -27,6 +28,7 @@ from crystal_jax.sharding import AXES, make_mesh
 # Places of a row for each crystal, with LLaMA-2's tokens and the paper's tasks on mp20_open: 269 tokens, and 4.6 % of a
 # row of 1,024 stays empty when 64 rows are filled side by side.
 PLACES_PER_CRYSTAL = 282
+_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,28 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Floors:
+    """Seconds that no step undercuts at the peaks of `chips.py`; most steps take longer.
+
+    Attributes:
+        compute: Products: in training those that it cannot do without (model/flops.py), so no recomputation and no
+            attention; in sampling all of the equations', with a full cache.
+        memory: Reading weights and a full cache once; None but in decoding.
+    """
+
+    compute: float
+    memory: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """What was compiled and what came out, in bytes and operations on one chip.
+
+    A TPU's program is counted, and its time estimated (`cost`, `estimate`). A GPU's calls libraries and kernels whose
+    work its text does not tell: there are the `floors` instead. What a report lacks is None.
+
+    `memory` has, in bytes: arguments, outputs, what of these is aliased, temporaries, the compiler's peak, and the
+    limit; for GPUs also what sampling holds `beside` the program's arguments, and what is `needed` in all.
 
     `to_json` has it all but `text`, the program.
     """
@@ -83,16 +105,21 @@ class Report:
     expected_flops: float
     expected_bytes: float | None
     expected_arguments: int
-    cost: Cost
-    estimate: Estimate
+    cost: Cost | None
+    estimate: Estimate | None
+    floors: Floors | None
     versions: dict[str, str]
     text: str = dataclasses.field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """As nested dicts; the estimate has its sum."""
+        """As nested dicts, without what the report lacks of cost, estimate and floors; the estimate has its sum."""
         content = dataclasses.asdict(self)
         del content["text"]
-        content["estimate"]["step"] = self.estimate.step
+        for name in ("cost", "estimate", "floors"):
+            if content[name] is None:
+                del content[name]
+        if self.estimate is not None:
+            content["estimate"]["step"] = self.estimate.step
         return content
 
 
@@ -112,7 +139,7 @@ def compile_case(
 
     Args:
         experiment: The configuration.
-        where: The slices.
+        where: The slices, or GPUs.
         config: What to call the configuration in the report.
         what: train, prefill or decode.
         mesh: Another one than the configuration's; sampling has one of its own (`sampling_mesh`).
@@ -131,8 +158,22 @@ def compile_case(
         compiled = _compile(lowered, options, f"{config} {what} on {where.name}")
     seconds = time.perf_counter() - begin
     text = compiled.as_text() or ""
-    cost = count(parse(text), chips_per_slice=where.chips_per_slice if where.num_slices > 1 else None)
     sizes: Any = compiled.memory_analysis()
+    memory = {
+        "arguments": sizes.argument_size_in_bytes,
+        "outputs": sizes.output_size_in_bytes,
+        "aliased": sizes.alias_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes,
+        "peak": sizes.peak_memory_in_bytes,
+        "limit": where.chip.hbm_limit,
+    }
+    cost, bound, floors = None, None, None
+    if where.is_gpu:
+        memory |= _needed(memory, lowered.beside, f"{config} {what} on {where.name}")
+        floors = floors_of(experiment, what, lowered, where)
+    else:
+        cost = count(parse(text), chips_per_slice=where.chips_per_slice if where.num_slices > 1 else None)
+        bound = estimate(experiment, what, lowered, cost, where)
     return Report(
         config=config,
         what=what,
@@ -148,20 +189,14 @@ def compile_case(
         optimization_level=optimization_level,
         compiler_options=options,
         compile_seconds=seconds,
-        memory={
-            "arguments": sizes.argument_size_in_bytes,
-            "outputs": sizes.output_size_in_bytes,
-            "aliased": sizes.alias_size_in_bytes,
-            "temporaries": sizes.temp_size_in_bytes,
-            "peak": sizes.peak_memory_in_bytes,
-            "limit": where.chip.hbm_limit,
-        },
+        memory=memory,
         expected_flops=lowered.flops / len(where.devices),
         expected_bytes=lowered.bytes,
         expected_arguments=lowered.arguments,
         cost=cost,
-        estimate=estimate(experiment, what, lowered, cost, where),
-        versions=versions(("jax", "jaxlib", "libtpu", "flax")),
+        estimate=bound,
+        floors=floors,
+        versions=versions(("jax", "jaxlib", "jax-cuda13-plugin" if where.is_gpu else "libtpu", "flax")),
         text=text,
     )
 
@@ -195,15 +230,31 @@ def _optimization(level: str) -> Iterator[None]:
 
 def _compile(lowered: Lowered, options: dict[str, str], title: str) -> jax.stages.Compiled:
     try:
-        return lowered.program.compile(dict(options) or None)
+        with warnings.catch_warnings():
+            # JAX's cache of programs keeps those for GPUs that are not there, but cannot read them back, and says so.
+            warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
+            return lowered.program.compile(dict(options) or None)
     except jax.errors.JaxRuntimeError as error:
         text = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" in text:
-            raise UserError(
-                f"{title} does not fit: {_overflow(text)}; take more chips, fewer rows, a quantised base, or more "
-                "micro-batches (--config.optimizer.accumulate)"
-            ) from error
+            raise _does_not_fit(title, _overflow(text)) from error
         raise UserError(f"{title}: the compiler says: {text[:300]}") from error
+
+
+def _does_not_fit(title: str, what: str) -> UserError:
+    return UserError(
+        f"{title} does not fit: {what}; take more chips, fewer rows, a quantised base, or more micro-batches "
+        "(--config.optimizer.accumulate)"
+    )
+
+
+def _needed(memory: Mapping[str, int], beside: int, title: str) -> dict[str, int]:
+    """What a GPU must hold: its compiler does not refuse a program that is too large."""
+    needed = beside + memory["arguments"] + memory["outputs"] - memory["aliased"] + memory["temporaries"]
+    if needed > memory["limit"]:
+        sizes = f"{needed / _GIB:.2f}GiB of a chip's memory, which has {memory['limit'] / _GIB:.2f}GiB"
+        raise _does_not_fit(title, f"it needs {sizes} ({GPU_MEMORY_FRACTION:.0%} of the card's)")
+    return {"beside": beside, "needed": needed}
 
 
 def _overflow(text: str) -> str:
@@ -231,11 +282,26 @@ def estimate(experiment: Experiment, what: str, lowered: Lowered, cost: Cost, wh
         return times
     peak = chip.tflops * 1e12 * len(where.devices) * times.step
     if what == "train":
-        useful = train_flops_per_token(experiment.model, experiment.lora) * lowered.rows * lowered.length
+        useful = _train_flops(experiment, lowered)
         each = lowered.rows * lowered.length / PLACES_PER_CRYSTAL
     else:
         useful, each = lowered.flops, lowered.rows / MEAN_COMPLETION
     return dataclasses.replace(times, mfu=useful / peak, crystals_per_hour=3600 * each / times.step)
+
+
+def floors_of(experiment: Experiment, what: str, lowered: Lowered, where: Topology) -> Floors:
+    """What no program can undercut, whatever the compiler makes of it."""
+    chip = where.chip
+    products = _train_flops(experiment, lowered) if what == "train" else lowered.flops
+    return Floors(
+        compute=products / len(where.devices) / chip.tflops / 1e12,
+        memory=None if lowered.bytes is None else lowered.bytes / chip.hbm_gbps / 1e9,
+    )
+
+
+def _train_flops(experiment: Experiment, lowered: Lowered) -> float:
+    """What a training step cannot do without, on all chips together."""
+    return train_flops_per_token(experiment.model, experiment.lora) * lowered.rows * lowered.length
 
 
 def usable_links(chip: Chip, shape: tuple[int, ...]) -> float:

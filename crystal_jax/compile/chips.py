@@ -1,4 +1,4 @@
-"""TPU chips: what Google Cloud's documentation states of each, and what the compiler leaves a program of its memory."""
+"""TPU chips and NVIDIA GPUs: what their makers state of each, and what a program may use of its memory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,51 @@ from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What XLA's compiler asks of an NVIDIA GPU that is not there, as CUDA reports it of one that is.
+
+    Attributes:
+        description: The name that the driver gives it.
+        capability: Of CUDA: 9 for Hopper, 8 for Ampere; the minor version is 0.
+        accelerated: Whether the compiler may use what only this generation has, as sm_90a.
+        cores: Streaming multiprocessors.
+        fpus_per_core: Units for float32 in each.
+        shared_memory_per_core: Bytes in each.
+        shared_memory_per_block: Bytes that a block of threads may ask for.
+        l2_bytes: Second-level cache.
+        clock_ghz: Highest clock.
+        memory: Bytes.
+    """
+
+    description: str
+    capability: int
+    accelerated: bool
+    cores: int
+    fpus_per_core: int
+    shared_memory_per_core: int
+    shared_memory_per_block: int
+    l2_bytes: int
+    clock_ghz: float
+    memory: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One generation of TPUs.
+    """One generation of TPUs, or one kind of GPU.
 
     Attributes:
         name: As topologies are called.
         tflops: Peak of bfloat16 products, 10¹² a second.
         hbm_gbps: Memory bandwidth, 10⁹ bytes a second.
         ici_gbps: What a chip can receive from its neighbours over all of its links, 10⁹ bytes a second: half of the
-            bidirectional bandwidth that is published.
-        ici_axes: Axes of the torus that the links belong to.
+            bidirectional bandwidth that is published. A GPU's links are NVLink.
+        ici_axes: Axes of the torus that the links belong to; 1 where they lead to a switch.
         dcn_gbps: What a chip can receive from other slices, 10⁹ bytes a second; None where it is not published.
-        hbm_limit: What a program may use, bytes: the compiler (libtpu 0.0.42) says so when it refuses one.
+        hbm_limit: What a program may use, bytes. A TPU's compiler (libtpu 0.0.42) says so when it refuses a program. Of
+            a GPU's memory JAX takes what XLA_PYTHON_CLIENT_MEM_FRACTION says: the limit is that of
+            `GPU_MEMORY_FRACTION`, JAX's own is 0.75.
         source: Of the figures, but for the limit.
+        gpu: What the compiler must be told of a GPU; None of a TPU.
     """
 
     name: str
@@ -30,9 +62,13 @@ class Chip:
     dcn_gbps: float | None
     hbm_limit: int
     source: str
+    gpu: Gpu | None = None
 
 
 _GIB = 2**30
+# Of a GPU's memory, for one program: the CUDA context, the kernels and NCCL's buffers need the rest.
+GPU_MEMORY_FRACTION = 0.92
+
 CHIPS: Mapping[str, Chip] = {
     chip.name: chip
     for chip in (
@@ -75,6 +111,75 @@ CHIPS: Mapping[str, Chip] = {
             dcn_gbps=None,
             hbm_limit=int(31.25 * _GIB),
             source="cloud.google.com/tpu/docs/v6e",
+        ),
+    )
+}
+
+
+def _gpu(name: str, *, tflops: float, hbm_gbps: float, nvlink_gbps: float, source: str, gpu: Gpu) -> Chip:
+    return Chip(
+        name=name,
+        tflops=tflops,
+        hbm_gbps=hbm_gbps,
+        ici_gbps=nvlink_gbps,
+        ici_axes=1,
+        dcn_gbps=None,
+        hbm_limit=int(GPU_MEMORY_FRACTION * gpu.memory),
+        source=source,
+        gpu=gpu,
+    )
+
+
+# Peaks are of dense products: data sheets that state them "with sparsity" state the double.
+_H100 = Gpu(
+    description="NVIDIA H100 80GB HBM3",
+    capability=9,
+    accelerated=True,
+    cores=132,
+    fpus_per_core=128,
+    shared_memory_per_core=228 * 1024,
+    shared_memory_per_block=227 * 1024,
+    l2_bytes=50 * 2**20,
+    clock_ghz=1.98,
+    memory=int(79.1 * _GIB),  # what the driver reports of the 80 GB
+)
+GPUS: Mapping[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        _gpu(
+            "h100",
+            tflops=989,
+            hbm_gbps=3350,
+            nvlink_gbps=450,
+            source="NVIDIA H100 Tensor Core GPU data sheet, H100 SXM; CUDA C++ programming guide, capability 9.0",
+            gpu=_H100,
+        ),
+        _gpu(
+            "h200",
+            tflops=989,
+            hbm_gbps=4800,
+            nvlink_gbps=450,
+            source="NVIDIA H200 Tensor Core GPU data sheet, H200 SXM; CUDA C++ programming guide, capability 9.0",
+            gpu=dataclasses.replace(_H100, description="NVIDIA H200", memory=int(139.8 * _GIB)),
+        ),
+        _gpu(
+            "a100",
+            tflops=312,
+            hbm_gbps=2039,
+            nvlink_gbps=300,
+            source="NVIDIA A100 Tensor Core GPU data sheet, A100 80GB SXM; CUDA C++ programming guide, capability 8.0",
+            gpu=Gpu(
+                description="NVIDIA A100-SXM4-80GB",
+                capability=8,
+                accelerated=False,
+                cores=108,
+                fpus_per_core=64,
+                shared_memory_per_core=164 * 1024,
+                shared_memory_per_block=163 * 1024,
+                l2_bytes=40 * 2**20,
+                clock_ghz=1.41,
+                memory=int(79.2 * _GIB),
+            ),
         ),
     )
 }

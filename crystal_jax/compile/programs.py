@@ -16,8 +16,17 @@ from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.compile import arithmetic
 from crystal_jax.config import Experiment, MeshConfig, ModelConfig
 from crystal_jax.sample.constraints import DeviceAutomaton, Grants
-from crystal_jax.sample.decode import Prompts, Rows, free_rows, read_prompts, write
-from crystal_jax.sharding import DECODE_RULES, abstract, on_mesh, row_parts, tree_shardings
+from crystal_jax.sample.decode import Prompts, Rows, budget_of, free_rows, read_prompts, write
+from crystal_jax.sharding import (
+    LAYOUTS,
+    Platform,
+    abstract,
+    decode_rules,
+    on_mesh,
+    platform_of,
+    row_parts,
+    tree_shardings,
+)
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.train.step import plan
 
@@ -26,8 +35,11 @@ WHATS = ("train", "prefill", "decode")
 # of mp20_open. tests/compile checks them against the tokenizer, where it is at hand.
 STATES, COLUMNS, KINDS, VALUES = 1938, 97, 290, 1473
 MAX_ATOMS, MAX_TOKENS, PROMPT_TOKENS = 20, 387, 38
+FORCED = 4  # tokens that this grammar forces in a row, at most
 MEAN_COMPLETION = 207
-_ROWS_AT_MOST = 256  # on a chip's share of the mesh: beyond, a step takes longer and hardly yields more
+# On a chip's share of the mesh. Beyond, a TPU's step takes longer and hardly yields more; a GPU has several times the
+# arithmetic for each byte of memory bandwidth, and gains from more rows for longer.
+_ROWS_AT_MOST: dict[Platform, int] = {"tpu": 256, "gpu": 512, "cpu": 256}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +53,7 @@ class Lowered:
         arguments: What its arguments take on a chip, bytes.
         rows: Rows of a batch, in training or sampling.
         length: Tokens of a row, or positions of the cache.
+        beside: What sampling on a GPU holds on a chip besides the program's arguments, bytes.
     """
 
     program: jax.stages.Lowered
@@ -49,6 +62,7 @@ class Lowered:
     arguments: int
     rows: int
     length: int
+    beside: int = 0
 
 
 def lower(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:
@@ -100,18 +114,25 @@ def sampling_rows(
     head = model.head_dim + 4 if coded else model.head_dim * jnp.dtype(model.dtype).itemsize
     position = 2 * model.num_layers * model.num_kv_heads * head
     row = position * (PROMPT_TOKENS + MAX_TOKENS) / mesh.shape["tensor"]
+    platform = platform_of(mesh)
     free = 0.9 * hbm - arithmetic.bytes_on_a_chip(states)
-    each = min(max(int(free / row), 1), _ROWS_AT_MOST)
+    if LAYOUTS[platform] != "stacked":
+        free -= arithmetic.bytes_on_a_chip([state["blocks"] for state in states])  # the sampler's copy, layer by layer
+    each = min(max(int(free / row), 1), _ROWS_AT_MOST[platform])
     return 2 ** int(math.log2(each)) * row_parts(mesh)
 
 
 def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:
     """`read_prompts` (prefill, of one prompt) or `write` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
 
-    The cache is updated in place. Each token is drawn: with as many rows, forced ones are not worth a step of several
-    tokens.
+    The cache is updated in place. On TPUs each token is drawn: with as many rows, forced ones are not worth a step of
+    several tokens. On GPUs the step is the sampler's (`sample/scheduler.py`): unrolled over the layers, whose weights
+    it takes one by one, and with the forced tokens.
     """
     graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
+    layout = LAYOUTS[platform_of(mesh)]
+    unrolled = layout != "stacked"
+    forced = FORCED if unrolled else 0
     everywhere = NamedSharding(mesh, P())
 
     def whole(dtype: Any, *shape: int) -> Any:
@@ -121,7 +142,7 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
         token_ids=whole(jnp.int32, COLUMNS),
         allowed=whole(jnp.bool_, STATES, COLUMNS),
         next_state=whole(jnp.int32, STATES, COLUMNS),
-        forced=whole(jnp.int32, STATES, 0),
+        forced=whole(jnp.int32, STATES, forced),
         **{name: whole(jnp.int32, STATES) for name in ("num_forced", "after", "completed", "turn", "kind")},
         **{name: whole(jnp.int32, KINDS, COLUMNS) for name in ("first", "last", "complete")},
         elements=whole(jnp.int32, len(ELEMENTS)),
@@ -132,13 +153,22 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
 
     def prefill(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, tokens: Any, count: Any) -> Prompts:
         with on_mesh(mesh):
-            return read_prompts(nnx.merge(graph, params, frozen), tables, tokens, count, stacked=True)
+            return read_prompts(nnx.merge(graph, params, frozen), tables, tokens, count, layout=layout)
 
     grants = Grants(whole(jnp.bool_, rows, VALUES), whole(jnp.int32, rows))
+    layers = _layers(graph, params, frozen, experiment.model.num_layers) if unrolled else None
+    budget = budget_of(rows, tables) if unrolled and mesh.size == 1 else None
 
-    def decode(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Rows:
+    def decode(
+        params: nnx.State,
+        frozen: nnx.State,
+        layers: list[nnx.State] | None,
+        tables: DeviceAutomaton,
+        rows: Rows,
+        grants: Grants,
+    ) -> Rows:
         with on_mesh(mesh):
-            return write(nnx.merge(graph, params, frozen), tables, rows, grants)
+            return write(nnx.merge(graph, params, frozen), tables, rows, grants, layers=layers, budget=budget)
 
     def begin(tables: DeviceAutomaton) -> Rows:
         return free_rows(
@@ -147,31 +177,34 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
             rows=rows,
             prompt_tokens=PROMPT_TOKENS,
             max_tokens=MAX_TOKENS,
-            stacked=True,
+            layout=layout,
             coded=coded,
         )
 
     held = params, frozen, tables
     blank = jax.eval_shape(begin, tables)
-    where = tree_shardings(blank, mesh, DECODE_RULES)
+    where = tree_shardings(blank, mesh, decode_rules(layout))
     carried = abstract(blank, where)
     ranks = dict.fromkeys(experiment.lora.targets, experiment.lora.rank)
 
-    def flops(rows: int, capacity: int) -> float:
+    def flops(tokens: int, capacity: int) -> float:
         cfg = experiment.model
-        return arithmetic.decode_flops(cfg, rows=rows, capacity=capacity, columns=COLUMNS, adapter_ranks=ranks)
+        return arithmetic.decode_flops(cfg, rows=tokens, capacity=capacity, columns=COLUMNS, adapter_ranks=ranks)
 
+    held_beside: list[Any]
     if what == "prefill":
         arguments: tuple = (held, prompt)
         program = jax.jit(prefill, out_shardings=everywhere).lower(*held, *prompt)
-        length = PROMPT_TOKENS
+        length, held_beside = PROMPT_TOKENS, [layers, carried.cache]
         # Every token looks at all places of the prompt, those after it too.
         products, needed = flops(PROMPT_TOKENS, PROMPT_TOKENS), None
     else:
         arguments = (held, carried)
-        program = jax.jit(decode, donate_argnums=3, out_shardings=where).lower(*held, carried, grants)
-        length = carried.cache.capacity
-        products = flops(rows, length)
+        compiled = jax.jit(decode, donate_argnums=4, out_shardings=where)
+        program = compiled.lower(params, frozen, layers, tables, carried, grants)
+        # Parameters that a program does not use are not among its arguments. The sampler holds them all the same.
+        length, held_beside = carried.cache.capacity, [state["blocks"] for state in (params, frozen)]
+        products = flops(budget or rows * (1 + forced), length)
         needed = arithmetic.decode_bytes((params, frozen), (carried.cache.keys, carried.cache.values))
     return Lowered(
         program,
@@ -180,4 +213,16 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
         arguments=arithmetic.bytes_on_a_chip(arguments),
         rows=rows,
         length=length,
+        beside=arithmetic.bytes_on_a_chip(held_beside) if unrolled else 0,
     )
+
+
+def _layers(graph: nnx.GraphDef, params: nnx.State, frozen: nnx.State, number: int) -> list[nnx.State]:
+    """What `Transformer.layers` returns, in shapes: each layer is split over the mesh as their stack is."""
+
+    def one(stack: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(stack.sharding.mesh, P(*stack.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=where)
+
+    blocks = nnx.state(nnx.merge(graph, params, frozen).blocks)
+    return [jax.tree.map(one, blocks)] * number

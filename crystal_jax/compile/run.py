@@ -1,10 +1,12 @@
-"""Compiles a configuration's programs for TPUs without a TPU, and says what they need.
+"""Compiles a configuration's programs for TPUs or NVIDIA GPUs that are not there, and says what they need.
 
-The very training step, and sampling's prompt reader (prefill) and token writer (decode), are compiled by the TPU's own
-compiler for the slice that --topology names: generation and shape in chips, as v5e:4x4 or v5p:4x4x4. Printed, and
-written to --output as JSON: memory of a chip against its limit, products against what the model's equations ask for,
-memory traffic, what chips send each other, and an estimate of the time of a step at the chip's published peaks. A
-program that does not fit is refused, with the bytes it needs. The compiler comes with: pip install 'crystal-jax[tpu]'.
+The very training step, and sampling's prompt reader (prefill) and token writer (decode), are compiled by the devices'
+own compiler for what --topology names: a TPU slice by generation and shape in chips, as v5e:4x4 or v5p:4x4x4, or the
+GPUs of a host, as h100:8. Printed, and written to --output as JSON, is the memory of a chip against its limit. For TPUs
+also: products against what the model's equations ask for, memory traffic, what chips send each other, and an estimate
+of the time of a step at the chip's published peaks. For GPUs, whose programs call libraries: the time that the products
+and the memory traffic of the equations take at those peaks, which no step undercuts. A program that does not fit is
+refused, with the bytes it needs. The compilers come with: pip install 'crystal-jax[tpu]', 'crystal-jax[cuda]'.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     config_flags.DEFINE_config_file(
         "config", None, "Run configuration: FILE.py or FILE.py:variant.", flag_values=flag_values
     )
-    flags.DEFINE_string("topology", None, "Slice: generation and shape, as v5e:4x4.", flag_values=flag_values)
+    flags.DEFINE_string("topology", None, "Slice or GPUs: v5e:4x4, h100:8.", flag_values=flag_values)
     flags.DEFINE_integer(
         "num_slices",
         1,
@@ -72,7 +74,7 @@ def main(flag_values: flags.FlagValues) -> None:
     """Entry of `crystal-jax compile`."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # a TPU that is there is not needed, and may be busy
+    jax.config.update("jax_platforms", "cpu")  # a TPU or GPU that is there is not needed, and may be busy
     try:
         config = flag_values.config.to_dict()
     except OSError as error:  # ml_collections reports a file that does not load at the first use

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from crystal_jax.compile.case import Report
+from crystal_jax.compile.case import Estimate, Floors, Report
+from crystal_jax.compile.chips import GPU_MEMORY_FRACTION
+from crystal_jax.compile.cost import Cost
 
 _GIB = 2**30
 
 
 def show(report: Report) -> str:
     """Some twenty lines; bytes and operations are those of one chip."""
-    memory, cost, estimate = report.memory, report.cost, report.estimate
     mesh = ", ".join(f"{name} {size}" for name, size in report.mesh.items())
     slices = f"{report.num_slices} x " if report.num_slices > 1 else ""
     accumulated = f" in {report.accumulate} micro-batches" if report.accumulate > 1 else ""
@@ -18,8 +19,23 @@ def show(report: Report) -> str:
         ("base", report.base + (f", cache {report.cache}" if report.what == "decode" else "")),
         ("batch", f"{report.rows} rows x {report.length}{accumulated}"),
         ("compiled in", f"{report.compile_seconds:.0f} s, optimisation level {report.optimization_level}"),
-        ("HBM: arguments", _gib(memory["arguments"])),
-        ("HBM: temporaries", _gib(memory["temporaries"])),
+        ("HBM: arguments", _gib(report.memory["arguments"])),
+        ("HBM: temporaries", _gib(report.memory["temporaries"])),
+    ]
+    devices = "chips"
+    if report.cost is not None and report.estimate is not None:
+        rows += _counted(report, report.cost, report.estimate)
+    elif report.floors is not None:
+        devices = "GPUs"
+        rows += _bounded(report, report.floors)
+    head = f"{report.config} {report.what} on {slices}{report.topology} ({report.chips} {devices})"
+    return "\n".join([head, *(f"  {name:<20}{value}" for name, value in rows)])
+
+
+def _counted(report: Report, cost: Cost, estimate: Estimate) -> list[tuple[str, str]]:
+    """Of a TPU's program."""
+    memory = report.memory
+    rows = [
         ("HBM: peak", f"{_gib(memory['peak'])} of {memory['limit'] / _GIB:.2f}"),
         ("products", f"{cost.flops / 1e12:.3f} TFLOP, {cost.flops / report.expected_flops:.3f} of the equations'"),
         ("HBM traffic", _gib(cost.bytes) + _against(cost.bytes, report.expected_bytes)),
@@ -37,8 +53,28 @@ def show(report: Report) -> str:
     if estimate.mfu is not None and estimate.crystals_per_hour is not None:
         rows.append(("estimated MFU", f"{estimate.mfu:.0%}"))
         rows.append(("estimated crystals", f"{estimate.crystals_per_hour:,.0f} an hour"))
-    head = f"{report.config} {report.what} on {slices}{report.topology} ({report.chips} chips)"
-    return "\n".join([head, *(f"  {name:<20}{value}" for name, value in rows)])
+    return rows
+
+
+def _bounded(report: Report, floors: Floors) -> list[tuple[str, str]]:
+    """Of a GPU's program, of which the compiler tells the memory only."""
+    memory = report.memory
+    rows = []
+    if memory["beside"]:
+        rows.append(("HBM: beside", f"{_gib(memory['beside'])} of weights and cache that sampling holds meanwhile"))
+    limit = f"{memory['limit'] / _GIB:.2f}, {GPU_MEMORY_FRACTION:.0%} of the card's"
+    rows += [
+        ("HBM: needed", f"{_gib(memory['needed'])} of {limit}"),
+        ("products", f"{report.expected_flops / 1e12:.3f} TFLOP by the equations; the program's are not counted"),
+    ]
+    if report.expected_bytes is not None:
+        rows.append(("weights and cache", _gib(report.expected_bytes)))
+    steps = {"train": "step", "prefill": "prompt", "decode": "step with a full cache"}
+    fastest = f"at the card's peak; no {steps[report.what]} is faster"
+    rows.append(("floor: products", f"{1e3 * floors.compute:.1f} ms {fastest}"))
+    if floors.memory is not None:
+        rows.append(("floor: HBM", f"{1e3 * floors.memory:.1f} ms {fastest}"))
+    return rows
 
 
 def _gib(number: float) -> str:

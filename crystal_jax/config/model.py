@@ -206,8 +206,9 @@ class ExecutionConfig:
         remat: Recompute a block's activations in the backward pass instead of keeping them.
         keep_products: Of what `remat` would recompute, keep what products with weights and splash kernels return: a
             quarter fewer operations, and several times the memory.
-        attention: How packed rows attend on a TPU: `einsum`, or `splash`, JAX's hand-written kernels, which save memory
-            traffic (docs/TPU.md). Elsewhere it is einsums either way.
+        attention: How tokens attend to each other: `einsum`, or a hand-written kernel that keeps its weights on the
+            chip. `splash` is JAX's for packed rows on a TPU (docs/TPU.md), `cudnn` is cuDNN's for packed rows and for
+            decoding on an NVIDIA GPU, in 16 bits (docs/GPU.md). On other devices both mean einsums.
         loss_chunk: Places of a row whose logits a training step computes at once, only those that count in the loss; it
             divides the row. 0: all places at once, which is faster where the vocabulary is small.
     """
@@ -216,12 +217,12 @@ class ExecutionConfig:
     remat: bool
     loss_chunk: int = 0
     keep_products: bool = False
-    attention: Literal["einsum", "splash"] = "einsum"
+    attention: Literal["einsum", "splash", "cudnn"] = "einsum"
 
     def __post_init__(self):
         require(
-            self.attention in ("einsum", "splash"),
-            f"execution.attention={self.attention!r} is neither einsum nor splash",
+            self.attention in ("einsum", "splash", "cudnn"),
+            f"execution.attention={self.attention!r} is none of einsum, splash, cudnn",
         )
         require(
             self.remat or not self.keep_products,

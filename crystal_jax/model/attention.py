@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.model.cache import Coded
 
@@ -40,6 +40,53 @@ def attend_cached(
     total = weights.sum(axis=-1, keepdims=True)
     mixed = _mixture("bkqs,bksh->bkqh", weights, values, q.dtype) / total
     return _ungroup(mixed.astype(q.dtype).reshape(q.shape))
+
+
+def attend_positions(
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b s k h"] | Coded,
+    values: Float[Array, "b s k h"] | Coded,
+    mask: Bool[Array, "b 1 t s"],
+    length: Int[Array, " b"],
+    *,
+    fused: bool,
+) -> Float[Array, "b t n h"]:
+    """As `attend`, with the axes of a GPU's cache; it has no gradient of its own.
+
+    Args:
+        q: Queries of new tokens.
+        keys: What is cached, the new tokens included.
+        values: As `keys`.
+        mask: Which positions each token sees; none from `length` on.
+        length: Positions that any token of a row sees: the fused kernel reads no more.
+        fused: Attend by cuDNN's kernel, if it can (`fits_cudnn`).
+    """
+    if not isinstance(keys, Coded):
+        ours = dict(key_value_seq_lengths=length, implementation="cudnn") if fused and fits_cudnn(q) else {}
+        return jax.nn.dot_product_attention(q, keys, values, mask=mask, **ours)
+    q = _group(q, keys.codes.shape[2])
+    scales = jax.tree.map(lambda part: part.swapaxes(1, 2), (keys.scales, values.scales))
+    scores = _scores("bkgth,bskh->bkgts", q, keys._replace(scales=scales[0]))
+    scores = jnp.where(mask[:, :, None], scores, -jnp.inf)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = _mixture("bkgts,bskh->bkgth", weights, values._replace(scales=scales[1]), q.dtype)
+    return _ungroup((mixed / total).astype(q.dtype))
+
+
+def attend_packed(
+    q: Float[Array, "b t n h"], k: Float[Array, "b t k h"], v: Float[Array, "b t k h"], mask: Bool[Array, "b 1 t t"]
+) -> Float[Array, "b t n h"]:
+    """As `attend`, of packed rows by cuDNN's kernel and its gradient; `mask` is causal.
+
+    The [t, t] weights never leave the chip. Attention between the crystals of a row is masked, not skipped.
+    """
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
+
+
+def fits_cudnn(q: Float[Array, "b t n h"]) -> bool:
+    """Whether cuDNN's attention takes queries of this type and size (jax._src.cudnn: H <= 128 before Hopper)."""
+    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 class Past(NamedTuple):

@@ -5,15 +5,23 @@ Axis letters: l layer, b batch, k key/value heads, s cached position, t new posi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int, Int8
 
 from crystal_jax.config import ModelConfig
-from crystal_jax.sharding import BATCH, CACHED, on_each_device
+from crystal_jax.sharding import BATCH, Layout, cache_spec, on_each_device
+
+# The axes of keys and of values. See `Cache` for the reasons.
+AXES: dict[Layout, tuple[str, str]] = {
+    "head_major": ("bkhs", "bksh"),
+    "stacked": ("lbksh", "lbksh"),
+    "position_major": ("bskh", "bskh"),
+}
 
 _LARGEST = 127  # -128 stays unused: a number and its negative get opposite codes
 
@@ -43,33 +51,39 @@ def decode(coded: Coded, dtype: jnp.dtype | str, *, axis: int = -1) -> Float[Arr
     return (coded.codes * jnp.expand_dims(coded.scales, axis)).astype(dtype)
 
 
-class Cache(NamedTuple):
-    """Keys and values of the positions read so far, one array a layer, or all layers in one.
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "length"], meta_fields=["layout"])
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the positions read so far (a KV cache), in the layout that the device reads fastest.
 
-    Heads stand before positions: a decode step then reads each head's keys in one piece, which on CPU is worth a
-    factor of five over any layout with a layer axis in front. On a TPU the layers are a loop, and what a loop reads
-    and writes must be one array.
-
-    A layer's own keys have their positions last. The scores of several new tokens are then a product whose right side
-    lies as XLA's products on CPU want it: they take a third of the time.
+    head_major      For CPUs. One array a layer; heads stand before positions, so that a decode step reads each head's
+                    keys in one piece: five times faster there than with a layer axis in front. The keys' positions
+                    are last: the scores of several new tokens are then a product whose right side lies as XLA's
+                    products on CPU want it, in a third of the time.
+    stacked         For TPUs. One array for all layers: the layers are a loop, and what a loop reads and writes must be
+                    one array.
+    position_major  For GPUs. One array a layer, with the axes that cuDNN's attention reads; new positions are written
+                    in one piece.
 
     Each row has its own length, so that rows at different places of different texts are read side by side.
 
     Attributes:
-        keys: num_layers arrays of shape [b, k, h, s], or one [l, b, k, s, h]; each of them may be `Coded`.
-        values: num_layers arrays of shape [b, k, s, h], or one [l, b, k, s, h]; coded where keys are. What stands
-            beyond a row's length is never attended to.
-        length: Positions filled in each row.
+        keys: num_layers arrays, or one where they are stacked, with the axes of `AXES`; each may be `Coded`.
+        values: As `keys`; coded where keys are. What stands beyond a row's length is never attended to.
+        length: Positions filled in each row, [b].
+        layout: One of the three.
     """
 
-    keys: tuple[Float[Array, "b k h s"] | Coded, ...] | Float[Array, "l b k s h"] | Coded
-    values: tuple[Float[Array, "b k s h"] | Coded, ...] | Float[Array, "l b k s h"] | Coded
-    length: Int[Array, " b"]
+    # JAX rebuilds it with shapes, shardings or axes in place of arrays, so their types cannot be stated.
+    keys: Any
+    values: Any
+    length: Any
+    layout: Layout
 
     @property
     def stacked(self) -> bool:
         """Whether all layers are in one array."""
-        return isinstance(self.keys, Coded) or not isinstance(self.keys, tuple)
+        return self.layout == "stacked"
 
     @property
     def coded(self) -> bool:
@@ -79,17 +93,25 @@ class Cache(NamedTuple):
     @property
     def capacity(self) -> int:
         """Positions that a row has room for."""
-        return jax.tree.leaves(self.values)[0].shape[-2]
+        return jax.tree.leaves(self.values)[0].shape[AXES[self.layout][1].index("s")]
 
-    @property
-    def positions(self) -> tuple[Any, Any]:
-        """The axis of the positions in each array of keys and of values."""
-        return _positions(self.keys, -2 if self.stacked else -1), _positions(self.values, -2)
+    def replace(self, **changes: Any) -> Cache:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+    def axes(self, name: Literal["s", "b"]) -> tuple[Any, Any]:
+        """Where each array of keys and of values has the axis of positions (s) or rows (b)."""
+        return tuple(  # type: ignore[return-value]
+            _axes(part, axes, name) for part, axes in zip((self.keys, self.values), AXES[self.layout], strict=True)
+        )
 
 
-def _positions(part: Any, axis: int) -> Any:
+def _axes(part: Any, axes: str, name: str) -> Any:
+    """The place of an axis in each array; scales lack h."""
+    scales = axes.replace("h", "").index(name)
+
     def of(array: Any) -> Any:
-        return Coded(axis, -1) if _is_coded(array) else axis  # type: ignore[arg-type]
+        return Coded(axes.index(name), scales) if _is_coded(array) else axes.index(name)  # type: ignore[arg-type]
 
     return jax.tree.map(of, part, is_leaf=_is_coded)
 
@@ -98,27 +120,34 @@ def _is_coded(part: Any) -> bool:
     return isinstance(part, Coded)
 
 
-def empty_cache(cfg: ModelConfig, *, batch: int, capacity: int, stacked: bool = False, coded: bool = False) -> Cache:
-    """A cache for `capacity` positions of `batch` rows.
+def arrange(x: Float[Array, "b t k h"], axes: str) -> Array:
+    """New keys or values of a layer, with the axes of a cache's."""
+    return jnp.einsum(f"bskh->{axes}", x)
 
-    It is `stacked` for `Transformer.extend` to loop over the layers, and `coded` to take half the memory of bfloat16.
-    """
-    shape = (batch, cfg.num_kv_heads, capacity, cfg.head_dim)
-    length = jnp.zeros(batch, jnp.int32)
-    if stacked:
-        keys, values = (jnp.zeros((cfg.num_layers, *shape), cfg.dtype) for _ in range(2))
-        cache = Cache(keys, values, length)
-    else:
-        blank = [jnp.zeros(shape, cfg.dtype) for _ in range(2 * cfg.num_layers)]
-        cache = Cache(tuple(k.swapaxes(-1, -2) for k in blank[::2]), tuple(blank[1::2]), length)
+
+def empty_cache(
+    cfg: ModelConfig, *, batch: int, capacity: int, layout: Layout = "head_major", coded: bool = False
+) -> Cache:
+    """A cache for `capacity` positions of `batch` rows; `coded`, it takes half the memory of bfloat16."""
+    size = {"l": cfg.num_layers, "b": batch, "k": cfg.num_kv_heads, "s": capacity, "h": cfg.head_dim}
+
+    def blank(axes: str) -> Any:
+        shape = [size[axis] for axis in axes]
+        each = [jnp.zeros(shape, cfg.dtype) for _ in range(1 if layout == "stacked" else cfg.num_layers)]
+        return each[0] if layout == "stacked" else tuple(each)
+
+    keys, values = map(blank, AXES[layout])
+    cache = Cache(keys, values, jnp.zeros(batch, jnp.int32), layout)
     return _encode_all(cache) if coded else cache
 
 
 def _encode_all(cache: Cache) -> Cache:
     """A cache whose keys and values are rounded."""
-    axis = -1 if cache.stacked else -2  # of h in the keys
-    keys = jax.tree.map(lambda part: encode(part, axis=axis), cache.keys)
-    return Cache(keys, jax.tree.map(encode, cache.values), cache.length)
+    keys, values = (
+        jax.tree.map(functools.partial(encode, axis=axes.index("h")), part)
+        for part, axes in zip((cache.keys, cache.values), AXES[cache.layout], strict=True)
+    )
+    return cache.replace(keys=keys, values=values)
 
 
 def append(cache: Cache, keys: Any, values: Any, count: Int[Array, " b"]) -> Cache:
@@ -127,30 +156,29 @@ def append(cache: Cache, keys: Any, values: Any, count: Int[Array, " b"]) -> Cac
     The cache is stacked; keys and values are [l, b, k, t, h], coded where it is.
     """
     old, new = (cache.keys, cache.values), (keys, values)
-    all_keys, all_values = _write(old, new, cache.length, axes=cache.positions, held=P(None, *CACHED))
-    return Cache(all_keys, all_values, cache.length + count)
+    all_keys, all_values = _write(old, new, cache.length, cache.layout)
+    return cache.replace(keys=all_keys, values=all_values, length=cache.length + count)
 
 
 def append_layer(
     past: tuple[Any, Any],
-    keys: Float[Array, "b k t h"],
-    values: Float[Array, "b k t h"],
+    keys: Float[Array, "b t k h"],
+    values: Float[Array, "b t k h"],
     length: Int[Array, " b"],
+    layout: Layout,
 ) -> tuple[Any, Any]:
     """As `append`, of one layer's own keys and values, which it codes where the past is coded."""
-    new: tuple[Any, Any] = (keys.swapaxes(-1, -2), values)
+    new: tuple[Any, ...] = tuple(arrange(x, axes) for x, axes in zip((keys, values), AXES[layout], strict=True))
     if _is_coded(past[0]):
-        new = encode(new[0], axis=-2), encode(values)
-    return _write(past, new, length, axes=(_positions(past[0], -1), _positions(past[1], -2)), held=CACHED)
+        new = tuple(encode(x, axis=axes.index("h")) for x, axes in zip(new, AXES[layout], strict=True))
+    return _write(past, new, length, layout)
 
 
-def _write(old: Any, new: Any, length: Array, *, axes: Any, held: P) -> Any:
-    """Puts new positions, whose axis is given for each array, behind the `length` that each row has.
-
-    Row by row, each device its own rows: a slice of one row is written in place. The scatter that would write all rows
-    at once is slow on CPU, and a TPU's copies the whole cache where the heads of a device do not fill its tiles.
-    """
-    rows = len(held) - len(CACHED)  # their axis
+def _write(old: Any, new: Any, length: Array, layout: Layout) -> Any:
+    """Puts new positions behind the `length` that each row has, each device its own rows."""
+    held = cache_spec(layout)
+    rows = AXES[layout][0].index("b")
+    axes = tuple(_axes(part, names, "s") for part, names in zip(old, AXES[layout], strict=True))
 
     def write(old: Any, new: Any, start: Array) -> Any:
         def put(old: Array, new: Array, positions: int, row: Array) -> Array:
@@ -158,11 +186,19 @@ def _write(old: Any, new: Any, length: Array, *, axes: Any, held: P) -> Any:
             at[rows], at[positions] = row, start[row]
             return jax.lax.dynamic_update_slice(old, jax.lax.dynamic_slice_in_dim(new, row, 1, rows), at)
 
+        def put_all(old: Array, new: Array, positions: int) -> Array:
+            return jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, positions - 1))(
+                old, new, start
+            )
+
         def one_row(old: Any, row: Array) -> tuple[Any, None]:
             return jax.tree.map(lambda old, new, axis: put(old, new, axis, row), old, new, axes), None
 
-        # Counted by the loop itself, the rows make libtpu 0.0.42 take the loop for one that writes all of the cache,
-        # and fail.
+        if layout == "position_major":  # one scatter: on a GPU, a loop over rows is a launch of a kernel for each
+            return jax.tree.map(put_all, old, new, axes)
+        # Row by row: a slice of one row is written in place. The scatter that would write all rows at once is slow on
+        # CPU, and a TPU's copies the whole cache where the heads of a device do not fill its tiles. Counted by the loop
+        # itself, the rows make libtpu 0.0.42 take the loop for one that writes all of the cache, and fail.
         return jax.lax.scan(one_row, old, jnp.arange(start.shape[0]))[0]
 
     return on_each_device(write, in_specs=(held, held, BATCH), out_specs=held)(old, new, length)
@@ -177,30 +213,33 @@ def put_rows(cache: Cache, other: Cache, source: Int[Array, " b"]) -> Cache:
     if cache.coded and not other.coded:
         other = _encode_all(other)
     fresh, taken = source >= 0, jnp.maximum(source, 0)
-    rows = int(cache.stacked)
 
-    def put(old: Array, new: Array, positions: int) -> Array:
+    def put(old: Array, new: Array, positions: int, rows: int) -> Array:
         new = jnp.take(new, taken, axis=rows)
         head = jax.lax.slice_in_dim(old, 0, new.shape[positions], axis=positions)
         head = jnp.where(fresh.reshape([-1 if i == rows else 1 for i in range(old.ndim)]), new, head)
         return jax.lax.dynamic_update_slice_in_dim(old, head, 0, axis=positions)
 
     keys, values = (
-        jax.tree.map(put, ours, theirs, axes)
-        for ours, theirs, axes in zip(cache[:2], other[:2], cache.positions, strict=True)
+        jax.tree.map(put, *parts)
+        for parts in zip(
+            (cache.keys, cache.values), (other.keys, other.values), cache.axes("s"), cache.axes("b"), strict=True
+        )
     )
-    return Cache(keys, values, jnp.where(fresh, other.length[taken], cache.length))
+    return cache.replace(keys=keys, values=values, length=jnp.where(fresh, other.length[taken], cache.length))
 
 
 def resize(cache: Cache, kept: Int[Array, " c"], *, capacity: int) -> Cache:
     """The rows `kept`, with another capacity, which must hold them."""
-    rows = int(cache.stacked)
 
-    def fit(leaf: Array, positions: int) -> Array:
+    def fit(leaf: Array, positions: int, rows: int) -> Array:
         leaf = jnp.take(jax.lax.slice_in_dim(leaf, 0, min(capacity, cache.capacity), axis=positions), kept, axis=rows)
         room = [(0, 0)] * leaf.ndim
         room[positions] = (0, capacity - leaf.shape[positions])
         return jnp.pad(leaf, room)
 
-    keys, values = (jax.tree.map(fit, part, axes) for part, axes in zip(cache[:2], cache.positions, strict=True))
-    return Cache(keys, values, cache.length[kept])
+    keys, values = (
+        jax.tree.map(fit, *parts)
+        for parts in zip((cache.keys, cache.values), cache.axes("s"), cache.axes("b"), strict=True)
+    )
+    return cache.replace(keys=keys, values=values, length=cache.length[kept])

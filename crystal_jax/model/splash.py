@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import SPLASH_TOKENS
 from crystal_jax.errors import UserError
-from crystal_jax.sharding import BATCH, CACHED, on_each_device, row_parts
+from crystal_jax.sharding import BATCH, HEADS, on_each_device, row_parts
 
 # What a checkpoint policy calls the kernels' output and the logarithms of its sums.
 KEPT = "splash"
@@ -58,6 +58,6 @@ def attend_segments(
         return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids)))(q, keys, values, segments)
 
     scaled = (q * q.shape[-1] ** -0.5).swapaxes(1, 2)
-    specs = CACHED, CACHED, CACHED, BATCH
-    each = on_each_device(on_a_device, in_specs=specs, out_specs=CACHED, check=False)
+    specs = HEADS, HEADS, HEADS, BATCH
+    each = on_each_device(on_a_device, in_specs=specs, out_specs=HEADS, check=False)
     return each(scaled, keys, values, segments).swapaxes(1, 2)

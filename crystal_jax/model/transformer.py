@@ -15,13 +15,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import SPLASH_TOKENS, UNQUANTIZED, ExecutionConfig, LoraConfig, ModelConfig, QuantizationConfig
-from crystal_jax.model.attention import Past, attend, attend_after, attend_cached
-from crystal_jax.model.cache import Cache, append, append_layer, decode, encode
+from crystal_jax.model.attention import (
+    Past,
+    attend,
+    attend_after,
+    attend_cached,
+    attend_packed,
+    attend_positions,
+    fits_cudnn,
+)
+from crystal_jax.model.cache import AXES, Cache, append, append_layer, arrange, decode, encode
 from crystal_jax.model.cross_entropy import counted_cross_entropy
 from crystal_jax.model.layers import Dropout
 from crystal_jax.model.packing import packing
 from crystal_jax.model.splash import KEPT, attend_segments
-from crystal_jax.sharding import on_tpu, split_rows, split_width
+from crystal_jax.sharding import Layout, split_rows, split_width, target_platform
 
 # How a block's queries, keys and values are mixed: from q [b, t, n, h], k and v [b, t, k, h] to the mixture
 # [b, t, n, h], and the keys and values to be kept.
@@ -29,11 +37,10 @@ Attention = Callable[[Array, Array, Array], tuple[Array, tuple[Any, Any]]]
 
 
 def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
-    """Tokens attend to each other only."""
+    """Tokens attend to each other only; keys and values [b, t, k, h] are what is kept."""
 
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-        keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        return attend(q, keys, values, mask), (keys, values)
+        return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask), (k, v)
 
     return attention
 
@@ -41,15 +48,21 @@ def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
 def within_segments(segments: Int[Array, "b t"], execution: ExecutionConfig) -> Attention:
     """Tokens attend to the earlier ones of their own segment."""
     t = segments.shape[1]
+    mask = _causal(t) & (segments[:, :, None] == segments[:, None, :])[:, None]
     # Rows that are scored, not trained on, have any length.
-    if execution.attention == "splash" and on_tpu() and t % SPLASH_TOKENS == 0:
+    if execution.attention == "cudnn" and target_platform() == "gpu" and t % 2 == 0:
+
+        def fused(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+            return (attend_packed(q, k, v, mask) if fits_cudnn(q) else within(mask)(q, k, v)[0]), (k, v)
+
+        return fused
+    if execution.attention == "splash" and target_platform() == "tpu" and t % SPLASH_TOKENS == 0:
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-            return attend_segments(q, keys, values, segments), (keys, values)
+            return attend_segments(q, k.swapaxes(1, 2), v.swapaxes(1, 2), segments), (k, v)
 
         return attention
-    return within(_causal(t) & (segments[:, :, None] == segments[:, None, :])[:, None])
+    return within(mask)
 
 
 class Transformer(nnx.Module):
@@ -131,16 +144,23 @@ class Transformer(nnx.Module):
         return x
 
     def read(
-        self, tokens: Int[Array, "b t"], count: Int[Array, " b"], *, stacked: bool = False
+        self, tokens: Int[Array, "b t"], count: Int[Array, " b"], *, layout: Layout = "head_major"
     ) -> tuple[Float[Array, "b t d"], Cache]:
         """Reads texts from their beginning: `extend` without a past. Their cache has room for t positions."""
         causal = _causal(tokens.shape[1])
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        layers = None if stacked else self.layers()
-        x, keys, values = self._read(tokens, positions, lambda: within(causal), (), layers)
-        if not stacked:
-            keys = tuple(layer.swapaxes(-1, -2) for layer in keys)
-        return x, Cache(keys, values, count)
+
+        def arranged() -> Attention:
+            def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                mixed, kept = within(causal)(q, k, v)
+                keys, values = (arrange(x, axes.removeprefix("l")) for x, axes in zip(kept, AXES[layout], strict=True))
+                return mixed, (keys, values)
+
+            return attention
+
+        layers = None if layout == "stacked" else self.layers()
+        x, keys, values = self._read(tokens, positions, arranged, (), layers)
+        return x, Cache(keys, values, count, layout)
 
     def extend(
         self,
@@ -183,14 +203,18 @@ class Transformer(nnx.Module):
             return x, append(cache, keys, values, count)
 
         seen = (places <= positions[..., None])[:, None]
+        fused = self.execution.attention == "cudnn" and target_platform() == "gpu"
         packed = None if budget is None or budget >= tokens.size else packing(count, t=t, budget=budget)
 
         def written(old_keys: Any, old_values: Any) -> Attention:
             def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Any, Any]]:
                 if packed:
                     q, k, v = map(packed.unpack, (q, k, v))
-                kept = append_layer((old_keys, old_values), k.swapaxes(1, 2), v.swapaxes(1, 2), length)
-                mixed = attend_cached(q, *kept, seen)
+                kept = append_layer((old_keys, old_values), k, v, length, cache.layout)
+                if cache.layout == "position_major":
+                    mixed = attend_positions(q, *kept, seen, jnp.minimum(length + t, cache.capacity), fused=fused)
+                else:
+                    mixed = attend_cached(q, *kept, seen)
                 return packed.pack(mixed) if packed else mixed, kept
 
             return attention
@@ -198,7 +222,7 @@ class Transformer(nnx.Module):
         if packed:
             tokens, positions = packed.pack(tokens), packed.pack(positions)
         x, keys, values = self._read(tokens, positions, written, old, layers or self.layers())
-        return packed.unpack(x) if packed else x, Cache(keys, values, length + count)
+        return packed.unpack(x) if packed else x, cache.replace(keys=keys, values=values, length=length + count)
 
     def layers(self) -> list[nnx.State]:
         """The blocks' parameters layer by layer. Taken apart within a loop, they would be copied in each round."""

@@ -24,7 +24,7 @@ from crystal_jax.config import ModelConfig
 from crystal_jax.model.cache import Cache, empty_cache, put_rows
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.decode import draw
-from crystal_jax.sharding import BATCH, CACHE_RULES, on_mesh, row_parts, tree_shardings
+from crystal_jax.sharding import BATCH, LAYOUTS, cache_rules, on_mesh, platform_of, row_parts, tree_shardings
 from crystal_jax.text.composition_constraint import CompositionConstraint, Parts
 from crystal_jax.text.first_line import FirstLine, Place
 
@@ -131,7 +131,7 @@ class Compositions:
         at_once += -at_once % row_parts(mesh)
         self._prompt_tokens, self._at_once = prompt_tokens, at_once
         whole = NamedSharding(mesh, jax.P())
-        stacked = mesh.devices.flat[0].platform == "tpu"
+        layout = LAYOUTS[platform_of(mesh)]
         columns, ends = jnp.array(language.token_ids), jnp.array(language.ends)
         capacity = prompt_tokens + language.max_tokens
 
@@ -142,8 +142,8 @@ class Compositions:
         def read(params: nnx.State, tokens: Int[Array, "b p"], count: Int[Array, " b"]) -> _Read:
             with on_mesh(mesh):
                 model: Transformer = nnx.merge(graph, params)
-                hidden, past = model.read(tokens, count, stacked=stacked)
-                cache = empty_cache(cfg, batch=at_once, capacity=capacity, stacked=stacked)
+                hidden, past = model.read(tokens, count, layout=layout)
+                cache = empty_cache(cfg, batch=at_once, capacity=capacity, layout=layout)
                 last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
                 return _Read(put_rows(cache, past, jnp.arange(at_once)), logits_after(model, last))
 
@@ -174,10 +174,10 @@ class Compositions:
                 return _Read(cache, logits_after(model, hidden)), drawn
 
         def empty() -> _Read:
-            cache = empty_cache(cfg, batch=at_once, capacity=capacity, stacked=stacked)
+            cache = empty_cache(cfg, batch=at_once, capacity=capacity, layout=layout)
             return _Read(cache, jnp.zeros((at_once, language.end + 1)))
 
-        where = tree_shardings(jax.eval_shape(empty), mesh, (*CACHE_RULES, (r"logits$", BATCH)))
+        where = tree_shardings(jax.eval_shape(empty), mesh, (*cache_rules(layout), (r"logits$", BATCH)))
         self._read = jax.jit(read, out_shardings=where)
         self._step = jax.jit(step, donate_argnums=1, out_shardings=(where, whole))
 

@@ -26,6 +26,7 @@ from crystal_jax.sample.constraints import (
     permitted,
     proceed,
 )
+from crystal_jax.sharding import Layout
 from crystal_jax.text.crystal_text import ELEMENTS
 
 # Tokens a step that a row of a crystal wants, drawn and forced: 1.85 on average with LLaMA-2's tokens. With this many,
@@ -143,7 +144,7 @@ def free_rows(
     prompt_tokens: int,
     max_tokens: int,
     capacity: int | None = None,
-    stacked: bool = False,
+    layout: Layout = "head_major",
     coded: bool = False,
 ) -> Rows:
     """Rows that write nothing yet.
@@ -155,7 +156,7 @@ def free_rows(
         prompt_tokens: Length of the longest prompt.
         max_tokens: Length of the longest text, EOS included.
         capacity: Of the cache, if it is not to hold the longest text yet.
-        stacked: Loop over the layers (see `Cache`).
+        layout: Of the cache.
         coded: Keep keys and values in 8 bits.
     """
     # A step writes as many tokens as it may force, wanted or not.
@@ -165,7 +166,7 @@ def free_rows(
     none = jnp.zeros((rows, elements), bool)
     limits = Limits(none, none, jnp.zeros((rows, elements), jnp.int32), ints, ints, ints, ints)
     return Rows(
-        cache=empty_cache(cfg, batch=rows, capacity=capacity or prompt_tokens + room, stacked=stacked, coded=coded),
+        cache=empty_cache(cfg, batch=rows, capacity=capacity or prompt_tokens + room, layout=layout, coded=coded),
         logits=jnp.zeros((rows, columns)),
         state=jnp.full(rows, tables.end),
         written=ints,
@@ -184,10 +185,10 @@ def read_prompts(
     tokens: Int[Array, "n t"],
     count: Int[Array, " n"],
     *,
-    stacked: bool = False,
+    layout: Layout = "head_major",
 ) -> Prompts:
     """Reads prompts of `count` tokens each; what follows them in `tokens` is padding."""
-    hidden, cache = model.read(tokens, count, stacked=stacked)
+    hidden, cache = model.read(tokens, count, layout=layout)
     last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
     return Prompts(cache, model.unembed(last, tables.token_ids)[:, 0])
 
@@ -294,7 +295,7 @@ def resize(tables: DeviceAutomaton, rows: Rows, kept: Int[Array, " c"], *, capac
     """The rows `kept`, with room for `capacity` tokens in each; -1 is a free row."""
     free, taken = kept < 0, jnp.maximum(kept, 0)
     cache = resize_cache(rows.cache, taken, capacity=capacity)
-    others = jax.tree.map(lambda leaf: leaf[taken], rows._replace(cache=Cache((), (), rows.cache.length)))
+    others = jax.tree.map(lambda leaf: leaf[taken], rows._replace(cache=rows.cache.replace(keys=(), values=())))
     return others._replace(cache=cache, state=jnp.where(free, tables.end, others.state))
 
 

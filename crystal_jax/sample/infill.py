@@ -178,7 +178,7 @@ def infill(
         if not allowed:
             raise UserError(f"charges balance with no allowed element for {symbol}; leave out --charge_rule")
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.checkpoint.models import describe, load_trained
+    from crystal_jax.checkpoint.models import describe, load_for_inference
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
@@ -199,7 +199,7 @@ def infill(
     except ValueError as error:
         raise UserError(f"{cif}: {error}") from error
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    trained = load_trained(checkpoint, mesh, step=step)
+    trained = load_for_inference(checkpoint, mesh, step=step)
     likelihood = Likelihood(trained, tokenizer, mesh, prompt=prompt, batch_size=batch_size)
     spellings = _spellings(likelihood.encode)
     request: dict[str, Any] = {

@@ -270,7 +270,7 @@ def sample(
     )
     limits = dict(parse_request(given))
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.checkpoint.models import load_trained
+    from crystal_jax.checkpoint.models import load_for_inference
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.sample.answers import answers
@@ -287,7 +287,7 @@ def sample(
         devices = make_mesh(MeshConfig.parse(mesh))
     except ValueError as error:
         raise UserError(str(error)) from error
-    trained = load_trained(checkpoint, devices, step=step)
+    trained = load_for_inference(checkpoint, devices, step=step)
     experiment = trained.experiment
     hints = list(dict.fromkeys(name for one in asked for name in conditions_of(one)))
     if hints and not experiment.task.conditions:

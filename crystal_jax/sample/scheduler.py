@@ -36,7 +36,7 @@ from crystal_jax.sample.guide import NEVER
 from crystal_jax.sample.lanes import lanes_for, side_by_side
 from crystal_jax.sample.sizes import only, several
 from crystal_jax.sample.texts import Drawn, Request
-from crystal_jax.sharding import DECODE_RULES, on_mesh, row_parts, tree_shardings
+from crystal_jax.sharding import LAYOUTS, decode_rules, on_mesh, platform_of, row_parts, tree_shardings
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
 
@@ -121,18 +121,23 @@ class Engine:
         """
         check_length(cfg, prompt_tokens + automaton.max_tokens - 1)  # nothing reads EOS
         self.mesh, self._automaton = mesh, automaton
-        packed = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-        self._lanes = (lanes or lanes_for(rows, available_workers())) if packed else 1
+        platform = platform_of(mesh)
+        one_cpu = mesh.size == 1 and platform == "cpu"
+        # On one device the tokens of a step are computed side by side, forced or not. Split over devices, they would
+        # have to be moved between them; and a TPU's steps are short of memory bandwidth, not of arithmetic.
+        packed = mesh.size == 1 and platform != "tpu"
+        self._lanes = (lanes or lanes_for(rows, available_workers())) if one_cpu else 1
         split = self._lanes * row_parts(mesh)
         self._rows = (rows + -rows % split) // self._lanes
         self._prompt_tokens = prompt_tokens
         tables = to_device(automaton, jump=jump, sorted_sites=sorted_sites)
-        stacked = mesh.devices.flat[0].platform == "tpu"
+        layout = LAYOUTS[platform]
 
-        # A CPU's step takes as long as it has rows and room. Elsewhere few programs are worth more than short ones.
+        # A CPU's step takes as long as it has rows and room. Elsewhere few programs are worth more than short ones: a
+        # TPU's and a GPU's weights are read whatever there is to compute, and cuDNN attends to filled positions only.
         self._chunk = 1 + tables.forced.shape[1]
         room = automaton.max_tokens + self._chunk - 1
-        if packed:
+        if one_cpu:
             self._sizes = several(self._rows, prompt_tokens=prompt_tokens, room=room)
         else:
             self._sizes = only(self._rows, prompt_tokens + room)
@@ -145,7 +150,7 @@ class Engine:
                 prompt_tokens=prompt_tokens,
                 max_tokens=automaton.max_tokens,
                 capacity=self._sizes.capacities[0],
-                stacked=stacked,
+                layout=layout,
                 coded=coded,
             )
 
@@ -186,18 +191,18 @@ class Engine:
 
         def read(params: nnx.State, tables: DeviceAutomaton, tokens: jax.Array, count: jax.Array) -> Prompts:
             with on_mesh(mesh):
-                return read_prompts(nnx.merge(graph, params), tables, tokens, count, stacked=stacked)
+                return read_prompts(nnx.merge(graph, params), tables, tokens, count, layout=layout)
 
         # What the host looks at is whole on every process, and the grammar's tables are on every device.
         whole = NamedSharding(mesh, jax.P())
-        where = tree_shardings(jax.eval_shape(begin, tables), mesh, DECODE_RULES)
+        where = tree_shardings(jax.eval_shape(begin, tables), mesh, decode_rules(layout))
         self._tables = jax.device_put(tables, whole)
         self._begin = jax.jit(begin, out_shardings=where)
         self._advance = jax.jit(advance, donate_argnums=3, out_shardings=(where, whole))
         self._refill = jax.jit(fill, donate_argnums=1, out_shardings=where)
         self._prefill = jax.jit(read, out_shardings=whole)
         # Once a run: within the loop of steps, taking the layers apart would copy the weights in each.
-        self._layers = jax.jit(lambda params: None if stacked else nnx.merge(graph, params).layers())
+        self._layers = jax.jit(lambda params: None if layout == "stacked" else nnx.merge(graph, params).layers())
         self._resize = jax.jit(resize, static_argnames="capacity", out_shardings=where)
 
         def key(seed: jax.Array, index: jax.Array, attempt: jax.Array) -> jax.Array:

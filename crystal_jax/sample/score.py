@@ -108,7 +108,7 @@ def score(
     # Late, so that --help and bad flags answer at once.
     from tqdm import tqdm
 
-    from crystal_jax.checkpoint.models import load_trained
+    from crystal_jax.checkpoint.models import load_for_inference
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
@@ -117,7 +117,7 @@ def score(
     from crystal_jax.text.tokenizer import load_tokenizer
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    trained = load_trained(checkpoint, mesh, step=step)
+    trained = load_for_inference(checkpoint, mesh, step=step)
     experiment = trained.experiment
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     likelihood = Likelihood(trained, tokenizer, mesh, prompt=generation_prompt(), batch_size=batch_size)

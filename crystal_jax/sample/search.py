@@ -144,7 +144,7 @@ def search(
     import numpy as np
     from tqdm import tqdm
 
-    from crystal_jax.checkpoint.models import load_trained
+    from crystal_jax.checkpoint.models import load_for_inference
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
@@ -157,7 +157,7 @@ def search(
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    trained = load_trained(checkpoint, mesh, step=step)
+    trained = load_for_inference(checkpoint, mesh, step=step)
     experiment = trained.experiment
     if asked and not experiment.task.conditions:
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(asked)}")

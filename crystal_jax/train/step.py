@@ -16,7 +16,7 @@ from crystal_jax.checkpoint.models import abstract_parameters, initial_parameter
 from crystal_jax.config import DataConfig, Experiment, GuardConfig
 from crystal_jax.model.layers import Dropout
 from crystal_jax.model.transformer import Transformer
-from crystal_jax.sharding import BATCH, abstract, on_mesh, tree_shardings
+from crystal_jax.sharding import BATCH, abstract, on_mesh, platform_of, tree_shardings
 from crystal_jax.text.fields import CLASSES
 from crystal_jax.train.guards import GuardState, choose, judge, new_guard
 from crystal_jax.train.optimizer import make_optimizer
@@ -203,7 +203,7 @@ def make_train_step(
         metrics |= {"skipped": guarded.skipped, "skipped_in_a_row": guarded.in_a_row}
         return TrainState(state.step + 1, params, opt_state, guarded), metrics
 
-    options = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+    options = TPU_OPTIONS if platform_of(mesh) == "tpu" else None
     return jax.jit(step, donate_argnums=0, out_shardings=(where, None), compiler_options=options)
 
 

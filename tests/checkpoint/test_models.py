@@ -2,20 +2,24 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from crystal_jax.checkpoint.models import describe, initial_parameters, load_trained
+from crystal_jax.checkpoint.models import describe, in_model_dtype, initial_parameters, load_for_inference, load_trained
 from crystal_jax.checkpoint.run import convert
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
+from crystal_jax.model.architectures import make_model
 from crystal_jax.sample.run import sample
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 from crystal_jax.train.run import train
-from tests.experiments import training_config
+from tests.experiments import NO_LORA, logits, training_config
 
 VOCABULARY = AtomCoordinateTokenizer().vocab_size
 
@@ -47,6 +51,30 @@ def test_an_exported_folder_is_the_workdirs_model(trained, exported, mesh):
     )
     assert str(trained.parent) not in (exported / "crystal_jax.json").read_text()
     assert (ours.name, theirs.name) == ("model", f"{trained.name}-step6")
+
+
+def test_for_inference_matrices_are_kept_in_the_type_that_the_model_computes_in(exported, mesh):
+    """Rounded once instead of in every use: the same numbers, to the bit."""
+    graph, params, experiment, *_ = load_trained(exported, mesh)
+    half = dataclasses.replace(experiment.model, dtype="bfloat16")
+    narrow = in_model_dtype(params, half)
+    types = {jax.tree_util.keystr(path): str(x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(narrow)}
+    assert {name for name, kind in types.items() if kind == "float32"} == {name for name in types if "norm" in name}
+    execution = dataclasses.replace(experiment.execution, scan_layers=True, remat=False)
+    graph = nnx.split(nnx.eval_shape(lambda: make_model(half, NO_LORA, execution, rngs=nnx.Rngs(0))))[0]
+    tokens = jnp.arange(24).reshape(2, 12) % half.vocab_size
+    wide, rounded = (logits(nnx.merge(graph, state), tokens) for state in (params, narrow))
+    np.testing.assert_array_equal(wide, rounded)
+
+
+def test_an_exported_folder_of_a_16_bit_model_is_read_in_16_bits_for_inference(exported, mesh, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "half")
+    facts = json.loads((folder / "crystal_jax.json").read_text())
+    facts["experiment"]["model"]["dtype"] = "bfloat16"
+    (folder / "crystal_jax.json").write_text(json.dumps(facts))
+    read = load_for_inference(folder, mesh)
+    assert_equal(read.params, in_model_dtype(load_trained(folder, mesh).params, read.experiment.model))
+    assert read.params["blocks"]["q"]["kernel"].get_value().dtype == jnp.bfloat16
 
 
 def test_an_exported_folder_states_the_tokens_that_begin_and_end(exported):

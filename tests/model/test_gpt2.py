@@ -18,6 +18,7 @@ from crystal_jax.model.flops import train_flops_per_token
 from crystal_jax.model.lora import count_parameters, merge_adapters, split
 from crystal_jax.sample.run import sample
 from crystal_jax.sample.score import score
+from crystal_jax.sharding import LAYOUTS
 from crystal_jax.train.run import train
 from tests.experiments import GPT2_MODEL, LORA, NO_LORA, SCANNED, TINY_GPT2, build, extend, logits, training_config
 
@@ -77,12 +78,12 @@ def test_merged_adapters_equal_unmerged_ones_and_biases_stay(targets):
     np.testing.assert_allclose(logits(plain, TOKENS), logits(adapted, TOKENS), atol=2e-5)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_rows_are_read_at_places_of_their_own(stacked):
+@pytest.mark.parametrize("layout", LAYOUTS.values())
+def test_rows_are_read_at_places_of_their_own(layout):
     """Each row's positions go on from its own length."""
     model = build(TINY_GPT2)
     expected = logits(model, TOKENS)
-    cache = empty_cache(TINY_GPT2, batch=2, capacity=9, stacked=stacked)
+    cache = empty_cache(TINY_GPT2, batch=2, capacity=9, layout=layout)
     _, cache = extend(model, TOKENS[:, :3], jnp.array([3, 1]), cache)
     part, _ = extend(model, jnp.stack([TOKENS[0, 3:5], TOKENS[1, 1:3]]), jnp.full(2, 2), cache)
     np.testing.assert_allclose(part[0], expected[0, 3:5], atol=1e-5)

@@ -12,7 +12,7 @@ from flax import nnx
 from crystal_jax.config import MeshConfig
 from crystal_jax.model.attention import attend
 from crystal_jax.model.cache import decode, empty_cache, encode
-from crystal_jax.sharding import make_mesh
+from crystal_jax.sharding import LAYOUTS, make_mesh
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, extend, from_hugging_face, logits
 
 
@@ -57,13 +57,13 @@ def test_the_likeliest_story_of_real_weights(golden):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("stacked", [False, True])
-def test_cached_decoding_equals_the_full_forward(tokens, tied, stacked):
+@pytest.mark.parametrize("layout", LAYOUTS.values())
+def test_cached_decoding_equals_the_full_forward(tokens, tied, layout):
     cfg = dataclasses.replace(TINY, tie_embeddings=tied)
     model = build(cfg, LORA)
     model.blocks.q.lora_b[...] = jax.random.normal(jax.random.key(1), model.blocks.q.lora_b.shape)
     expected = logits(model, tokens)
-    cache, pieces = empty_cache(cfg, batch=2, capacity=15, stacked=stacked), []
+    cache, pieces = empty_cache(cfg, batch=2, capacity=15, layout=layout), []
     for begin, end in ((0, 4), (4, 5), (5, 9), (9, 10), (10, 11)):
         part = tokens[:, begin:end]
         piece, cache = extend(model, part, jnp.full(2, end - begin), cache)
@@ -71,12 +71,12 @@ def test_cached_decoding_equals_the_full_forward(tokens, tied, stacked):
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS.values())
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=1, tensor=2)])
-def test_in_8_bits_too_however_texts_are_cut(tokens, stacked, mesh):
+def test_in_8_bits_too_however_texts_are_cut(tokens, layout, mesh):
     """Token by token or in pieces, the same numbers are rounded; and rounding changes little."""
     model, exact = build(TINY), logits(build(TINY), tokens)
-    cache, found = empty_cache(TINY, batch=2, capacity=15, stacked=stacked, coded=True), []
+    cache, found = empty_cache(TINY, batch=2, capacity=15, layout=layout, coded=True), []
     assert {leaf.dtype.name for leaf in jax.tree.leaves((cache.keys, cache.values))} == {"int8", "float32"}
     for token in tokens.T:
         logit, cache = extend(model, token[:, None], jnp.ones(2, int), cache)
@@ -85,7 +85,7 @@ def test_in_8_bits_too_however_texts_are_cut(tokens, stacked, mesh):
     with contextlib.ExitStack() as stack:
         if mesh:
             stack.enter_context(jax.set_mesh(make_mesh(mesh)))
-        in_pieces = read_in_pieces(model, tokens, stacked, coded=True)
+        in_pieces = read_in_pieces(model, tokens, layout, coded=True)
     np.testing.assert_allclose(in_pieces, one_by_one, atol=1e-4)
     error = np.sqrt(((one_by_one - exact) ** 2).mean()) / exact.std()
     assert 1e-4 < error < 0.02
@@ -101,20 +101,20 @@ def test_what_is_coded_is_within_half_a_step():
         assert jnp.abs(coded.codes).max() == 127
 
 
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS.values())
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=1, tensor=2)])
-def test_rows_are_read_at_places_of_their_own(tokens, stacked, mesh):
+def test_rows_are_read_at_places_of_their_own(tokens, layout, mesh):
     """Two rows that are read in pieces of other lengths; what is beyond a piece is overwritten by the next."""
     model, expected = build(TINY), logits(build(TINY), tokens)
     with contextlib.ExitStack() as stack:
         if mesh:
             stack.enter_context(jax.set_mesh(make_mesh(mesh)))
-        found = read_in_pieces(model, tokens, stacked)
+        found = read_in_pieces(model, tokens, layout)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def read_in_pieces(model, tokens, stacked, *, coded=False):
-    cache, found = empty_cache(model.cfg, batch=2, capacity=15, stacked=stacked, coded=coded), [[], []]
+def read_in_pieces(model, tokens, layout, *, coded=False):
+    cache, found = empty_cache(model.cfg, batch=2, capacity=15, layout=layout, coded=coded), [[], []]
     place = [0, 0]
     for counts in ((4, 1), (0, 4), (3, 3), (4, 3)):
         chunk = jnp.stack([jnp.roll(tokens[row], -place[row])[:4] for row in range(2)])

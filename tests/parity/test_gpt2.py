@@ -16,6 +16,7 @@ from crystal_jax.checkpoint.layout import path_of
 from crystal_jax.config import Gpt2Config
 from crystal_jax.model.architectures import make_model
 from crystal_jax.model.cache import empty_cache
+from crystal_jax.sharding import LAYOUTS
 from tests.experiments import NO_LORA, SCANNED, TINY_GPT2, UNROLLED, extend, logits
 from tests.parity.models import WEIGHT_SCALE, logits_of
 
@@ -126,11 +127,11 @@ def test_a_wrong_field_makes_parity_fail(reference, field):
     assert abs(logits(converted(model, cfg), jnp.asarray(IDS)) - expected).max() > 100 * ATOL
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_cached_decoding_equals_hugging_face(reference, stacked):
+@pytest.mark.parametrize("layout", LAYOUTS.values())
+def test_cached_decoding_equals_hugging_face(reference, layout):
     reference_model, expected = reference
     model = converted(reference_model)
-    cache = empty_cache(model.cfg, batch=2, capacity=IDS.shape[1], stacked=stacked)
+    cache = empty_cache(model.cfg, batch=2, capacity=IDS.shape[1], layout=layout)
     found = []
     for start, stop in ((0, 20), (20, 21), (21, 33)):
         part, cache = extend(model, jnp.asarray(IDS[:, start:stop]), jnp.full(2, stop - start), cache)

@@ -67,6 +67,18 @@ def test_nor_on_how_rows_are_moved_to_smaller_and_larger_arrays(short, reference
     assert len(set(capacities)) > 1
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("coded", [False, True])
+def test_nor_on_the_layout_of_the_cache(short, reference, platform, coded, monkeypatch):
+    """The layouts of GPUs and TPUs, computed on this CPU; in 8 bits few texts stay the same, but all are crystals."""
+    monkeypatch.setattr(scheduler, "platform_of", lambda mesh: platform)
+    drawn = draw_some(short, short.engine(4, coded=coded))
+    if not coded:
+        same(drawn, reference)
+    assert drawn.keys() == reference.keys()
+    assert all(one.complete for one in drawn.values())
+
+
 def test_nor_on_lanes(short, reference):
     """Two of four rows each, which share twelve requests and one set of compiled programs."""
     engine = short.engine(7, lanes=2)
