@@ -46,7 +46,7 @@ def main() -> None:
     step = planned.train_step.lower(state, frozen, batches[0]).compile()
     case.answer.put("compile", time.perf_counter() - begin, "s")
     rates, losses = [], []
-    for i in range(1 + _STEPS):
+    for i in range(1 + (1 if case.dry_run else _STEPS)):
         batch = batches[i % len(batches)]
         begin = time.perf_counter()
         state, metrics = step(state, frozen, batch)

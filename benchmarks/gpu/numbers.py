@@ -25,6 +25,7 @@ from crystal_jax.sample.run import sample
 from crystal_jax.sharding import abstract, make_mesh, tree_shardings
 from crystal_jax.train.run import train
 
+_TOY = dict(embed_dim=48, mlp_dim=64, num_layers=1, num_heads=3, num_kv_heads=3, head_dim=16)
 _NO_LORA = LoraConfig(rank=0, alpha=1.0, targets=())
 _UNROLLED = ExecutionConfig(scan_layers=False, remat=False)
 
@@ -51,8 +52,8 @@ def crystal_tiny_model(dtype: str) -> Transformer:
 
 
 def some_tokens(model: Transformer) -> jax.Array:
-    """Token ids [8, 96]."""
-    return jax.random.randint(jax.random.key(0), (8, 96), 0, model.cfg.vocab_size)
+    """Token ids [4, 64]."""
+    return jax.random.randint(jax.random.key(0), (4, 64), 0, model.cfg.vocab_size)
 
 
 def logits(model: Transformer, tokens: jax.Array) -> np.ndarray:
@@ -74,11 +75,11 @@ def texts(folder: Path, number: int) -> list[str]:
     return [row["text"] for row in sorted(rows, key=lambda row: row["index"])]
 
 
-def losses(data: Path, workdir: Path, steps: int, dtype: str = "float32") -> list[float]:
-    """The first losses of crystal-tiny's own training."""
+def losses(data: Path, workdir: Path, steps: int, dtype: str = "float32", *, toy: bool = False) -> list[float]:
+    """The first losses of crystal-tiny's own training, on lithium's and sodium's crystals: few are read sooner."""
     config = crystal_tiny.get_config("scratch").to_dict()
-    config["model"]["dtype"] = dtype
-    config["data"]["directory"] = str(data)
+    config["model"] |= dict(dtype=dtype, **(_TOY if toy else {}))
+    config["data"] |= dict(directory=str(data), containing=("Li", "Na"))
     config["mesh"] = dict(data=1, fsdp=1, tensor=1)
     config["train"] |= dict(num_steps=steps, log_every=1, eval_every=steps, save_every=steps, eval_batches=1)
     train(config, workdir=workdir)

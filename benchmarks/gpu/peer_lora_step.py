@@ -8,6 +8,7 @@ which favours the peer. Real tokens are counted, as for ours.
 from __future__ import annotations
 
 import time
+import warnings
 
 import numpy as np
 import peft
@@ -26,18 +27,22 @@ _STEPS = 4
 def main() -> None:
     case = Case(__doc__, size="7b", examples=32, targets="q,v", checkpointing=True)
     options = case.options
+    # PEFT 0.21 asks Transformers 5.23 by an old name.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment = experiment_of(options.size, dry_run=case.dry_run, targets=options.targets)
     model = adapted(hugging_face(experiment.model, device), options.targets, experiment.lora)
     if options.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Its name until Transformers 5.17, and since.
+        recompute = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        recompute()
         model.enable_input_require_grads()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
     packed = np.load(case.bundle / "packed_1024.npz")
     rows = experiment.data.batch_size
     steps = [unpack({name: packed[name][i, :rows] for name in packed.files}) for i in range(2)]
     rates, losses = [], []
-    for i in range(1 + _STEPS):
+    for i in range(1 + (1 if case.dry_run else _STEPS)):
         examples = steps[i % len(steps)]
         begin = time.perf_counter()
         losses.append(step(model, optimizer, examples, options.examples, device))

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--toy", action="store_true", help="train a toy, for a dry run")
     args = parser.parse_args()
     flags.FLAGS(["references"])  # Grain reads absl flags of its own
     if jax.default_backend() != "cpu":
@@ -34,7 +35,7 @@ def main() -> None:
     add_file(args.bundle, "crystal_tiny_logits.npz", content.getvalue())
     with tempfile.TemporaryDirectory() as folder:
         texts = numbers.texts(Path(folder) / "samples", args.samples)
-        losses = numbers.losses(args.bundle / "mp20_open", Path(folder) / "run", args.steps)
+        losses = numbers.losses(args.bundle / "mp20_open", Path(folder) / "run", args.steps, toy=args.toy)
     add_file(args.bundle, "crystal_tiny_texts.json", json.dumps(texts).encode())
     add_file(args.bundle, "crystal_tiny_losses.json", json.dumps(losses).encode())
     print(f"{args.bundle}: {len(texts)} samples, {len(losses)} losses, from {losses[0]:.4f} to {losses[-1]:.4f}")

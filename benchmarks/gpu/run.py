@@ -44,7 +44,10 @@ def main() -> int:
         parser.error(f"--bundle={args.bundle} has no manifest.json; make it with: python -m benchmarks.gpu.bundle")
     args.output.mkdir(parents=True, exist_ok=True)
     results = args.output / "gpu.json"
-    chosen = [case for case in CASES if (case.name in names if names else case.part in args.parts.split(","))]
+    parts = args.parts.split(",")
+    chosen = [case for case in CASES if (case.name in names if names else case.part in parts)]
+    if args.dry_run and not names:
+        chosen = [case for case in chosen if case.rehearsed]
     failed = 0
     for case in chosen:
         if read(results)["cases"].get(case.name, {}).get("status") == "measured":

@@ -6,6 +6,7 @@ The bundle holds the model as llama.cpp's file, `smollm2.gguf`, whole or in piec
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from absl import flags
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.timed_training import train_for
 from configs import smollm2
+from crystal_jax.checkpoint.hf import read_config
 from crystal_jax.checkpoint.run import convert
 
 _ENOUGH = 20_000
@@ -28,7 +30,7 @@ def main() -> None:
     config["base"] = str(folder) if variant == "lora" else ""
     config["tokenizer"]["path"] = str(folder / "tokenizer.json")
     config["data"] |= dict(directory=str(case.bundle / "mp20_open"), batch_size=32)
-    config["model"]["dtype"] = "bfloat16"
+    config["model"] = dataclasses.asdict(dataclasses.replace(read_config(folder), dtype="bfloat16"))
     config["train"]["peak_tflops"] = 989.0
     if case.dry_run:
         config["data"]["batch_size"] = len(jax.devices())

@@ -32,17 +32,18 @@ def train_for(case: Case, config: Mapping[str, Any], workdir: Path, *, seconds: 
     planned = workdir.with_name(f"{workdir.name}.steps")  # of a run that was cut off
     if planned.is_file():
         steps = int(planned.read_text())
+    elif case.dry_run:
+        steps = 3
     else:
         probe = workdir.with_name(f"{workdir.name}-probe")
         shutil.rmtree(probe, ignore_errors=True)
-        few = _PROBE if not case.dry_run else 3
-        train(_with_steps(config, few, every=few), workdir=probe)
+        train(_with_steps(config, _PROBE, every=_PROBE), workdir=probe)
         rows = read_metrics(probe)
         each = (rows[-1]["productive_seconds"] - rows[0]["productive_seconds"]) / max(
             rows[-1]["step"] - rows[0]["step"], 1
         )
         left = seconds - (time.monotonic() - begin)
-        steps = few if case.dry_run else max(few, min(at_most, int(left / (1.15 * each))))  # validations take the rest
+        steps = max(_PROBE, min(at_most, int(left / (1.15 * each))))  # validations take the rest
         planned.write_text(str(steps))
         case.answer.put("step", 1e3 * each, "ms")
     case.answer.put("steps", steps)

@@ -61,17 +61,24 @@ def attend_positions(
         length: Positions that any token of a row sees: the fused kernel reads no more.
         fused: Attend by cuDNN's kernel, if it can (`fits_cudnn`).
     """
-    if not isinstance(keys, Coded):
-        ours = dict(key_value_seq_lengths=length, implementation="cudnn") if fused and fits_cudnn(q) else {}
-        return jax.nn.dot_product_attention(q, keys, values, mask=mask, **ours)
+    if isinstance(keys, Coded) and isinstance(values, Coded):
+        return _attend_coded(q, keys, values, mask)
+    assert not isinstance(keys, Coded)
+    assert not isinstance(values, Coded)
+    kernel: Any = dict(key_value_seq_lengths=length, implementation="cudnn") if fused and fits_cudnn(q) else {}
+    return jax.nn.dot_product_attention(q, keys, values, mask=mask, **kernel)
+
+
+def _attend_coded(
+    q: Float[Array, "b t n h"], keys: Coded, values: Coded, mask: Bool[Array, "b 1 t s"]
+) -> Float[Array, "b t n h"]:
+    """As `attend_positions`, over codes [b, s, k, h] with scales [b, s, k]."""
     q = _group(q, keys.codes.shape[2])
-    scales = jax.tree.map(lambda part: part.swapaxes(1, 2), (keys.scales, values.scales))
-    scores = _scores("bkgth,bskh->bkgts", q, keys._replace(scales=scales[0]))
-    scores = jnp.where(mask[:, :, None], scores, -jnp.inf)
+    keys, values = (part._replace(scales=part.scales.swapaxes(1, 2)) for part in (keys, values))
+    scores = jnp.where(mask[:, :, None], _scores("bkgth,bskh->bkgts", q, keys), -jnp.inf)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
-    mixed = _mixture("bkgts,bskh->bkgth", weights, values._replace(scales=scales[1]), q.dtype)
-    return _ungroup((mixed / total).astype(q.dtype))
+    return _ungroup((_mixture("bkgts,bskh->bkgth", weights, values, q.dtype) / total).astype(q.dtype))
 
 
 def attend_packed(

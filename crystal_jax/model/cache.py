@@ -101,7 +101,7 @@ class Cache:
 
     def axes(self, name: Literal["s", "b"]) -> tuple[Any, Any]:
         """Where each array of keys and of values has the axis of positions (s) or rows (b)."""
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             _axes(part, axes, name) for part, axes in zip((self.keys, self.values), AXES[self.layout], strict=True)
         )
 

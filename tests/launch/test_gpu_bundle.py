@@ -12,16 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.gpu import bundle
 from crystal_jax.config import DataConfig
 from crystal_jax.data.examples import ExampleMaker
 from crystal_jax.data.mp20 import open_split
 from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 
 ROOT = Path(__file__).parents[2]
-if str(ROOT) not in sys.path:  # benchmarks are not installed
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks.gpu import bundle  # noqa: E402
 
 # In place of pip: writes one wheel of a million bytes, and one of a source.
 PIP = """#!/usr/bin/env bash
