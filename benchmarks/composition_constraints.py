@@ -25,10 +25,10 @@ import jax
 from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.config import MeshConfig
 from crystal_jax.sample import compositions
-from crystal_jax.sample.compositions import Compositions, ToState
+from crystal_jax.sample.compositions import CompositionRequest, CompositionSampler
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.composition_constraint import CompositionConstraint
-from crystal_jax.text.first_line import FirstLine
+from crystal_jax.text.first_line import CompositionGrammar
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
 
@@ -55,13 +55,13 @@ def main() -> None:
     trained = load_trained(args.checkpoint, mesh)
     tokenizer = load_tokenizer(trained.experiment.tokenizer.name)
     prompt = prompt_ids(tokenizer, generation_prompt())
-    language = FirstLine(tokenizer, trained.experiment.text)
-    draws = Compositions(
+    language = CompositionGrammar(tokenizer, trained.experiment.text)
+    draws = CompositionSampler(
         trained.graph, trained.experiment.model, language, mesh, prompt_tokens=len(prompt), seed=0, at_once=256
     )
 
     def draw(number, wanted):
-        asked = [ToState(index=i, prompt=prompt, wanted=wanted) for i in range(number)]
+        asked = [CompositionRequest(index=i, prompt=prompt, wanted=wanted) for i in range(number)]
         start = time.perf_counter()
         lines = [stated.composition for stated in draws(trained.params, asked, temperature=1.0, top_p=1.0)]
         return lines, time.perf_counter() - start

@@ -13,8 +13,8 @@ from flax import nnx
 
 from crystal_jax.config import Experiment
 from crystal_jax.model.transformer import Transformer
-from crystal_jax.sample.constraints import DeviceAutomaton, Grants, make_limits, to_device
-from crystal_jax.sample.decode import Rows, budget_of, draw, free_rows, write
+from crystal_jax.sample.constraints import AllowedValueMask, DeviceAutomaton, make_limits, to_device
+from crystal_jax.sample.decode import DecodeState, decode_step, draw, init_decode_state, max_batched_tokens
 from crystal_jax.sample.guide import NEVER
 from crystal_jax.sharding import LAYOUTS, on_mesh, platform_of
 from crystal_jax.text.automaton import TokenAutomaton
@@ -23,7 +23,7 @@ STEPS = 32  # of a timed loop: fewer than any crystal takes
 PROMPT_TOKENS = 32
 
 Layers = list[nnx.State]
-Step = Callable[[Transformer, Layers, Rows], Rows]
+Step = Callable[[Transformer, Layers, DecodeState], DecodeState]
 
 
 class Decoder(NamedTuple):
@@ -35,11 +35,11 @@ class Decoder(NamedTuple):
     automaton: TokenAutomaton
     mesh: jax.sharding.Mesh
 
-    def begin(self, rows: int) -> tuple[DeviceAutomaton, Rows, Grants]:
+    def begin(self, rows: int) -> tuple[DeviceAutomaton, DecodeState, AllowedValueMask]:
         """The grammar on the device, and rows at the start of a crystal whose composition is asked for."""
         rng = np.random.default_rng(0)
         tables = to_device(self.automaton)
-        free = free_rows(
+        free = init_decode_state(
             self.experiment.model,
             tables,
             rows=rows,
@@ -52,15 +52,19 @@ class Decoder(NamedTuple):
             cache=free.cache.replace(length=jnp.full(rows, PROMPT_TOKENS, jnp.int32)),
             logits=jnp.asarray(rng.normal(size=free.logits.shape), jnp.float32),
             state=jnp.broadcast_to(tables.start, rows),
-            wish=free.wish._replace(
+            sampling=free.sampling._replace(
                 temperature=jnp.ones(rows),
                 top_p=jnp.ones(rows),
                 limits=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *np.shape(leaf))), limits),
             ),
         )
-        return tables, begun, Grants(jnp.ones((rows, len(self.automaton.values)), bool), jnp.full(rows, NEVER))
+        return (
+            tables,
+            begun,
+            AllowedValueMask(jnp.ones((rows, len(self.automaton.values)), bool), jnp.full(rows, NEVER)),
+        )
 
-    def bytes_read(self, rows: Rows) -> int:
+    def bytes_read(self, rows: DecodeState) -> int:
         """What a step must read of weights and cache: the blocks, the grammar's part of the head, all positions."""
         blocks = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params["blocks"]))
         width = jnp.dtype(self.experiment.model.dtype).itemsize
@@ -68,11 +72,13 @@ class Decoder(NamedTuple):
         return blocks + head + sum(leaf.nbytes for leaf in jax.tree.leaves((rows.cache.keys, rows.cache.values)))
 
 
-def masked_step(tables: DeviceAutomaton, grants: Grants) -> Step:
+def masked_step(tables: DeviceAutomaton, grants: AllowedValueMask) -> Step:
     """The sampler's step."""
 
-    def step(model: Transformer, layers: Layers, rows: Rows) -> Rows:
-        return write(model, tables, rows, grants, layers=layers, budget=budget_of(len(rows.state), tables))
+    def step(model: Transformer, layers: Layers, rows: DecodeState) -> DecodeState:
+        return decode_step(
+            model, tables, rows, grants, layers=layers, budget=max_batched_tokens(len(rows.state), tables)
+        )
 
     return step
 
@@ -80,23 +86,23 @@ def masked_step(tables: DeviceAutomaton, grants: Grants) -> Step:
 def bare_step(tables: DeviceAutomaton) -> Step:
     """The model, and a draw from its logits; as many tokens are read as with the grammar, and nothing is forbidden."""
 
-    def step(model: Transformer, layers: Layers, rows: Rows) -> Rows:
-        keys = jax.vmap(jax.random.fold_in)(rows.wish.key, rows.written)
-        column = draw(keys, rows.logits, rows.wish.temperature, rows.wish.top_p)
+    def step(model: Transformer, layers: Layers, rows: DecodeState) -> DecodeState:
+        keys = jax.vmap(jax.random.fold_in)(rows.sampling.key, rows.written)
+        column = draw(keys, rows.logits, rows.sampling.temperature, rows.sampling.top_p)
         chunk = jnp.broadcast_to(tables.token_ids[column][:, None], (len(column), 1 + tables.forced.shape[1]))
-        budget = budget_of(len(column), tables)
-        hidden, cache = model.extend(chunk, jnp.ones_like(column), rows.cache, layers=layers, budget=budget)
+        budget = max_batched_tokens(len(column), tables)
+        hidden, cache = model.decode_forward(chunk, jnp.ones_like(column), rows.cache, layers=layers, budget=budget)
         logits = model.unembed(hidden[:, :1], tables.token_ids)[:, 0]
         return rows._replace(cache=cache, logits=logits, written=rows.written + 1)
 
     return step
 
 
-def step_seconds(step: Step, decoder: Decoder, rows: Rows, *, rounds: int = 5) -> list[float]:
+def step_seconds(step: Step, decoder: Decoder, rows: DecodeState, *, rounds: int = 5) -> list[float]:
     """Seconds of a decode step, many of which run in one loop on the device, in each round."""
     layers = jax.jit(lambda params: nnx.merge(decoder.graph, params).layers())(decoder.params)
 
-    def loop(params: nnx.State, layers: Layers, rows: Rows) -> Rows:
+    def loop(params: nnx.State, layers: Layers, rows: DecodeState) -> DecodeState:
         model = nnx.merge(decoder.graph, params)
         with on_mesh(decoder.mesh):
             return jax.lax.fori_loop(0, STEPS, lambda _, rows: step(model, layers, rows), rows)

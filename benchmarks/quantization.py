@@ -102,12 +102,12 @@ def load_stories(weights: Path, *, texts: int, length: int) -> Stories:
     def write(tokens: Array) -> Array:
         model = nnx.merge(graph, state)
         cache = empty_cache(cfg, batch=texts, capacity=length + 1)
-        hidden, cache = model.extend(tokens, jnp.full(texts, 2), cache)
+        hidden, cache = model.decode_forward(tokens, jnp.full(texts, 2), cache)
 
         def step(carry: tuple, key: Array) -> tuple[tuple, Array]:
             hidden, cache = carry
             token = jax.random.categorical(key, model.unembed(hidden)[:, 0])
-            return model.extend(token[:, None], jnp.ones(texts, jnp.int32), cache), token
+            return model.decode_forward(token[:, None], jnp.ones(texts, jnp.int32), cache), token
 
         _, written = jax.lax.scan(step, (hidden[:, -1:], cache), jax.random.split(jax.random.key(1), length - 1))
         return jnp.concatenate([tokens, written.T], axis=1)

@@ -38,7 +38,7 @@ from crystal_jax.config import MeshConfig  # noqa: E402
 from crystal_jax.data.mp20 import open_split  # noqa: E402
 from crystal_jax.model.lora import count_parameters, merge_adapters  # noqa: E402
 from crystal_jax.sample.scheduler import Engine  # noqa: E402
-from crystal_jax.sample.texts import Request  # noqa: E402
+from crystal_jax.sample.texts import GenerationRequest  # noqa: E402
 from crystal_jax.sharding import make_mesh  # noqa: E402
 from crystal_jax.text.automaton import TokenAutomaton  # noqa: E402
 from crystal_jax.text.grammar import crystal_automaton  # noqa: E402
@@ -82,7 +82,7 @@ def compare(
     def ours(seed: int) -> list[tuple[int, ...]]:
         written: list[tuple[int, ...]] = [()] * len(prompts)
         settings = dict(seed=seed, temperature=_args.temperature, top_p=_args.top_p)
-        requests = [Request(index=i, prompt=prompt, **settings) for i, prompt in enumerate(prompts)]
+        requests = [GenerationRequest(index=i, prompt=prompt, **settings) for i, prompt in enumerate(prompts)]
         for drawn in engine.run(trained.params, requests):
             written[drawn.request.index] = drawn.ids
         return written

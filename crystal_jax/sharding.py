@@ -63,9 +63,9 @@ def decode_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
     """And for what sampling does."""
     return (
         *cache_rules(layout),
-        (r"(logits|state|written|columns|log_probs|log_kept|strayed)$", BATCH),
+        (r"(logits|state|written|columns|log_probs|log_allowed_mass|rejected)$", BATCH),
         (r"progress/(counts|least|site)$", BATCH),
-        (r"wish/(key|temperature|top_p|strict)$", BATCH),
+        (r"sampling/(key|temperature|top_p|reject_on_violation)$", BATCH),
         (r"limits/(elements|required|formula|m(in|ax)_elements|m(in|ax)_atoms)$", BATCH),
     )
 

@@ -103,7 +103,7 @@ def logits(model: Transformer, tokens, segments=None, positions=None):
 @functools.partial(jax.jit, static_argnums=0)
 def _extend(graph, state, tokens, count, cache):
     model = nnx.merge(graph, state)
-    hidden, cache = model.extend(tokens, count, cache)
+    hidden, cache = model.decode_forward(tokens, count, cache)
     return model.unembed(hidden), cache
 
 

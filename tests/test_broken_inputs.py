@@ -37,7 +37,7 @@ from crystal_jax.evaluate.evaluation import read_evaluation
 from crystal_jax.evaluate.model_files import infilling, scores
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.model.flops import projection_sizes
-from crystal_jax.sample.journal import Journal, claim, release
+from crystal_jax.sample.journal import JsonlLog, ensure_same_run, release
 from crystal_jax.sample.requests import read_requests
 from crystal_jax.structures import parse, read_entries
 from tests.checkpoint.sources import RandomSource
@@ -240,8 +240,8 @@ def output_folder(folder):
 
 def read_output(folder):
     try:
-        claim(folder, {"seed": 0, "elements": ["Li", "P"], "step": 3}, {})
-        Journal(folder / "samples.jsonl", {"index": int, "status": str, "prompt": str, "text": str}).rows()
+        ensure_same_run(folder, {"seed": 0, "elements": ["Li", "P"], "step": 3}, {})
+        JsonlLog(folder / "samples.jsonl", {"index": int, "status": str, "prompt": str, "text": str}).rows()
     finally:
         release(folder)
 

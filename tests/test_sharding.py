@@ -10,7 +10,7 @@ from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.cache import empty_cache
 from crystal_jax.sample.constraints import to_device
-from crystal_jax.sample.decode import free_rows
+from crystal_jax.sample.decode import init_decode_state
 from crystal_jax.sharding import RULES, decode_rules, make_mesh, on_mesh, split_rows, split_width, tree_shardings
 from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.grammar import crystal_automaton
@@ -57,7 +57,7 @@ def test_texts_are_split_by_rows_and_caches_by_heads_too(layout, spec, coded):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
     tables = to_device(crystal_automaton(load_tokenizer("atom_coordinate"), TextFormat(), max_atoms=1))
     sizes = dict(rows=4, prompt_tokens=3, max_tokens=11)
-    rows = jax.eval_shape(lambda: free_rows(TINY, tables, **sizes, layout=layout, coded=coded))
+    rows = jax.eval_shape(lambda: init_decode_state(TINY, tables, **sizes, layout=layout, coded=coded))
     where = tree_shardings(rows, mesh, decode_rules(layout))
     assert {s.spec for s in jax.tree.leaves((where.cache.keys, where.cache.values))} == {spec}
     of_rows = jax.tree.leaves(where._replace(cache=where.cache.length))

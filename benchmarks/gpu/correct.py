@@ -80,7 +80,7 @@ def cached(model: Transformer, tokens: jax.Array) -> np.ndarray:
     pieces = []
     for begin in range(0, tokens.shape[1], 32):
         part = tokens[:, begin : begin + 32]
-        hidden, cache = model.extend(part, jnp.full(len(part), part.shape[1]), cache)
+        hidden, cache = model.decode_forward(part, jnp.full(len(part), part.shape[1]), cache)
         pieces.append(model.unembed(hidden))
     return np.asarray(jnp.concatenate(pieces, axis=1), np.float32)
 

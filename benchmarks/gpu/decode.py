@@ -19,7 +19,7 @@ from crystal_jax.checkpoint.models import abstract_parameters, in_model_dtype
 from crystal_jax.config import Experiment, LoraConfig
 from crystal_jax.sample.constraints import exactly
 from crystal_jax.sample.scheduler import Engine
-from crystal_jax.sample.texts import Request
+from crystal_jax.sample.texts import GenerationRequest
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.prompts import generation_prompt
@@ -35,7 +35,9 @@ def main() -> None:
         slots = 4 if case.dry_run else slots
         crystals = replayed(case, 2 * slots)
         engine = Engine(graph, experiment.model, automaton, mesh=mesh, rows=slots, prompt_tokens=len(prompt))
-        requests = [Request(index=i, prompt=prompt, limits=exactly(one["atoms"])) for i, one in enumerate(crystals)]
+        requests = [
+            GenerationRequest(index=i, prompt=prompt, limits=exactly(one["atoms"])) for i, one in enumerate(crystals)
+        ]
         begin = time.perf_counter()
         list(engine.run(params, requests[:1]))
         case.answer.put(f"compile_{slots}", time.perf_counter() - begin, "s")

@@ -28,7 +28,7 @@ from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
 from crystal_jax.json_files import JsonObject
 from crystal_jax.model.architectures import make_model
-from crystal_jax.model.informed import informed
+from crystal_jax.model.informed import feature_init
 from crystal_jax.model.lora import split
 from crystal_jax.model.quantize import quantize_each
 from crystal_jax.provenance import provenance
@@ -206,7 +206,7 @@ def _build(
     model = make_model(experiment.model, experiment.lora, experiment.execution, quantization, rngs=nnx.Rngs(key))
     if share := experiment.train.token_features:
         features = token_features(AtomCoordinateTokenizer())
-        model.embedding[...] = informed(model.embedding[...], features, share, jax.random.fold_in(key, 0))
+        model.embedding[...] = feature_init(model.embedding[...], features, share, jax.random.fold_in(key, 0))
     return split(model, experiment.lora)
 
 

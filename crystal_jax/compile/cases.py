@@ -16,7 +16,7 @@ class Case:
         size, variant: configs/llama2_{size}.py:{variant}.
         topology, what, num_slices: As the command's flags.
         mesh: Another mesh than the configuration's.
-        rows: Rows sampled side by side; 0 is as many as fit.
+        rows: DecodeState sampled side by side; 0 is as many as fit.
         coded: Keys and values in 8 bits.
         changes: Values of the configuration, by their dotted names.
         xla: Flags of the compiler.

@@ -15,8 +15,15 @@ from jax.sharding import PartitionSpec as P
 from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.compile import arithmetic
 from crystal_jax.config import Experiment, MeshConfig, ModelConfig
-from crystal_jax.sample.constraints import DeviceAutomaton, Grants
-from crystal_jax.sample.decode import Prompts, Rows, budget_of, free_rows, read_prompts, write
+from crystal_jax.sample.constraints import AllowedValueMask, DeviceAutomaton
+from crystal_jax.sample.decode import (
+    DecodeState,
+    PrefillResult,
+    decode_step,
+    init_decode_state,
+    max_batched_tokens,
+    prefill,
+)
 from crystal_jax.sharding import (
     LAYOUTS,
     Platform,
@@ -123,7 +130,7 @@ def sampling_rows(
 
 
 def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:
-    """`read_prompts` (prefill, of one prompt) or `write` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
+    """`prefill` (prefill, of one prompt) or `decode_step` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
 
     The cache is updated in place. On TPUs each token is drawn: with as many rows, forced ones are not worth a step of
     several tokens. On GPUs the step is the sampler's (`sample/scheduler.py`): unrolled over the layers, whose weights
@@ -151,27 +158,29 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
     )
     prompt = whole(jnp.int32, 1, PROMPT_TOKENS), whole(jnp.int32, 1)
 
-    def prefill(params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, tokens: Any, count: Any) -> Prompts:
+    def read_prompts(
+        params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, tokens: Any, count: Any
+    ) -> PrefillResult:
         with on_mesh(mesh):
-            return read_prompts(nnx.merge(graph, params, frozen), tables, tokens, count, layout=layout)
+            return prefill(nnx.merge(graph, params, frozen), tables, tokens, count, layout=layout)
 
-    grants = Grants(whole(jnp.bool_, rows, VALUES), whole(jnp.int32, rows))
+    grants = AllowedValueMask(whole(jnp.bool_, rows, VALUES), whole(jnp.int32, rows))
     layers = _layers(graph, params, frozen, experiment.model.num_layers) if unrolled else None
-    budget = budget_of(rows, tables) if unrolled and mesh.size == 1 else None
+    budget = max_batched_tokens(rows, tables) if unrolled and mesh.size == 1 else None
 
     def decode(
         params: nnx.State,
         frozen: nnx.State,
         layers: list[nnx.State] | None,
         tables: DeviceAutomaton,
-        rows: Rows,
-        grants: Grants,
-    ) -> Rows:
+        rows: DecodeState,
+        grants: AllowedValueMask,
+    ) -> DecodeState:
         with on_mesh(mesh):
-            return write(nnx.merge(graph, params, frozen), tables, rows, grants, layers=layers, budget=budget)
+            return decode_step(nnx.merge(graph, params, frozen), tables, rows, grants, layers=layers, budget=budget)
 
-    def begin(tables: DeviceAutomaton) -> Rows:
-        return free_rows(
+    def begin(tables: DeviceAutomaton) -> DecodeState:
+        return init_decode_state(
             experiment.model,
             tables,
             rows=rows,
@@ -194,7 +203,7 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
     held_beside: list[Any]
     if what == "prefill":
         arguments: tuple = (held, prompt)
-        program = jax.jit(prefill, out_shardings=everywhere).lower(*held, *prompt)
+        program = jax.jit(read_prompts, out_shardings=everywhere).lower(*held, *prompt)
         length, held_beside = PROMPT_TOKENS, [layers, carried.cache]
         # Every token looks at all places of the prompt, those after it too.
         products, needed = flops(PROMPT_TOKENS, PROMPT_TOKENS), None

@@ -33,7 +33,7 @@ RATES = (
     "metastable_complete_hull",
     "stable_complete_hull",
     "sun",
-    "meta_sun",
+    "msun",
     "formula_match",
     "spacegroup_match",
     "e_above_hull_match",
@@ -43,7 +43,7 @@ RATES = (
 )
 
 
-def judged_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
+def scored_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
     """The rows that enter validity and distributions.
 
     By default these are all. In the mode "paper" samples without a structure are left out, and more than

@@ -45,7 +45,7 @@ def reduce_cell(structure: Structure) -> Structure | None:
         return None
 
 
-def first_of_their_kind(
+def is_first_occurrence(
     cells: Sequence[Structure | None], *, tolerances: Tolerances = MATCHER, progress: bool = False
 ) -> list[bool]:
     """Says of each reduced cell whether no earlier one is the same crystal.
@@ -65,9 +65,7 @@ def first_of_their_kind(
 Known = Mapping[str, Sequence[tuple[str, Structure]]]  # reduced formula to names and reduced cells
 
 
-def of_the_same_formulas(
-    entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False
-) -> Known:
+def group_by_formula(entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False) -> Known:
     """Returns the crystals of `entries`, a training set, that have the formula of one of the cells.
 
     Only those are parsed that state such a formula (or state none): `parse` fails where other elements differ. What
@@ -94,7 +92,7 @@ def of_the_same_formulas(
     return known
 
 
-def names_in(
+def find_matches(
     known: Known, cells: Sequence[Structure | None], *, tolerances: Tolerances = MATCHER, progress: bool = False
 ) -> list[str | None]:
     """For each reduced cell the name of the first known crystal that is the same; None where there is none."""
@@ -106,7 +104,7 @@ def names_in(
 
 def absent_from(entries: Iterable[Entry], cells: Sequence[Structure | None]) -> list[bool]:
     """Says of each reduced cell whether it is no crystal of `entries`."""
-    names = names_in(of_the_same_formulas(entries, cells), cells)
+    names = find_matches(group_by_formula(entries, cells), cells)
     return [cell is not None and name is None for cell, name in zip(cells, names, strict=True)]
 
 

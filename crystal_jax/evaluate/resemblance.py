@@ -12,12 +12,12 @@ from crystal_jax.evaluate.coverage import NOVELTY, Cutoffs, coverage, diversity,
 from crystal_jax.evaluate.fingerprints import Fingerprints, fingerprints
 from crystal_jax.evaluate.oxidation import OxidationTable
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.evaluate.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.structures import Sample
 
 
 @dataclasses.dataclass(frozen=True)
-class Prints:
+class FingerprintSets:
     """Fingerprints of the three sets that are compared.
 
     Attributes:
@@ -34,7 +34,7 @@ class Prints:
     names: Sequence[str] = ()
 
 
-def take(
+def compute_fingerprints(
     samples: Sequence[Sample],
     rows: pd.DataFrame,
     real: Sequence[Sample],
@@ -44,7 +44,7 @@ def take(
     mode: str,
     workers: int | None = None,
     progress: bool = False,
-) -> Prints:
+) -> FingerprintSets:
     """Computes what is compared. In the mode "paper", as published, a sample without a fingerprint is not valid, which
     is written into `rows`, and of the reference only valid crystals count.
     """
@@ -61,7 +61,7 @@ def take(
     of_train = None
     if train is not None:
         of_train = fingerprints(train, what="fingerprints, training set", workers=workers, progress=progress)
-    return Prints(generated, of_real, of_train, [_named(s) for s in (real if train is None else train)])
+    return FingerprintSets(generated, of_real, of_train, [_named(s) for s in (real if train is None else train)])
 
 
 def _named(sample: Sample) -> str:
@@ -71,7 +71,7 @@ def _named(sample: Sample) -> str:
 def _fault(sample: Sample, table: OxidationTable) -> str | None:
     assert sample.structure is not None
     assert sample.composition is not None
-    return structural_fault(sample.structure) or compositional_fault(sample.composition, table)
+    return structural_invalid_reason(sample.structure) or compositional_invalid_reason(sample.composition, table)
 
 
 def _without_structure(sample: Sample) -> Sample:
@@ -79,7 +79,7 @@ def _without_structure(sample: Sample) -> Sample:
 
 
 def metrics_of(
-    rows: pd.DataFrame, judged: pd.DataFrame, prints: Prints, *, cutoffs: Cutoffs, mode: str
+    rows: pd.DataFrame, judged: pd.DataFrame, prints: FingerprintSets, *, cutoffs: Cutoffs, mode: str
 ) -> dict[str, Any]:
     """Returns coverage of the judged rows, and diversity and novelty of the valid ones; fills in the columns of `rows`.
 
@@ -89,8 +89,8 @@ def metrics_of(
 
     Args:
         rows: one a sample.
-        judged: those that count, see `judged_rows`.
-        prints: see `Prints`.
+        judged: those that count, see `scored_rows`.
+        prints: see `FingerprintSets`.
         cutoffs: of coverage.
         mode: "default" or "paper".
     """

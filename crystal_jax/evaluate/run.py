@@ -160,15 +160,15 @@ def evaluate(
     known = load_known_materials()
 
     parsed = structures.parse_all(entries, workers=workers, progress=progress)
-    rows = structures.describe(parsed, table, workers=workers, progress=progress)
-    structures.compare(rows, parsed, train, workers=workers, progress=progress)
+    rows = structures.tabulate(parsed, table, workers=workers, progress=progress)
+    structures.add_uniqueness(rows, parsed, train, workers=workers, progress=progress)
     real_samples = structures.parse_all(real, what="reference", workers=workers, progress=progress)
     prints = None
     if reference and fingerprints_of != "none":
         seen = None
         if train is not None and fingerprints_of == "all":
             seen = structures.parse_all(train, what="training set", workers=workers, progress=progress)
-        prints = resemblance.take(
+        prints = resemblance.compute_fingerprints(
             parsed,
             rows,
             real_samples,
@@ -185,7 +185,7 @@ def evaluate(
     if stage:
         stage.run(parsed, rows, known, mode=mode, workers=workers, progress=progress)
     dft_runs.fill_in(rows, output)
-    judged = metrics.judged_rows(rows, mode)
+    judged = metrics.scored_rows(rows, mode)
     real_properties = structures.properties(real_samples)
     cutoffs = coverage.CUTOFFS[coverage_cutoffs]
     result = {

@@ -23,7 +23,7 @@ from crystal_jax.evaluate.energy.jobs import RelaxJob, key_of, relax_all
 from crystal_jax.evaluate.known_materials import KnownMaterials
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.evaluate.symmetry import spacegroup
-from crystal_jax.evaluate.validity import implausible_reason, structural_fault
+from crystal_jax.evaluate.validity import implausible_reason, structural_invalid_reason
 from crystal_jax.structures import Entry, Sample, parse
 
 MIN_COMPLETENESS = 0.9  # share of the known stable compounds of a sample's elements that a complete hull has
@@ -118,7 +118,7 @@ def _relaxed_facts(sample: Sample, structure: Structure) -> dict[str, Any]:
         "relaxed_spacegroup": spacegroup(structure),
         "relaxed_density": float(structure.density),
         "relaxed_volume": structure.volume,
-        "relaxed_plausible": structural_fault(structure) is None and implausible_reason(structure) is None,
+        "relaxed_plausible": structural_invalid_reason(structure) is None and implausible_reason(structure) is None,
     }
 
 
@@ -178,7 +178,7 @@ def metrics_of(rows: pd.DataFrame, judged: pd.DataFrame, hull: Hull | None, *, m
     tried = valid[valid["relaxation"].notna()]
     found: dict[str, Any] = {
         "relaxed": Rate.of(tried["energy_per_atom"].notna()).as_dict(),
-        "relaxation_endings": dict(Counter(tried["relaxation"]).most_common()),
+        "relaxation_status_counts": dict(Counter(tried["relaxation"]).most_common()),
     }
     if hull is None:
         return found
@@ -192,7 +192,7 @@ def metrics_of(rows: pd.DataFrame, judged: pd.DataFrame, hull: Hull | None, *, m
     found["metastable_of_valid"] = Rate(int(metastable.sum()), len(valid)).as_dict()
     if rows["novel"].notna().any():
         new = of["unique"].fillna(False) & of["novel"].fillna(False)
-        found |= {"sun": Rate.of(stable & new).as_dict(), "meta_sun": Rate.of(metastable & new).as_dict()}
+        found |= {"sun": Rate.of(stable & new).as_dict(), "msun": Rate.of(metastable & new).as_dict()}
     found["hull_coverage"] = hull_coverage(valid[valid["e_above_hull"].notna()])
     return found
 

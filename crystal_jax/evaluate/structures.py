@@ -14,11 +14,11 @@ from tqdm import tqdm
 from crystal_jax.evaluate import novelty, symmetry
 from crystal_jax.evaluate.oxidation import OxidationTable
 from crystal_jax.evaluate.validity import (
-    compositional_fault,
+    compositional_invalid_reason,
     implausible_reason,
     interatomic_distances,
     reduced_counts,
-    structural_fault,
+    structural_invalid_reason,
 )
 from crystal_jax.parallel import map_in_order
 from crystal_jax.quiet import quiet
@@ -45,7 +45,7 @@ COLUMNS = {
     "unique_loose": "boolean",  # the same at CDVAE's tolerances
     "novel": "boolean",  # of valid samples, given a training set: it is not in there
     "novel_loose": "boolean",  # the same at CDVAE's tolerances
-    "known_as": "str",  # its name in the training set, if it is in there
+    "matched_train_id": "str",  # its name in the training set, if it is in there
     "covered": "boolean",  # of samples with a structure, by fingerprints: the reference has crystals near it
     "structure_distance": "float64",  # of fingerprints, to the nearest reference crystal
     "composition_distance": "float64",
@@ -92,7 +92,7 @@ def parse_all(
     return list(tqdm(samples, what, len(entries), unit="crystal", disable=not progress))
 
 
-def describe(
+def tabulate(
     samples: Sequence[Sample], table: OxidationTable, *, workers: int | None = None, progress: bool = False
 ) -> pd.DataFrame:
     """Tabulates all but `unique` and `novel`, one row a sample in the samples' order (see `COLUMNS`)."""
@@ -103,7 +103,7 @@ def describe(
 
 
 @quiet()
-def compare(
+def add_uniqueness(
     rows: pd.DataFrame,
     samples: Sequence[Sample],
     train: Sequence[Entry] | None,
@@ -111,20 +111,20 @@ def compare(
     workers: int | None = None,
     progress: bool = False,
 ) -> None:
-    """Fills in `unique` and, if a training set is given, `novel` and `known_as`, for the valid rows."""
+    """Fills in `unique` and, if a training set is given, `novel` and `matched_train_id`, for the valid rows."""
     valid = rows.index[rows["valid"]]
     whole = [structure for i in valid if (structure := samples[i].structure) is not None]
     reduced = map_in_order(novelty.reduce_cell, whole, workers=workers, lost=lambda _: None)
     cells = list(tqdm(reduced, "primitive cells", len(valid), unit="crystal", disable=not progress))
     for column, tolerances in (("unique", novelty.MATCHER), ("unique_loose", novelty.LOOSE_MATCHER)):
-        rows.loc[valid, column] = novelty.first_of_their_kind(cells, tolerances=tolerances, progress=progress)
+        rows.loc[valid, column] = novelty.is_first_occurrence(cells, tolerances=tolerances, progress=progress)
     if train is not None:
-        known = novelty.of_the_same_formulas(train, cells, progress=progress)
+        known = novelty.group_by_formula(train, cells, progress=progress)
         for column, tolerances in (("novel", novelty.MATCHER), ("novel_loose", novelty.LOOSE_MATCHER)):
-            names = novelty.names_in(known, cells, tolerances=tolerances, progress=progress)
+            names = novelty.find_matches(known, cells, tolerances=tolerances, progress=progress)
             rows.loc[valid, column] = [c is not None and name is None for c, name in zip(cells, names, strict=True)]
             if column == "novel":
-                rows.loc[valid, "known_as"] = names
+                rows.loc[valid, "matched_train_id"] = names
     for i, cell in zip(valid, cells, strict=True):
         if cell is None:
             rows.loc[i, "failure"] = "no primitive cell to compare"
@@ -141,13 +141,13 @@ def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
     faults = [sample.failure, sample.failure]
     facts: dict[str, Any] = {}
     if sample.composition is not None:
-        faults[1] = compositional_fault(sample.composition, table)
+        faults[1] = compositional_invalid_reason(sample.composition, table)
         facts |= {"formula": sample.composition.formula, "reduced_formula": sample.composition.reduced_formula}
         if charges := table.balanced_states(reduced_counts(sample.composition)):
             order = [element.symbol for element in sorted(sample.composition.elements)]  # by electronegativity
             facts["oxidation_states"] = " ".join(f"{symbol}{charges[symbol]:+d}" for symbol in order)
     if sample.structure is not None:
-        faults[0] = structural_fault(sample.structure)
+        faults[0] = structural_invalid_reason(sample.structure)
         facts |= _properties(sample.structure) | {"volume": sample.structure.volume}
     valid = not any(faults)
     if valid and sample.structure is not None:

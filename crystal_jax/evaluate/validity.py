@@ -28,7 +28,7 @@ _USUAL_RADIUS = 2.4  # Å, van der Waals, of the actinides beside the few elemen
 MAX_VOLUME_FACTOR = 2.0  # largest volume of a cell, in units of the volume of its van der Waals spheres
 
 
-def structural_fault(structure: Structure) -> str | None:
+def structural_invalid_reason(structure: Structure) -> str | None:
     """Says why a structure is impossible, or None if it is not.
 
     The distance is the shortest between two different sites over all periodic images. As in CDVAE, an atom is
@@ -97,7 +97,7 @@ def _sphere_volume_of(symbol: str) -> float:
     return 4 / 3 * math.pi * float(_USUAL_RADIUS if radius is None else radius) ** 3
 
 
-def compositional_fault(composition: Composition, table: OxidationTable) -> str | None:
+def compositional_invalid_reason(composition: Composition, table: OxidationTable) -> str | None:
     """Says why a composition is implausible by the SMACT rule, or None if it is plausible.
 
     Elements and alloys of metals are plausible; anything else must balance its charges (see `oxidation`).

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from crystal_jax.model.cache import Coded
+from crystal_jax.model.cache import QuantizedKV
 
 
 def attend(
@@ -26,8 +26,8 @@ def attend(
 
 def attend_cached(
     q: Float[Array, "b t n h"],
-    keys: Float[Array, "b k h s"] | Coded,
-    values: Float[Array, "b k s h"] | Coded,
+    keys: Float[Array, "b k h s"] | QuantizedKV,
+    values: Float[Array, "b k s h"] | QuantizedKV,
     mask: Bool[Array, "b 1 t s"],
 ) -> Float[Array, "b t n h"]:
     """As `attend`, with the keys' positions last, as a layer's cache has them on CPU; it has no gradient of its own."""
@@ -44,8 +44,8 @@ def attend_cached(
 
 def attend_positions(
     q: Float[Array, "b t n h"],
-    keys: Float[Array, "b s k h"] | Coded,
-    values: Float[Array, "b s k h"] | Coded,
+    keys: Float[Array, "b s k h"] | QuantizedKV,
+    values: Float[Array, "b s k h"] | QuantizedKV,
     mask: Bool[Array, "b 1 t s"],
     length: Int[Array, " b"],
     *,
@@ -61,16 +61,16 @@ def attend_positions(
         length: Positions that any token of a row sees: the fused kernel reads no more.
         fused: Attend by cuDNN's kernel, if it can (`fits_cudnn`).
     """
-    if isinstance(keys, Coded) and isinstance(values, Coded):
+    if isinstance(keys, QuantizedKV) and isinstance(values, QuantizedKV):
         return _attend_coded(q, keys, values, mask)
-    assert not isinstance(keys, Coded)
-    assert not isinstance(values, Coded)
+    assert not isinstance(keys, QuantizedKV)
+    assert not isinstance(values, QuantizedKV)
     kernel: Any = dict(key_value_seq_lengths=length, implementation="cudnn") if fused and fits_cudnn(q) else {}
     return jax.nn.dot_product_attention(q, keys, values, mask=mask, **kernel)
 
 
 def _attend_coded(
-    q: Float[Array, "b t n h"], keys: Coded, values: Coded, mask: Bool[Array, "b 1 t s"]
+    q: Float[Array, "b t n h"], keys: QuantizedKV, values: QuantizedKV, mask: Bool[Array, "b 1 t s"]
 ) -> Float[Array, "b t n h"]:
     """As `attend_positions`, over codes [b, s, k, h] with scales [b, s, k]."""
     q = _group(q, keys.codes.shape[2])
@@ -100,12 +100,12 @@ class Past(NamedTuple):
     """What was read before.
 
     Attributes:
-        keys, values: Of any positions; `Coded`, they are rounded.
+        keys, values: Of any positions; `QuantizedKV`, they are rounded.
         filled: Which of them are to be attended to.
     """
 
-    keys: Float[Array, "b k s h"] | Coded
-    values: Float[Array, "b k s h"] | Coded
+    keys: Float[Array, "b k s h"] | QuantizedKV
+    values: Float[Array, "b k s h"] | QuantizedKV
     filled: Bool[Array, "b 1 1 s"]
 
 
@@ -129,22 +129,22 @@ def attend_after(
     return _ungroup((mixed / total).astype(q.dtype))
 
 
-def _scores(axes: str, q: Array, keys: Array | Coded) -> Float[Array, "b k ... s"]:
+def _scores(axes: str, q: Array, keys: Array | QuantizedKV) -> Float[Array, "b k ... s"]:
     """Products of queries and keys; coded ones are multiplied as codes, and the result by their scales."""
-    if not isinstance(keys, Coded):
+    if not isinstance(keys, QuantizedKV):
         return jnp.einsum(axes, q, keys, preferred_element_type=jnp.float32)
     scores = jnp.einsum(axes, q, keys.codes.astype(q.dtype), preferred_element_type=jnp.float32)
-    return scores * _beside(keys.scales, scores)
+    return scores * _expand_scales(keys.scales, scores)
 
 
-def _mixture(axes: str, weights: Array, values: Array | Coded, dtype: jnp.dtype) -> Float[Array, "b k ... h"]:
+def _mixture(axes: str, weights: Array, values: Array | QuantizedKV, dtype: jnp.dtype) -> Float[Array, "b k ... h"]:
     """Values mixed by weights; where they are coded, the weights take their scales along."""
-    if isinstance(values, Coded):
-        weights, values = weights * _beside(values.scales, weights), values.codes
+    if isinstance(values, QuantizedKV):
+        weights, values = weights * _expand_scales(values.scales, weights), values.codes
     return jnp.einsum(axes, weights.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _beside(scales: Float[Array, "b k s"], of: Array) -> Array:
+def _expand_scales(scales: Float[Array, "b k s"], of: Array) -> Array:
     """Scales, broadcast to [b, k, ..., s]."""
     return scales.reshape(*scales.shape[:2], *(1,) * (of.ndim - 3), -1)
 

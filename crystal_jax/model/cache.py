@@ -26,7 +26,7 @@ AXES: dict[Layout, tuple[str, str]] = {
 _LARGEST = 127  # -128 stays unused: a number and its negative get opposite codes
 
 
-class Coded(NamedTuple):
+class QuantizedKV(NamedTuple):
     """Keys or values in 8 bits: a head's numbers at a position are codes in steps of one scale, of their largest.
 
     Attributes:
@@ -38,16 +38,16 @@ class Coded(NamedTuple):
     scales: Float32[Array, " ..."]
 
 
-def encode(wide: Float[Array, " ..."], *, axis: int = -1) -> Coded:
+def quantize_kv(wide: Float[Array, " ..."], *, axis: int = -1) -> QuantizedKV:
     """Rounds keys or values, whose h is the given axis."""
     wide = wide.astype(jnp.float32)
     largest = jnp.abs(wide).max(axis=axis)
     scales = jnp.where(largest == 0, 1, largest) / _LARGEST
-    return Coded(jnp.round(wide / jnp.expand_dims(scales, axis)).astype(jnp.int8), scales)
+    return QuantizedKV(jnp.round(wide / jnp.expand_dims(scales, axis)).astype(jnp.int8), scales)
 
 
-def decode(coded: Coded, dtype: jnp.dtype | str, *, axis: int = -1) -> Float[Array, " ..."]:
-    """What `encode` rounded."""
+def dequantize_kv(coded: QuantizedKV, dtype: jnp.dtype | str, *, axis: int = -1) -> Float[Array, " ..."]:
+    """What `quantize_kv` rounded."""
     return (coded.codes * jnp.expand_dims(coded.scales, axis)).astype(dtype)
 
 
@@ -68,7 +68,7 @@ class Cache:
     Each row has its own length, so that rows at different places of different texts are read side by side.
 
     Attributes:
-        keys: num_layers arrays, or one where they are stacked, with the axes of `AXES`; each may be `Coded`.
+        keys: num_layers arrays, or one where they are stacked, with the axes of `AXES`; each may be `QuantizedKV`.
         values: As `keys`; coded where keys are. What stands beyond a row's length is never attended to.
         length: Positions filled in each row, [b].
         layout: One of the three.
@@ -88,7 +88,7 @@ class Cache:
     @property
     def coded(self) -> bool:
         """Whether it is in 8 bits."""
-        return isinstance(self.keys if self.stacked else self.keys[0], Coded)
+        return isinstance(self.keys if self.stacked else self.keys[0], QuantizedKV)
 
     @property
     def capacity(self) -> int:
@@ -111,13 +111,13 @@ def _axes(part: Any, axes: str, name: str) -> Any:
     scales = axes.replace("h", "").index(name)
 
     def of(array: Any) -> Any:
-        return Coded(axes.index(name), scales) if _is_coded(array) else axes.index(name)  # type: ignore[arg-type]
+        return QuantizedKV(axes.index(name), scales) if _is_coded(array) else axes.index(name)  # type: ignore[arg-type]
 
     return jax.tree.map(of, part, is_leaf=_is_coded)
 
 
 def _is_coded(part: Any) -> bool:
-    return isinstance(part, Coded)
+    return isinstance(part, QuantizedKV)
 
 
 def arrange(x: Float[Array, "b t k h"], axes: str) -> Array:
@@ -144,7 +144,7 @@ def empty_cache(
 def _encode_all(cache: Cache) -> Cache:
     """A cache whose keys and values are rounded."""
     keys, values = (
-        jax.tree.map(functools.partial(encode, axis=axes.index("h")), part)
+        jax.tree.map(functools.partial(quantize_kv, axis=axes.index("h")), part)
         for part, axes in zip((cache.keys, cache.values), AXES[cache.layout], strict=True)
     )
     return cache.replace(keys=keys, values=values)
@@ -170,7 +170,7 @@ def append_layer(
     """As `append`, of one layer's own keys and values, which it codes where the past is coded."""
     new: tuple[Any, ...] = tuple(arrange(x, axes) for x, axes in zip((keys, values), AXES[layout], strict=True))
     if _is_coded(past[0]):
-        new = tuple(encode(x, axis=axes.index("h")) for x, axes in zip(new, AXES[layout], strict=True))
+        new = tuple(quantize_kv(x, axis=axes.index("h")) for x, axes in zip(new, AXES[layout], strict=True))
     return _write(past, new, length, layout)
 
 

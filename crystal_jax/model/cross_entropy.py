@@ -11,7 +11,7 @@ from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, Float, Int
 
 
-def counted_cross_entropy(
+def chunked_cross_entropy(
     x: Float[Array, "b t d"],
     head: Float[Array, "d v"],
     targets: Int[Array, "b t"],

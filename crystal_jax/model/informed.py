@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 
-def informed(
+def feature_init(
     embedding: Float[Array, "v d"], features: Float[np.ndarray, "n f"], share: float, key: Key[Array, ""]
 ) -> Float[Array, "v d"]:
     """Puts a random projection of the features in place of a share of the variance of an embedding just drawn.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
-class Packing(NamedTuple):
+class RaggedIndex(NamedTuple):
     """Where tokens go.
 
     Attributes:
@@ -31,10 +31,10 @@ class Packing(NamedTuple):
         return x[0][self.place]
 
 
-def packing(count: Int[Array, " b"], *, t: int, budget: int) -> Packing:
+def ragged_index(count: Int[Array, " b"], *, t: int, budget: int) -> RaggedIndex:
     """Of the first `count` tokens of each row, no more than `budget` in all."""
     wanted = (jnp.arange(t) < count[:, None]).reshape(-1)
     so_far = jnp.cumsum(wanted)
     # Counting is faster than a search or a scatter: these are some ten thousand comparisons.
     source = (so_far <= jnp.arange(budget)[:, None]).sum(axis=-1)
-    return Packing(jnp.minimum(source, wanted.size - 1), jnp.clip(so_far - 1, 0, budget - 1).reshape(-1, t))
+    return RaggedIndex(jnp.minimum(source, wanted.size - 1), jnp.clip(so_far - 1, 0, budget - 1).reshape(-1, t))

@@ -24,10 +24,10 @@ from crystal_jax.model.attention import (
     attend_positions,
     fits_cudnn,
 )
-from crystal_jax.model.cache import AXES, Cache, append, append_layer, arrange, decode, encode
-from crystal_jax.model.cross_entropy import counted_cross_entropy
+from crystal_jax.model.cache import AXES, Cache, append, append_layer, arrange, dequantize_kv, quantize_kv
+from crystal_jax.model.cross_entropy import chunked_cross_entropy
 from crystal_jax.model.layers import Dropout
-from crystal_jax.model.packing import packing
+from crystal_jax.model.packing import ragged_index
 from crystal_jax.model.splash import KEPT, attend_segments
 from crystal_jax.sharding import Layout, split_rows, split_width, target_platform
 
@@ -143,10 +143,10 @@ class Transformer(nnx.Module):
                 x = layer(x, state, None if keys is None else keys[i])
         return x
 
-    def read(
+    def prefill(
         self, tokens: Int[Array, "b t"], count: Int[Array, " b"], *, layout: Layout = "head_major"
     ) -> tuple[Float[Array, "b t d"], Cache]:
-        """Reads texts from their beginning: `extend` without a past. Their cache has room for t positions."""
+        """Reads texts from their beginning: `decode_forward` without a past. Their cache has room for t positions."""
         causal = _causal(tokens.shape[1])
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
@@ -162,7 +162,7 @@ class Transformer(nnx.Module):
         x, keys, values = self._read(tokens, positions, arranged, (), layers)
         return x, Cache(keys, values, count, layout)
 
-    def extend(
+    def decode_forward(
         self,
         tokens: Int[Array, "b t"],
         count: Int[Array, " b"],
@@ -193,8 +193,8 @@ class Transformer(nnx.Module):
                     if not cache.coded:
                         return attend_after(past, q, keys, values, causal), (keys, values)
                     # Rounded for this step, too: what is read does not depend on which tokens are read together.
-                    kept = encode(keys), encode(values)
-                    keys, values = (decode(part, q.dtype) for part in kept)
+                    kept = quantize_kv(keys), quantize_kv(values)
+                    keys, values = (dequantize_kv(part, q.dtype) for part in kept)
                     return attend_after(past, q, keys, values, causal), kept
 
                 return attention
@@ -204,7 +204,7 @@ class Transformer(nnx.Module):
 
         seen = (places <= positions[..., None])[:, None]
         fused = self.execution.attention == "cudnn" and target_platform() == "gpu"
-        packed = None if budget is None or budget >= tokens.size else packing(count, t=t, budget=budget)
+        packed = None if budget is None or budget >= tokens.size else ragged_index(count, t=t, budget=budget)
 
         def written(old_keys: Any, old_values: Any) -> Attention:
             def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Any, Any]]:
@@ -273,7 +273,7 @@ class Transformer(nnx.Module):
     ) -> Float[Array, ""]:
         """Weighted loss of what `hidden` returns, summed, in nats; `chunk` places of a row at a time."""
         head = self.embedding[...].T if self.cfg.tie_embeddings else self.lm_head[...]
-        return counted_cross_entropy(self.final_norm(x), head, targets, weights, chunk=chunk)
+        return chunked_cross_entropy(self.final_norm(x), head, targets, weights, chunk=chunk)
 
     def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """What the first block reads."""

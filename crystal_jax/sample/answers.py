@@ -1,7 +1,7 @@
 """Draws the samples of a job by rejection: each follows the model's distribution among texts that keep its rules.
 
 A composition is drawn, then a crystal of it. A text that violates its rules is rejected and drawn again, up to
-`redraws` times; then another composition is drawn. Only if that fails, too, are the rules enforced by masks.
+`max_retries` times; then another composition is drawn. Only if that fails, too, are the rules enforced by masks.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from crystal_jax.sample.compositions import Compositions
-from crystal_jax.sample.questions import DRAFT, Question, Questions
+from crystal_jax.sample.compositions import CompositionSampler
+from crystal_jax.sample.questions import DRAFT, SampleSpec, SampleSpecBuilder
 from crystal_jax.sample.scheduler import Engine
-from crystal_jax.sample.texts import ATTEMPTS, Drawn, Request
+from crystal_jax.sample.texts import MAX_ATTEMPTS, Completion, GenerationRequest
 
 _COMPOSITIONS = 4  # that are tried, at most; the last one is kept to
 _DRAFTS = 256  # crystals that are drawn for their formulas before those that are asked for
 
 
-class Answer(NamedTuple):
+class SampleResult(NamedTuple):
     """One sample.
 
     Attributes:
         question: What was asked, with the composition that was stated last.
         drawn: What was written.
-        dead_ends: How often a composition or a crystal was rejected.
+        num_restarts: How often a composition or a crystal was rejected.
     """
 
-    question: Question
-    drawn: Drawn
-    dead_ends: int
+    question: SampleSpec
+    drawn: Completion
+    num_restarts: int
 
 
-def answers(
+def draw_samples(
     engine: Engine,
     params: nnx.State,
-    questions: Questions,
-    compositions: Compositions | None,
+    questions: SampleSpecBuilder,
+    compositions: CompositionSampler | None,
     indices: Sequence[int],
     *,
-    symbols_of: Callable[[Question, Drawn], Sequence[str]],
+    symbols_of: Callable[[SampleSpec, Completion], Sequence[str]],
     seed: int,
     temperature: float,
     top_p: float,
-    redraws: int,
-) -> Generator[Answer, None, None]:
+    max_retries: int,
+) -> Generator[SampleResult, None, None]:
     """Yields the answers of these samples as they are finished, in no particular order.
 
     Args:
@@ -62,15 +62,17 @@ def answers(
         seed: Of the job.
         temperature: Of compositions and crystals.
         top_p: Likewise.
-        redraws: How often a crystal that violates its rules is drawn again.
+        max_retries: How often a crystal that violates its rules is drawn again.
     """
-    settings: dict[str, Any] = dict(seed=seed, temperature=temperature, top_p=top_p, redraws=redraws)
+    settings: dict[str, Any] = dict(seed=seed, temperature=temperature, top_p=top_p, max_retries=max_retries)
     state = None
     if compositions:
         state = functools.partial(compositions, params, temperature=temperature, top_p=top_p)
 
-    def draft(some: Mapping[int, Question]) -> dict[int, Mapping[str, int] | None]:
-        requests = (_request(i, question, first=DRAFT, attempts=ATTEMPTS, **settings) for i, question in some.items())
+    def draft(some: Mapping[int, SampleSpec]) -> dict[int, Mapping[str, int] | None]:
+        requests = (
+            _request(i, question, first=DRAFT, attempts=MAX_ATTEMPTS, **settings) for i, question in some.items()
+        )
         found: dict[int, Mapping[str, int] | None] = {}
         with contextlib.closing(engine.run(params, requests)) as texts:
             for drawn in texts:
@@ -81,42 +83,48 @@ def answers(
     if state is None and questions.draws_formulas and len(indices) > _DRAFTS:
         for begin in range(0, len(indices), _DRAFTS):
             some = indices[begin : begin + _DRAFTS]
-            yield from answers(engine, params, questions, compositions, some, symbols_of=symbols_of, **settings)
+            yield from draw_samples(engine, params, questions, compositions, some, symbols_of=symbols_of, **settings)
         return
-    rounds = _COMPOSITIONS if state and redraws and temperature > 0 else 1
+    rounds = _COMPOSITIONS if state and max_retries and temperature > 0 else 1
     attempts, begun = dict.fromkeys(indices, 0), dict.fromkeys(indices, 0)  # before this round
     rejected = dict.fromkeys(indices, 0)
     for left in reversed(range(rounds)):
-        asked: dict[int, Question] = {}
+        asked: dict[int, SampleSpec] = {}
         numbered = questions(sorted(attempts), state, draft=draft, first=attempts)
         if state is None and questions.draws_formulas:
             numbered = iter(list(numbered))  # one engine at a time: two would need twice the memory
-        requests = _requests(numbered, asked, begun, attempts=0 if left else ATTEMPTS, **settings)
+        requests = _requests(numbered, asked, begun, attempts=0 if left else MAX_ATTEMPTS, **settings)
         attempts = {}
         with contextlib.closing(engine.run(params, requests)) as texts:
             for drawn in texts:
                 index = drawn.request.index
                 question = asked.pop(index)
-                begun[index] += drawn.dead_ends
+                begun[index] += drawn.num_restarts
                 rejected[index] += question.rejected
                 if drawn.complete or not left:
-                    yield Answer(question, drawn, rejected[index] + begun[index])
+                    yield SampleResult(question, drawn, rejected[index] + begun[index])
                 else:
                     attempts[index] = question.next_attempt
                     rejected[index] += 1
         for index, question in asked.items():  # no composition is admitted
-            nothing = Drawn(request=Request(index=index, prompt=()), ids=(), log_probs=(), log_kept=0.0, complete=False)
-            yield Answer(question, nothing, rejected[index] + question.rejected + begun[index] + 1)
+            nothing = Completion(
+                request=GenerationRequest(index=index, prompt=()),
+                ids=(),
+                log_probs=(),
+                log_allowed_mass=0.0,
+                complete=False,
+            )
+            yield SampleResult(question, nothing, rejected[index] + question.rejected + begun[index] + 1)
 
 
 def _requests(
-    numbered: Iterable[tuple[int, Question]],
-    asked: dict[int, Question],
+    numbered: Iterable[tuple[int, SampleSpec]],
+    asked: dict[int, SampleSpec],
     begun: Mapping[int, int],
     *,
     attempts: int,
     **settings: Any,
-) -> Iterator[Request]:
+) -> Iterator[GenerationRequest]:
     """What is asked of the engine, noted in `asked`; nothing where no composition is admitted."""
     for index, question in numbered:
         asked[index] = question
@@ -124,8 +132,8 @@ def _requests(
             yield _request(index, question, first=begun[index], attempts=attempts, **settings)
 
 
-def _request(index: int, question: Question, *, first: int, attempts: int, **settings: Any) -> Request:
-    return Request(
+def _request(index: int, question: SampleSpec, *, first: int, attempts: int, **settings: Any) -> GenerationRequest:
+    return GenerationRequest(
         index=index,
         prompt=question.head,
         limits=question.limits,

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from crystal_jax.evaluate.oxidation import OxidationTable
-from crystal_jax.sample.guide import Grant, turn_of
+from crystal_jax.sample.guide import AllowedValues, field_of_atom
 from crystal_jax.text.automaton import END
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
@@ -72,12 +72,12 @@ class ChargeBalance:
         self._states = functools.cache(self._find_states)
         self._classes = functools.cache(self._find_classes)
 
-    def __call__(self, fields: Sequence[str]) -> Grant:
+    def __call__(self, fields: Sequence[str]) -> AllowedValues:
         """The elements that may come next, or the end."""
         symbols = fields[LATTICE_WORDS::ATOM_WORDS]
         # Atoms of a crystal come in any order.
         open_values = self._open_after(tuple(sorted(Counter(symbols).items())))
-        return Grant({"element": open_values}, turn_of(len(symbols) + 1, 0))
+        return AllowedValues({"element": open_values}, field_of_atom(len(symbols) + 1, 0))
 
     def is_valid(self, counts: Mapping[str, int]) -> bool:
         """Whether a composition is valid as it is."""

@@ -26,7 +26,7 @@ from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.decode import draw
 from crystal_jax.sharding import BATCH, LAYOUTS, cache_rules, on_mesh, platform_of, row_parts, tree_shardings
 from crystal_jax.text.composition_constraint import CompositionConstraint, Parts
-from crystal_jax.text.first_line import FirstLine, Place
+from crystal_jax.text.first_line import CompositionGrammar, ParserState
 
 _ATTEMPTS = 1000  # at a composition that is admitted
 # Lines of which one is chosen, under constraints; of a formula, which the prompt states, only the multiple is open.
@@ -36,7 +36,7 @@ _STREAM = 0x434F4D50  # a composition's random numbers are not those of its crys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ToState:
+class CompositionRequest:
     """A first line to be drawn.
 
     Attributes:
@@ -55,14 +55,14 @@ class ToState:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stated:
+class CompositionDraw:
     """A first line.
 
     Attributes:
         composition: What it says.
         ids: Token ids.
-        log_probs: Of them and of the line's end, which is not among them: see `Rows` in sample/decode.py.
-        log_kept: Natural logarithm of the share of probability that `ToState.wanted` left.
+        log_probs: Of them and of the line's end, which is not among them: see `DecodeState` in sample/decode.py.
+        log_allowed_mass: Natural logarithm of the share of probability that `ToState.wanted` left.
         next_attempt: The first number of an attempt that is still unused.
         rejected: Attempts that were not admitted.
         admitted: Whether it is; if not, none of 1,000 was, and this is the last of them.
@@ -72,7 +72,7 @@ class Stated:
     composition: Parts
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
-    log_kept: float
+    log_allowed_mass: float
     next_attempt: int = 1
     rejected: int = 0
     admitted: bool = True
@@ -80,7 +80,7 @@ class Stated:
 
 
 # The line of a sample for which no composition was found.
-NOTHING = Stated(composition=(), ids=(), log_probs=(0.0,), log_kept=0.0, admitted=False)
+NOTHING = CompositionDraw(composition=(), ids=(), log_probs=(0.0,), log_allowed_mass=0.0, admitted=False)
 
 
 class _Read(NamedTuple):
@@ -94,16 +94,16 @@ class _Read(NamedTuple):
 class _Row:
     """A line being written."""
 
-    place: Place = dataclasses.field(default_factory=Place)
+    place: ParserState = dataclasses.field(default_factory=ParserState)
     ids: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
-    log_kept: float = 0.0
+    log_allowed_mass: float = 0.0
     weight: float = 0.0
-    stated: Stated | None = None
+    stated: CompositionDraw | None = None
     stuck: bool = False
 
 
-class Compositions:
+class CompositionSampler:
     """Draws the first line of sample i, which depends on the seed and on i alone.
 
     Args:
@@ -120,7 +120,7 @@ class Compositions:
         self,
         graph: nnx.GraphDef,
         cfg: ModelConfig,
-        language: FirstLine,
+        language: CompositionGrammar,
         mesh: Mesh,
         *,
         prompt_tokens: int,
@@ -142,7 +142,7 @@ class Compositions:
         def read(params: nnx.State, tokens: Int[Array, "b p"], count: Int[Array, " b"]) -> _Read:
             with on_mesh(mesh):
                 model: Transformer = nnx.merge(graph, params)
-                hidden, past = model.read(tokens, count, layout=layout)
+                hidden, past = model.prefill(tokens, count, layout=layout)
                 cache = empty_cache(cfg, batch=at_once, capacity=capacity, layout=layout)
                 last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
                 return _Read(put_rows(cache, past, jnp.arange(at_once)), logits_after(model, last))
@@ -169,7 +169,7 @@ class Compositions:
                     keys = jax.vmap(jax.random.fold_in)(keys, part)
                 column = draw(keys, jnp.where(masks[1], logits, -jnp.inf), *settings)
                 token = jnp.append(columns, 0)[column]
-                hidden, cache = model.extend(token[:, None], jnp.ones(at_once, jnp.int32), past.cache)
+                hidden, cache = model.decode_forward(token[:, None], jnp.ones(at_once, jnp.int32), past.cache)
                 drawn = column, jnp.take_along_axis(log_probs, column[:, None], axis=1)[:, 0], kept, weight
                 return _Read(cache, logits_after(model, hidden)), drawn
 
@@ -182,15 +182,15 @@ class Compositions:
         self._step = jax.jit(step, donate_argnums=1, out_shardings=(where, whole))
 
     def __call__(
-        self, params: nnx.State, asked: Sequence[ToState], *, temperature: float, top_p: float
-    ) -> Iterator[Stated]:
+        self, params: nnx.State, asked: Sequence[CompositionRequest], *, temperature: float, top_p: float
+    ) -> Iterator[CompositionDraw]:
         """The line of each, in order; `params` are the model's."""
         settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
         for begin in range(0, len(asked), self._at_once):
             some = asked[begin : begin + self._at_once]
             # How many lines are proposed together, of which one is chosen.
             sizes = [self._num_proposals(one) if temperature else 1 for one in some]
-            found: dict[int, Stated] = {}
+            found: dict[int, CompositionDraw] = {}
             made = [0] * len(some)  # attempts
             most = _ATTEMPTS if temperature else 1  # the most likely line is always the same
             while missing := [i for i in range(len(some)) if i not in found]:
@@ -202,7 +202,7 @@ class Compositions:
                 for first in range(0, len(tries), self._at_once):
                     batch = tries[first : first + self._at_once]
                     rows += self._write(params, [(some[i], some[i].first + number) for i, number in batch], settings)
-                proposed: dict[int, list[Stated]] = {i: [] for i in missing}
+                proposed: dict[int, list[CompositionDraw]] = {i: [] for i in missing}
                 for (i, _), row in zip(tries, rows, strict=True):
                     stated = row.stated or NOTHING
                     admitted = row.stated is not None and some[i].admit(dict(stated.composition))
@@ -213,12 +213,14 @@ class Compositions:
                     made[i] += len(lines)
             yield from (found[i] for i in range(len(some)))
 
-    def _num_proposals(self, one: ToState) -> int:
+    def _num_proposals(self, one: CompositionRequest) -> int:
         if one.wanted == self._language.anything:  # masks remove nothing
             return 1
         return _FORMULA_PROPOSALS if one.wanted.formula else _PROPOSALS
 
-    def _choose(self, one: ToState, made: int, lines: Sequence[Stated], size: int, *, most: int) -> Stated | None:
+    def _choose(
+        self, one: CompositionRequest, made: int, lines: Sequence[CompositionDraw], size: int, *, most: int
+    ) -> CompositionDraw | None:
         """Chooses a line of the first group in which one is admitted; the last line if attempts run out, else None.
 
         Args:
@@ -244,7 +246,7 @@ class Compositions:
         return None
 
     def _write(
-        self, params: nnx.State, tries: Sequence[tuple[ToState, int]], settings: tuple[Array, Array]
+        self, params: nnx.State, tries: Sequence[tuple[CompositionRequest, int]], settings: tuple[Array, Array]
     ) -> list[_Row]:
         """A line for each of these, with the number of its attempt."""
         language = self._language
@@ -280,15 +282,15 @@ class Compositions:
     def _note(self, row: _Row, column: int, log_prob: float, kept: float, weight: float) -> None:
         """Adds what was drawn to a line."""
         row.log_probs.append(log_prob)
-        row.log_kept += kept
+        row.log_allowed_mass += kept
         row.weight += weight
         if column != self._language.end:
             row.ids.append(int(self._language.token_ids[column]))
             row.place = self._language.step(row.place, column)
             return
-        row.stated = Stated(
+        row.stated = CompositionDraw(
             composition=self._language.composition(row.place),
             ids=tuple(row.ids),
             log_probs=tuple(row.log_probs),
-            log_kept=row.log_kept,
+            log_allowed_mass=row.log_allowed_mass,
         )

@@ -168,7 +168,7 @@ def _forced_run(automaton: TokenAutomaton, state: int) -> tuple[int, ...]:
     return tuple(run)
 
 
-class Limits(NamedTuple):
+class CompositionLimits(NamedTuple):
     """A `CompositionConstraint` of each row as arrays; on the host, of one row, as NumPy arrays.
 
     Attributes:
@@ -188,7 +188,7 @@ class Limits(NamedTuple):
     max_atoms: Any
 
 
-def limits_of(constraint: CompositionConstraint) -> Limits:
+def limits_of(constraint: CompositionConstraint) -> CompositionLimits:
     """Returns a constraint as NumPy arrays, of one row."""
     allowed, required = (np.zeros(len(ELEMENTS), bool) for _ in range(2))
     allowed[[_INDEX[symbol] for symbol in constraint.elements]] = True
@@ -197,10 +197,10 @@ def limits_of(constraint: CompositionConstraint) -> Limits:
     for symbol, number in constraint.unit:
         counts[_INDEX[symbol]] = number
     numbers = (constraint.min_elements, constraint.max_elements, constraint.min_atoms, constraint.max_atoms)
-    return Limits(allowed, required, counts, *(np.int32(number) for number in numbers))
+    return CompositionLimits(allowed, required, counts, *(np.int32(number) for number in numbers))
 
 
-def make_limits(**constraint: Any) -> Limits:
+def make_limits(**constraint: Any) -> CompositionLimits:
     """Returns the limits of `CompositionConstraint(**constraint)`.
 
     Raises:
@@ -209,15 +209,15 @@ def make_limits(**constraint: Any) -> Limits:
     return limits_of(CompositionConstraint(**constraint))
 
 
-def exactly(composition: Mapping[str, int]) -> Limits:
+def exactly(composition: Mapping[str, int]) -> CompositionLimits:
     """Limits of a row with these numbers of atoms, as NumPy arrays."""
     counts = np.zeros(len(ELEMENTS), np.int32)
     counts[[_INDEX[symbol] for symbol in composition]] = list(composition.values())
     atoms, elements = np.int32(counts.sum()), np.int32(len(composition))
-    return Limits(np.ones(len(ELEMENTS), bool), counts > 0, counts, elements, elements, atoms, atoms)
+    return CompositionLimits(np.ones(len(ELEMENTS), bool), counts > 0, counts, elements, elements, atoms, atoms)
 
 
-class Grants(NamedTuple):
+class AllowedValueMask(NamedTuple):
     """What the guides of rows have answered (`sample/guide.py`); NumPy arrays on the host.
 
     Attributes:
@@ -229,7 +229,7 @@ class Grants(NamedTuple):
     until: Any
 
 
-class Progress(NamedTuple):
+class ParseState(NamedTuple):
     """What a row has written, as far as it decides what may follow.
 
     Attributes:
@@ -243,18 +243,18 @@ class Progress(NamedTuple):
     site: Int[Array, " b"]
 
 
-def nothing_written(rows: int) -> Progress:
+def init_parse_state(rows: int) -> ParseState:
     """The beginning of texts."""
-    return Progress(jnp.zeros((rows, len(ELEMENTS)), jnp.int32), *jnp.zeros((2, rows), jnp.int32))
+    return ParseState(jnp.zeros((rows, len(ELEMENTS)), jnp.int32), *jnp.zeros((2, rows), jnp.int32))
 
 
-def permitted(
+def allowed_mask(
     tables: DeviceAutomaton,
-    limits: Limits,
-    grants: Grants,
-    progress: Progress,
+    limits: CompositionLimits,
+    grants: AllowedValueMask,
+    progress: ParseState,
     state: Int[Array, " b"],
-    strict: Bool[Array, " b"],
+    reject_on_violation: Bool[Array, " b"],
 ) -> Bool[Array, "b k"]:
     """The columns that limits and guides leave open, and in strict rows the order of the sites.
 
@@ -286,7 +286,9 @@ def permitted(
     granted = grants.open
     if (order := tables.order) is not None:
         worth = order.worth[state]
-        granted &= (order.rank >= (progress.least // worth - progress.site // worth)[:, None]) | ~strict[:, None]
+        granted &= (order.rank >= (progress.least // worth - progress.site // worth)[:, None]) | ~reject_on_violation[
+            :, None
+        ]
     others = granted.shape[1] - elements.shape[1]
     values = jnp.concatenate([granted[:, :others], granted[:, others:] & elements], axis=1)
     before = jnp.pad(jnp.cumsum(values, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))  # open values before each one
@@ -295,7 +297,9 @@ def permitted(
     return ends > jnp.take_along_axis(before, tables.first[kind], axis=1)
 
 
-def proceed(tables: DeviceAutomaton, progress: Progress, state: Int[Array, " b"], column: Int[Array, " b"]) -> Progress:
+def advance(
+    tables: DeviceAutomaton, progress: ParseState, state: Int[Array, " b"], column: Int[Array, " b"]
+) -> ParseState:
     """The progress after a column and what it forces; either may complete an element symbol, or a coordinate."""
     counts, least, site = progress
     every, kind, after = jnp.arange(counts.shape[-1]), tables.kind[state], tables.next_state[state, column]
@@ -307,4 +311,4 @@ def proceed(tables: DeviceAutomaton, progress: Progress, state: Int[Array, " b"]
         for part, closed in (drawn_part, (rank >= 0) & (worth == 1)), (order.forced[after], order.closed[after]):
             site += part
             least, site = jnp.where(closed, site + 1, least), jnp.where(closed, 0, site)
-    return Progress(counts, least, site)
+    return ParseState(counts, least, site)

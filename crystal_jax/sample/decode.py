@@ -1,6 +1,6 @@
 """Sampling on the device: rows of different texts, at different places, side by side.
 
-A row is a place in the batch. `fill` puts the beginning of a text into some rows, `write` draws one token in each row
+A row is a place in the batch. `insert` puts the beginning of a text into some rows, `decode_step` draws one token in each row
 and reads it, together with the tokens that the grammar forces after it. Which text goes where is the scheduler's.
 """
 
@@ -18,20 +18,20 @@ from crystal_jax.model.cache import Cache, empty_cache, put_rows
 from crystal_jax.model.cache import resize as resize_cache
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.constraints import (
+    AllowedValueMask,
+    CompositionLimits,
     DeviceAutomaton,
-    Grants,
-    Limits,
-    Progress,
-    nothing_written,
-    permitted,
-    proceed,
+    ParseState,
+    advance,
+    allowed_mask,
+    init_parse_state,
 )
 from crystal_jax.sharding import Layout
 from crystal_jax.text.crystal_text import ELEMENTS
 
 # Tokens a step that a row of a crystal wants, drawn and forced: 1.85 on average with LLaMA-2's tokens. With this many,
 # few rows wait for their neighbours.
-WANTED = (9, 4)
+TOKENS_PER_STEP = (9, 4)
 
 
 def draw(
@@ -65,7 +65,7 @@ def _outside_nucleus(probabilities: Float[Array, "b k"], top_p: Float[Array, "b 
     return probabilities < smallest
 
 
-def strays(
+def violates_limits(
     keys: Key[Array, " b"],
     logits: Float[Array, "b k"],
     limited: Float[Array, "b k"],
@@ -83,24 +83,24 @@ def strays(
     return others > jnp.exp(kept)
 
 
-class Wish(NamedTuple):
+class SamplingParams(NamedTuple):
     """What is asked of a text, an array element a row.
 
     Attributes:
         key: Of its random numbers; with the number of a token it decides the draw.
         temperature, top_p: See `draw`.
         limits: Of its composition.
-        strict: The text is given up as soon as it would not keep to its limits by itself; otherwise it is made to.
+        reject_on_violation: The text is given up as soon as it would not keep to its limits by itself; otherwise it is made to.
     """
 
     key: Key[Array, " b"]
     temperature: Float[Array, " b"]
     top_p: Float[Array, " b"]
-    limits: Limits
-    strict: Bool[Array, " b"]
+    limits: CompositionLimits
+    reject_on_violation: Bool[Array, " b"]
 
 
-class Rows(NamedTuple):
+class DecodeState(NamedTuple):
     """The texts being written.
 
     Attributes:
@@ -112,9 +112,9 @@ class Rows(NamedTuple):
         progress: What of them decides what may follow.
         log_probs: Natural logarithm of the model's probability of each token, at temperature 1, among those that the
             grammar admits; 0 of a forced one.
-        log_kept: Natural logarithm of the share of probability that limits and order left, multiplied over the tokens.
-        strayed: Strict ones that are given up.
-        wish: What is asked of each.
+        log_allowed_mass: Natural logarithm of the share of probability that limits and order left, multiplied over the tokens.
+        rejected: Strict ones that are given up.
+        sampling: What is asked of each.
     """
 
     cache: Cache
@@ -122,21 +122,21 @@ class Rows(NamedTuple):
     state: Int[Array, " b"]
     written: Int[Array, " b"]
     columns: Int[Array, "b n"]
-    progress: Progress
+    progress: ParseState
     log_probs: Float[Array, "b n"]
-    log_kept: Float[Array, " b"]
-    strayed: Bool[Array, " b"]
-    wish: Wish
+    log_allowed_mass: Float[Array, " b"]
+    rejected: Bool[Array, " b"]
+    sampling: SamplingParams
 
 
-class Prompts(NamedTuple):
+class PrefillResult(NamedTuple):
     """Prompts read once, for any number of rows: a cache of n rows, and the logits of what follows."""
 
     cache: Cache
     logits: Float[Array, "n k"]
 
 
-def free_rows(
+def init_decode_state(
     cfg: ModelConfig,
     tables: DeviceAutomaton,
     *,
@@ -146,7 +146,7 @@ def free_rows(
     capacity: int | None = None,
     layout: Layout = "head_major",
     coded: bool = False,
-) -> Rows:
+) -> DecodeState:
     """Rows that write nothing yet.
 
     Args:
@@ -164,43 +164,51 @@ def free_rows(
     columns, elements = tables.token_ids.shape[0], len(ELEMENTS)
     ints, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows)
     none = jnp.zeros((rows, elements), bool)
-    limits = Limits(none, none, jnp.zeros((rows, elements), jnp.int32), ints, ints, ints, ints)
-    return Rows(
+    limits = CompositionLimits(none, none, jnp.zeros((rows, elements), jnp.int32), ints, ints, ints, ints)
+    return DecodeState(
         cache=empty_cache(cfg, batch=rows, capacity=capacity or prompt_tokens + room, layout=layout, coded=coded),
         logits=jnp.zeros((rows, columns)),
         state=jnp.full(rows, tables.end),
         written=ints,
         columns=jnp.zeros((rows, room), jnp.int32),
-        progress=nothing_written(rows),
+        progress=init_parse_state(rows),
         log_probs=jnp.zeros((rows, room)),
-        log_kept=floats,
-        strayed=jnp.zeros(rows, bool),
-        wish=Wish(jax.random.split(jax.random.key(0), rows), floats, floats, limits, jnp.zeros(rows, bool)),
+        log_allowed_mass=floats,
+        rejected=jnp.zeros(rows, bool),
+        sampling=SamplingParams(
+            jax.random.split(jax.random.key(0), rows), floats, floats, limits, jnp.zeros(rows, bool)
+        ),
     )
 
 
-def read_prompts(
+def prefill(
     model: Transformer,
     tables: DeviceAutomaton,
     tokens: Int[Array, "n t"],
     count: Int[Array, " n"],
     *,
     layout: Layout = "head_major",
-) -> Prompts:
+) -> PrefillResult:
     """Reads prompts of `count` tokens each; what follows them in `tokens` is padding."""
-    hidden, cache = model.read(tokens, count, layout=layout)
+    hidden, cache = model.prefill(tokens, count, layout=layout)
     last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
-    return Prompts(cache, model.unembed(last, tables.token_ids)[:, 0])
+    return PrefillResult(cache, model.unembed(last, tables.token_ids)[:, 0])
 
 
-def fill(tables: DeviceAutomaton, rows: Rows, prompts: Prompts, wish: Wish, source: Int[Array, " b"]) -> Rows:
-    """Begins a text in each row whose `source` is not -1: after prompt `source`, as that row of `wish` says."""
+def insert(
+    tables: DeviceAutomaton,
+    rows: DecodeState,
+    prompts: PrefillResult,
+    sampling: SamplingParams,
+    source: Int[Array, " b"],
+) -> DecodeState:
+    """Begins a text in each row whose `source` is not -1: after prompt `source`, as that row of `sampling` says."""
     fresh, taken = source >= 0, jnp.maximum(source, 0)
 
     def choose(old: Array, new: Array) -> Array:
         return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
-    return Rows(
+    return DecodeState(
         cache=put_rows(rows.cache, prompts.cache, source),
         logits=choose(rows.logits, prompts.logits[taken]),
         state=choose(rows.state, jnp.broadcast_to(tables.start, rows.state.shape)),
@@ -208,38 +216,40 @@ def fill(tables: DeviceAutomaton, rows: Rows, prompts: Prompts, wish: Wish, sour
         columns=rows.columns,
         progress=jax.tree.map(lambda old: choose(old, jnp.zeros_like(old)), rows.progress),
         log_probs=rows.log_probs,
-        log_kept=choose(rows.log_kept, jnp.zeros_like(rows.log_kept)),
-        strayed=rows.strayed & ~fresh,
-        wish=jax.tree.map(choose, rows.wish, wish),
+        log_allowed_mass=choose(rows.log_allowed_mass, jnp.zeros_like(rows.log_allowed_mass)),
+        rejected=rows.rejected & ~fresh,
+        sampling=jax.tree.map(choose, rows.sampling, sampling),
     )
 
 
-def write(
+def decode_step(
     model: Transformer,
     tables: DeviceAutomaton,
-    rows: Rows,
-    grants: Grants,
+    rows: DecodeState,
+    grants: AllowedValueMask,
     *,
     layers: list[nnx.State] | None = None,
     budget: int | None = None,
-) -> Rows:
+) -> DecodeState:
     """Draws a token in each row, appends what the grammar forces after it, and reads all of them at once.
 
     The draw depends on the row's key and on how many tokens it has, so a text does not depend on its neighbours, nor on
     whether forced tokens are drawn one by one. A row stays as it is that is at the end, waits for its guide, strays, or
     has nothing left that it may write; so does one, for one step, whose tokens would go beyond the `budget` for all.
-    `layers` and `budget` are those of `Transformer.extend`.
+    `layers` and `budget` are those of `Transformer.decode_forward`.
     """
     within = jnp.where(tables.allowed[rows.state], rows.logits, -jnp.inf)
     log_probs = jax.nn.log_softmax(within, axis=-1)
-    wish = rows.wish
-    open_columns = permitted(tables, wish.limits, grants, rows.progress, rows.state, wish.strict)
+    sampling = rows.sampling
+    open_columns = allowed_mask(
+        tables, sampling.limits, grants, rows.progress, rows.state, sampling.reject_on_violation
+    )
     limited = jnp.where(open_columns, within, -jnp.inf)
-    running = advances(tables, rows, grants) & (limited > -jnp.inf).any(axis=-1)
-    keys = jax.vmap(jax.random.fold_in)(wish.key, rows.written)
-    strayed = running & wish.strict & strays(keys, within, limited, wish.temperature)
-    running &= ~strayed
-    column = draw(keys, limited, wish.temperature, wish.top_p)
+    running = is_active(tables, rows, grants) & (limited > -jnp.inf).any(axis=-1)
+    keys = jax.vmap(jax.random.fold_in)(sampling.key, rows.written)
+    rejected = running & sampling.reject_on_violation & violates_limits(keys, within, limited, sampling.temperature)
+    running &= ~rejected
+    column = draw(keys, limited, sampling.temperature, sampling.top_p)
 
     state = tables.next_state[rows.state, column]
     ended = state == tables.end
@@ -249,7 +259,7 @@ def write(
         running &= jnp.cumsum(added) <= budget
         added = jnp.where(running, added, 0)
     # Nothing reads EOS.
-    hidden, cache = model.extend(
+    hidden, cache = model.decode_forward(
         tables.token_ids[columns], jnp.where(ended, 0, added), rows.cache, layers=layers, budget=budget
     )
     last = jnp.take_along_axis(hidden, jnp.maximum(added - 1, 0)[:, None, None], axis=1)
@@ -258,17 +268,17 @@ def write(
     kept = jax.nn.logsumexp(jnp.where(limited > -jnp.inf, log_probs, -jnp.inf), axis=-1)
     forced = jnp.zeros((len(chosen), tables.forced.shape[1]))
 
-    new = Rows(
+    new = DecodeState(
         cache=cache,
         logits=model.unembed(last, tables.token_ids)[:, 0],
         state=tables.after[state],
         written=rows.written + added,
         columns=_put(rows.columns, columns, rows.written),
-        progress=proceed(tables, rows.progress, rows.state, column),
+        progress=advance(tables, rows.progress, rows.state, column),
         log_probs=_put(rows.log_probs, jnp.concatenate([chosen[:, None], forced], axis=1), rows.written),
-        log_kept=rows.log_kept + jnp.minimum(kept, 0),
-        strayed=rows.strayed | strayed,
-        wish=wish,
+        log_allowed_mass=rows.log_allowed_mass + jnp.minimum(kept, 0),
+        rejected=rows.rejected | rejected,
+        sampling=sampling,
     )
 
     def moved(now: Array, old: Array) -> Array:
@@ -279,7 +289,7 @@ def write(
         logits=moved(new.logits, rows.logits),
         state=moved(new.state, rows.state),
         progress=jax.tree.map(moved, new.progress, rows.progress),
-        log_kept=moved(new.log_kept, rows.log_kept),
+        log_allowed_mass=moved(new.log_allowed_mass, rows.log_allowed_mass),
     )
 
 
@@ -291,7 +301,7 @@ def _put(rows: Array, new: Array, at: Int[Array, " b"]) -> Array:
     return rows
 
 
-def resize(tables: DeviceAutomaton, rows: Rows, kept: Int[Array, " c"], *, capacity: int) -> Rows:
+def resize(tables: DeviceAutomaton, rows: DecodeState, kept: Int[Array, " c"], *, capacity: int) -> DecodeState:
     """The rows `kept`, with room for `capacity` tokens in each; -1 is a free row."""
     free, taken = kept < 0, jnp.maximum(kept, 0)
     cache = resize_cache(rows.cache, taken, capacity=capacity)
@@ -299,18 +309,18 @@ def resize(tables: DeviceAutomaton, rows: Rows, kept: Int[Array, " c"], *, capac
     return others._replace(cache=cache, state=jnp.where(free, tables.end, others.state))
 
 
-def crowded(tables: DeviceAutomaton, rows: Rows) -> Bool[Array, " b"]:
+def is_full(tables: DeviceAutomaton, rows: DecodeState) -> Bool[Array, " b"]:
     """Rows that are not at the end and whose cache has no room for another step."""
     longest = 1 + tables.forced.shape[1]
     return (rows.state != tables.end) & (rows.cache.length + longest > rows.cache.capacity)
 
 
-def budget_of(rows: int, tables: DeviceAutomaton) -> int:
+def max_batched_tokens(rows: int, tables: DeviceAutomaton) -> int:
     """How many tokens a step reads for so many rows: a little more than they want on average."""
     longest = 1 + tables.forced.shape[1]
-    return min(rows * longest, max(longest, rows * WANTED[0] // WANTED[1]))
+    return min(rows * longest, max(longest, rows * TOKENS_PER_STEP[0] // TOKENS_PER_STEP[1]))
 
 
-def advances(tables: DeviceAutomaton, rows: Rows, grants: Grants) -> Bool[Array, " b"]:
-    """Rows that have not strayed, and are neither at the end nor at a field for which they wait."""
-    return (rows.state != tables.end) & ~rows.strayed & (tables.turn[rows.state] < grants.until)
+def is_active(tables: DeviceAutomaton, rows: DecodeState, grants: AllowedValueMask) -> Bool[Array, " b"]:
+    """Rows that were not rejected, and are neither at the end nor at a field for which they wait."""
+    return (rows.state != tables.end) & ~rows.rejected & (tables.turn[rows.state] < grants.until)

@@ -12,7 +12,7 @@ from pymatgen.symmetry.groups import SpaceGroup
 from pymatgen.util.coord import pbc_shortest_vectors
 
 from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME, covalent_radius, shortest_vector, sphere_volume
-from crystal_jax.sample.guide import NEVER, Grant, turn_of
+from crystal_jax.sample.guide import NEVER, AllowedValues, field_of_atom
 from crystal_jax.text.automaton import END
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
@@ -21,7 +21,7 @@ _Z, _GAMMA = 3, 5
 _SLACK = 1e-4
 
 
-class CellForms:
+class ValidCell:
     """Admits the last angle of a cell that exists, whose volume is possible, and in which no atom meets its own images.
 
     Args:
@@ -41,12 +41,12 @@ class CellForms:
         self._lengths, self._angles = _as_numbers(tuple(lengths)), _as_numbers(tuple(angles))
         self._shortest, self._largest = shortest, largest
 
-    def __call__(self, fields: Sequence[str]) -> Grant:
+    def __call__(self, fields: Sequence[str]) -> AllowedValues:
         """Which lengths and which γ there may be; it must be asked for once α and β are known."""
         if len(fields) < _GAMMA:
-            return Grant({"length": self._lengths >= self._shortest}, _GAMMA)
+            return AllowedValues({"length": self._lengths >= self._shortest}, _GAMMA)
         if len(fields) > _GAMMA:
-            return Grant({}, NEVER)
+            return AllowedValues({}, NEVER)
         a, b, c, alpha, beta = map(float, fields)
         # The triangle inequality of the angles is where the volume is a real number.
         cosines = np.cos(np.radians(np.stack(np.broadcast_arrays(alpha, beta, self._angles))))
@@ -58,7 +58,7 @@ class CellForms:
         products = np.array([[ones, cos_gamma, cos_beta], [cos_gamma, ones, cos_alpha], [cos_beta, cos_alpha, ones]])
         metrics = np.moveaxis(products, -1, 0) * np.outer([a, b, c], [a, b, c])
         possible[possible] = _no_shorter_vector(self._shortest + _SLACK, metrics)
-        return Grant({"angle": possible}, NEVER)
+        return AllowedValues({"angle": possible}, NEVER)
 
 
 @functools.lru_cache(maxsize=16)  # each sample whose composition is known has a guide of its own
@@ -84,7 +84,7 @@ class KeepsDistance:
     """Admits the last coordinate of an atom where no earlier atom is too near, periodic images included.
 
     Given the elements, one is admitted only if the lattice keeps its atoms far enough from their own images, and the
-    end only if the cell is not too large for its atoms. Where the composition is known before the lattice, `CellForms`
+    end only if the cell is not too large for its atoms. Where the composition is known before the lattice, `ValidCell`
     sees to both, and rows need not wait twice an atom.
 
     Args:
@@ -113,34 +113,34 @@ class KeepsDistance:
         self._spheres = np.array([0.0 if symbol == END else sphere_volume([symbol]) for symbol in elements or ()])
         self._volume_factor, self._max_atoms = max_volume_factor, max_atoms
 
-    def __call__(self, fields: Sequence[str]) -> Grant:
+    def __call__(self, fields: Sequence[str]) -> AllowedValues:
         """Which elements or z there may be; it must be asked for once x and y are known, and at each element."""
         atom, part = divmod(len(fields) - LATTICE_WORDS, ATOM_WORDS)
         asks_elements = self._own_distance is not None
         if len(fields) < LATTICE_WORDS:
-            return Grant({}, LATTICE_WORDS if asks_elements else turn_of(1, _Z))
+            return AllowedValues({}, LATTICE_WORDS if asks_elements else field_of_atom(1, _Z))
         if part == 0 and self._own_distance is not None:
             shortest, volume = _lattice_facts(tuple(fields[:LATTICE_WORDS]))
             possible = self._own_distance + _SLACK <= shortest
             filled = sphere_volume(fields[LATTICE_WORDS::ATOM_WORDS])
             is_filled = volume * (1 + _SLACK) <= self._volume_factor * (filled + self._spheres)
             possible &= is_filled | ~(self._is_end | (atom + 1 == self._max_atoms))
-            return Grant({"element": possible}, turn_of(atom, _Z) if atom else turn_of(1, 0))
+            return AllowedValues({"element": possible}, field_of_atom(atom, _Z) if atom else field_of_atom(1, 0))
         if atom == 0:
-            return Grant({}, turn_of(1, 0 if asks_elements else _Z))  # there is nothing to be near to
+            return AllowedValues({}, field_of_atom(1, 0 if asks_elements else _Z))  # there is nothing to be near to
         if part != _Z:
-            return Grant({}, turn_of(atom, _Z))
+            return AllowedValues({}, field_of_atom(atom, _Z))
         symbols = fields[LATTICE_WORDS::ATOM_WORDS]
         places = np.array(
-            [[float(v) for v in fields[turn_of(i, 1) : turn_of(i, 1) + 3]] for i in range(atom)]
+            [[float(v) for v in fields[field_of_atom(i, 1) : field_of_atom(i, 1) + 3]] for i in range(atom)]
         )  # fractional
         x, y = map(float, fields[-2:])
         candidates = np.column_stack([np.full_like(self._z, x), np.full_like(self._z, y), self._z])
         lattice = Lattice.from_parameters(*map(float, fields[:LATTICE_WORDS]))
         _, squares = pbc_shortest_vectors(lattice, candidates, places, return_d2=True)
-        return Grant(
+        return AllowedValues(
             {"z": (squares >= (self._apart(symbols) + _SLACK) ** 2).all(axis=1)},
-            turn_of(atom + 1, 0 if asks_elements else _Z),
+            field_of_atom(atom + 1, 0 if asks_elements else _Z),
         )
 
     def _apart(self, symbols: Sequence[str]) -> Float[np.ndarray, " n"]:
@@ -171,11 +171,11 @@ class LatticeSystem:
         self._values = {"length": np.array(lengths), "angle": np.array(angles)}
         self._shapes = _shapes(spacegroup)
 
-    def __call__(self, fields: Sequence[str]) -> Grant:
+    def __call__(self, fields: Sequence[str]) -> AllowedValues:
         """The next length or angle; it must be asked for at each."""
         turn = len(fields)
         if turn >= LATTICE_WORDS:
-            return Grant({}, NEVER)
+            return AllowedValues({}, NEVER)
         field = "length" if turn < 3 else "angle"
         values = self._values[field]
         possible = np.zeros(len(values), bool)
@@ -183,7 +183,7 @@ class LatticeSystem:
             meant = [fields[rule] if isinstance(rule, int) and rule < turn else rule for rule in shape]
             if all(rule in (None, value) for rule, value in zip(meant, fields, strict=False)):
                 possible |= values == meant[turn] if meant[turn] else True
-        return Grant({field: possible}, turn + 1 if turn + 1 < LATTICE_WORDS else NEVER)
+        return AllowedValues({field: possible}, turn + 1 if turn + 1 < LATTICE_WORDS else NEVER)
 
 
 # Of each length and angle: anything, the same as an earlier field, or this value.

@@ -17,12 +17,12 @@ from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 NEVER = 1 << 30  # later than every field
 
 
-def turn_of(atom: int, field: int) -> int:
+def field_of_atom(atom: int, field: int) -> int:
     """The number, in its text, of an atom's field: 0 is its element, 1 to 3 are its coordinates."""
     return LATTICE_WORDS + ATOM_WORDS * atom + field
 
 
-class Grant(NamedTuple):
+class AllowedValues(NamedTuple):
     """An answer.
 
     Attributes:
@@ -38,7 +38,7 @@ class Grant(NamedTuple):
 class Guide(Protocol):
     """A rule that texts must keep to."""
 
-    def __call__(self, fields: Sequence[str]) -> Grant:
+    def __call__(self, fields: Sequence[str]) -> AllowedValues:
         """What may follow these fields, at least up to the field after them."""
         ...
 
@@ -49,11 +49,11 @@ class Guides:
     def __init__(self, guides: Sequence[Guide]):
         self._guides = guides
 
-    def __call__(self, fields: Sequence[str]) -> Grant:
+    def __call__(self, fields: Sequence[str]) -> AllowedValues:
         """What all of them leave open, until the first of them wants to be asked."""
         grants = [guide(fields) for guide in self._guides]
         both: dict[str, Bool[np.ndarray, " n"]] = {}
         for grant in grants:
             for field, mask in grant.open.items():
                 both[field] = both[field] & mask if field in both else mask
-        return Grant(both, min(grant.until for grant in grants))
+        return AllowedValues(both, min(grant.until for grant in grants))

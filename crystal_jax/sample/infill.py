@@ -20,11 +20,11 @@ from pymatgen.io.cif import CifWriter
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, OxidationTable, load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault
+from crystal_jax.evaluate.validity import compositional_invalid_reason
 from crystal_jax.files import write_text
 from crystal_jax.sample.crystals import crystal_of, spelled
-from crystal_jax.sample.journal import claim, release
-from crystal_jax.sample.radii import TOLERANCE, swaps
+from crystal_jax.sample.journal import ensure_same_run, release
+from crystal_jax.sample.radii import TOLERANCE, elements_of_similar_radius
 from crystal_jax.structures import read_entries
 from crystal_jax.tables import read_rows, write_rows
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal
@@ -149,7 +149,7 @@ def infill(
         site: A site whose element it is, from 0, as pymatgen reads the file.
         temperature: p^(1/temperature), normalised over the allowed elements.
         top_k: How many become CIF files.
-        radius_rule: Allow only what `swaps` admits.
+        radius_rule: Allow only what `elements_of_similar_radius` admits.
         radius_tolerance: Of the rule, and of the baseline, in Å.
         charge_rule: Allow only elements with which the whole composition is valid by the evaluator's rule.
         oxidation_states: Its table: smact14 or icsd24.
@@ -166,7 +166,7 @@ def infill(
         raise UserError(f"top_k={top_k} and batch_size={batch_size} must be positive")
     crystal, content = _read(cif)
     symbol = _asked(crystal, element, site)
-    admitted = swaps(symbol, tolerance=radius_tolerance)
+    admitted = elements_of_similar_radius(symbol, tolerance=radius_tolerance)
     if radius_rule and not admitted:
         raise UserError(
             f"no element has an ionic radius within {radius_tolerance} Å of {symbol}'s in a shared oxidation state; "
@@ -220,7 +220,7 @@ def infill(
         "tokenizer": tokenizer.name,
     }
     made_by = provenance(("jax", "flax", "pymatgen"), command="infill", elements_scored=len(spellings))
-    claim(output, request, made_by)
+    ensure_same_run(output, request, made_by)
     log_probs = dict(zip(spellings, likelihood(list(spellings.values())), strict=True))
     proposals = propose(log_probs, admitted, allowed, temperature=temperature)
     _write_crystals(output / "cif", crystal, symbol, proposals[:top_k])
@@ -270,7 +270,7 @@ def _balanced(crystal: Crystal, original: str, table: OxidationTable) -> set[str
     def composition(symbol: str) -> Composition:
         return Composition(Counter(symbol if each == original else each for each in crystal.symbols))
 
-    return {symbol for symbol in ELEMENTS if compositional_fault(composition(symbol), table) is None}
+    return {symbol for symbol in ELEMENTS if compositional_invalid_reason(composition(symbol), table) is None}
 
 
 def _read(cif: Path) -> tuple[Crystal, str]:

@@ -16,7 +16,7 @@ from crystal_jax.sample.output import SamplesFile
 from crystal_jax.text.crystal_text import TextFormat
 
 
-class Job:
+class SampleWriter:
     """Every process of a job draws all of its samples; the first one writes them.
 
     Attributes:

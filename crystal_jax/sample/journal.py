@@ -12,12 +12,14 @@ from crystal_jax.files import is_new, write_bytes, write_text
 from crystal_jax.json_files import read_lines, read_object
 from crystal_jax.sample.lock import lock, release
 
-__all__ = ["Journal", "claim", "release"]
+__all__ = ["JsonlLog", "ensure_same_run", "release"]
 
 _RUN = "run.json"
 
 
-def claim(directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any], *, what: str = "the output") -> None:
+def ensure_same_run(
+    directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any], *, what: str = "the output"
+) -> None:
     """Makes the directory this request's, by its `run.json`, or checks that it already is, and locks it.
 
     Args:
@@ -57,7 +59,7 @@ def _check(directory: Path, run: Path, request: Mapping[str, Any], what: str) ->
         raise UserError(f"{directory} is not empty and holds no {_RUN}; choose another --output")
 
 
-class Journal:
+class JsonlLog:
     """A file of JSON rows, one a line, that survives being stopped: a line that was cut off is dropped.
 
     Args:

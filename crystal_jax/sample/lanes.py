@@ -14,12 +14,12 @@ from typing import Generic, TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-ROWS_OF_A_LANE = 32  # with fewer, what a step does once for all rows is done too often
+SLOTS_PER_THREAD = 32  # with fewer, what a step does once for all rows is done too often
 
 
-def lanes_for(rows: int, cores: int) -> int:
+def decode_threads(rows: int, cores: int) -> int:
     """How many loops so many rows are worth."""
-    return max(1, min(cores, rows // ROWS_OF_A_LANE))
+    return max(1, min(cores, rows // SLOTS_PER_THREAD))
 
 
 class _Shared(Generic[In]):
@@ -45,7 +45,7 @@ class _Ended:
     error: BaseException | None = None
 
 
-def side_by_side(
+def run_threads(
     work: Callable[[Iterator[In], threading.Event], Iterator[Out]], items: Iterable[In], *, lanes: int
 ) -> Generator[Out, None, None]:
     """Yields what `work` makes of the items, in no particular order; each of several `work` takes some of them.

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from crystal_jax.errors import UserError
 from crystal_jax.files import write_text
-from crystal_jax.sample.journal import Journal, claim, release
+from crystal_jax.sample.journal import JsonlLog, ensure_same_run, release
 from crystal_jax.tables import write_rows
 from crystal_jax.text.crystal_text import Crystal, TextFormat
 
@@ -40,7 +40,7 @@ _FIELDS = {"index": int, "status": str, "prompt": str, "text": str}  # of a row
 _SAME_SITE = 1e-3  # fractional; coordinates have two decimals, and pymatgen merges sites within 1e-4
 
 
-class SamplesFile(Journal):
+class SamplesFile(JsonlLog):
     """An output directory and how far it has come: the journal of its `samples.jsonl`."""
 
     def __init__(self, directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any]):
@@ -49,7 +49,7 @@ class SamplesFile(Journal):
         Raises:
             UserError: it holds something else.
         """
-        claim(directory, request, made_by, what="samples")
+        ensure_same_run(directory, request, made_by, what="samples")
         super().__init__(directory / "samples.jsonl", _FIELDS)
         self.directory = directory
 

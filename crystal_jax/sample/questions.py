@@ -19,16 +19,16 @@ from jax.sharding import Mesh
 from pymatgen.core import Composition
 
 from crystal_jax.config import ModelConfig
-from crystal_jax.sample.compositions import NOTHING, Admit, Compositions, Stated, ToState
-from crystal_jax.sample.constraints import Limits, exactly, limits_of
+from crystal_jax.sample.compositions import NOTHING, Admit, CompositionDraw, CompositionRequest, CompositionSampler
+from crystal_jax.sample.constraints import CompositionLimits, exactly, limits_of
 from crystal_jax.sample.guide import Guide
 from crystal_jax.sample.requests import FORMULA, SPACEGROUP, Asked, conditions_of
-from crystal_jax.sample.rules import Rules, kept_formula, make_admission, make_guide, narrowed
-from crystal_jax.sample.texts import Drawn
+from crystal_jax.sample.rules import Rules, kept_formula, make_admission, make_guide, merged_with
+from crystal_jax.sample.texts import Completion
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.composition_constraint import CompositionConstraint
 from crystal_jax.text.crystal_text import TextFormat
-from crystal_jax.text.first_line import FirstLine
+from crystal_jax.text.first_line import CompositionGrammar
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import Tokenizer, prompt_ids
 
@@ -43,7 +43,7 @@ _USUAL_ATOMS = 20  # of cells that models are trained on: fewer are a limit, not
 _LONG_FORMULA = "Li2Fe2Mn2Co2(Si2B2P2S2O2F2)10"
 
 
-class Question(NamedTuple):
+class SampleSpec(NamedTuple):
     """What one sample answers.
 
     Attributes:
@@ -63,12 +63,12 @@ class Question(NamedTuple):
     text: str
     prompt: tuple[int, ...]
     constraint: CompositionConstraint
-    limits: Limits
+    limits: CompositionLimits
     guide: Guide | None
     admit: Admit
     formula_is_drawn: bool = False
-    stated: Stated | None = None
-    draft: Stated | None = None
+    stated: CompositionDraw | None = None
+    draft: CompositionDraw | None = None
 
     @property
     def rejected(self) -> int:
@@ -86,24 +86,24 @@ class Question(NamedTuple):
         """Returns the ids after which writing begins."""
         return self.prompt + (self.stated.ids if self.stated else ())
 
-    def log_probs(self, drawn: Drawn) -> tuple[list[float], float]:
-        """Returns `log_probs` and `log_kept` of a whole answer, its composition line included."""
+    def log_probs(self, drawn: Completion) -> tuple[list[float], float]:
+        """Returns `log_probs` and `log_allowed_mass` of a whole answer, its composition line included."""
         if self.stated is None:
-            return list(drawn.log_probs), drawn.log_kept
+            return list(drawn.log_probs), drawn.log_allowed_mass
         # The first token after a line is one of those that end it.
         *line, end = self.stated.log_probs
         first, *others = drawn.log_probs or (0.0,)
-        return [*line, end + first, *others], self.stated.log_kept + drawn.log_kept
+        return [*line, end + first, *others], self.stated.log_allowed_mass + drawn.log_allowed_mass
 
 
 # Draws composition lines, in order.
-StateLines = Callable[[Sequence[ToState]], Iterator[Stated]]
+StateLines = Callable[[Sequence[CompositionRequest]], Iterator[CompositionDraw]]
 # Draws crystals without a request under the limits of these questions, and returns their compositions: None where it
 # comes to nothing. For texts without a composition line.
-DraftCompositions = Callable[[Mapping[int, Question]], Mapping[int, Mapping[str, int] | None]]
+DraftCompositions = Callable[[Mapping[int, SampleSpec]], Mapping[int, Mapping[str, int] | None]]
 
 
-class Questions:
+class SampleSpecBuilder:
     """Answers which question each sample has: the requests in turn, so that more samples rename none.
 
     Args:
@@ -135,12 +135,12 @@ class Questions:
         self._plain = prompt_ids(tokenizer, generation_prompt())
         has_line = text_format.layout.block is not None
         most = max(automaton.max_atoms, _USUAL_ATOMS)
-        self.first_line = FirstLine(tokenizer, text_format, max_atoms=most) if has_line else None
+        self.first_line = CompositionGrammar(tokenizer, text_format, max_atoms=most) if has_line else None
         self._admissions: dict[Rules, Admit] = {}
-        self._questions: list[Question] = []
+        self._questions: list[SampleSpec] = []
         for number, one in enumerate(asked, start=1):
             try:
-                self._questions.append(self._question(one, narrowed(rules, one)))
+                self._questions.append(self._question(one, merged_with(rules, one)))
             except ValueError as error:
                 raise ValueError(f"request {number}: {error}" if len(asked) > 1 else str(error)) from error
         self.texts = [question.text for question in self._questions]
@@ -161,14 +161,14 @@ class Questions:
         """Returns the number, from 0, of the request that sample `index` answers."""
         return index % len(self._questions)
 
-    def _question(self, asked: Asked, rules: Rules) -> Question:
+    def _question(self, asked: Asked, rules: Rules) -> SampleSpec:
         conditions = conditions_of(asked)
         formula = kept_formula(rules, conditions.get(FORMULA))
         constraint = rules.composition(formula)
         if rules not in self._admissions:  # which remembers what it has found out
             self._admissions[rules] = make_admission(rules, self._automaton)
         text = generation_prompt(conditions)
-        return Question(
+        return SampleSpec(
             asked=asked,
             rules=rules,
             text=text,
@@ -192,13 +192,13 @@ class Questions:
             composition=composition,
         )
 
-    def _longest_prompt(self, question: Question) -> int:
+    def _longest_prompt(self, question: SampleSpec) -> int:
         """Returns how many tokens a question's prompt may have, with the formula that is drawn for it."""
         if not question.formula_is_drawn:
             return len(question.prompt)
         return len(self._prompt_with(question, _LONG_FORMULA)[1])
 
-    def _prompt_with(self, question: Question, formula: str) -> tuple[str, tuple[int, ...]]:
+    def _prompt_with(self, question: SampleSpec, formula: str) -> tuple[str, tuple[int, ...]]:
         """Returns the prompt that asks for a formula, and then for what the question asks for."""
         text = generation_prompt({FORMULA: formula, **conditions_of(question.asked)})
         return text, prompt_ids(self._tokenizer, text)
@@ -211,12 +211,12 @@ class Questions:
         *,
         seed: int,
         at_once: int = 64,
-    ) -> Compositions | None:
+    ) -> CompositionSampler | None:
         """Returns what draws these questions' composition lines (see there); None where texts have none."""
         if self.first_line is None:
             return None
         most = self.prompt_tokens
-        return Compositions(graph, cfg, self.first_line, mesh, prompt_tokens=most, seed=seed, at_once=at_once)
+        return CompositionSampler(graph, cfg, self.first_line, mesh, prompt_tokens=most, seed=seed, at_once=at_once)
 
     def __call__(
         self,
@@ -225,7 +225,7 @@ class Questions:
         *,
         draft: DraftCompositions | None = None,
         first: Mapping[int, int] = MappingProxyType({}),
-    ) -> Iterator[tuple[int, Question]]:
+    ) -> Iterator[tuple[int, SampleSpec]]:
         """Yields each sample's number and its question, with its composition line where texts have one.
 
         Args:
@@ -251,15 +251,15 @@ class Questions:
             yield from some.items()
 
     def _state(
-        self, state: StateLines, some: Mapping[int, Question], first: Mapping[int, int], *, drafting: bool
-    ) -> Iterator[tuple[int, Stated]]:
+        self, state: StateLines, some: Mapping[int, SampleSpec], first: Mapping[int, int], *, drafting: bool
+    ) -> Iterator[tuple[int, CompositionDraw]]:
         """Draws the composition lines of questions: those that formulas come from, or those that stand in the texts."""
         if drafting:
             asked = {i: q for i, q in some.items() if q.formula_is_drawn}
         else:
             asked = {i: q for i, q in some.items() if q.stated is None}
         lines = [
-            ToState(
+            CompositionRequest(
                 index=index,
                 prompt=self._plain if drafting else question.prompt,
                 wanted=question.constraint,
@@ -270,7 +270,7 @@ class Questions:
         ]
         yield from zip(asked, state(lines), strict=True)
 
-    def _fitting(self, question: Question) -> Admit:
+    def _fitting(self, question: SampleSpec) -> Admit:
         """Returns the question's test of compositions, to which a prompt that would be too long is added."""
 
         def admit(composition: Mapping[str, int]) -> bool:
@@ -280,13 +280,13 @@ class Questions:
 
         return admit
 
-    def _with_formula(self, question: Question, draft: Stated) -> Question:
+    def _with_formula(self, question: SampleSpec, draft: CompositionDraw) -> SampleSpec:
         """Returns the question that asks for the drawn formula, too; how many formula units there are is left open."""
         if not draft.admitted:
             return question._replace(stated=draft, formula_is_drawn=False)  # a dead end
         return self._asking_for(question, dict(draft.composition))._replace(draft=draft)
 
-    def _asking_for(self, question: Question, composition: Mapping[str, int]) -> Question:
+    def _asking_for(self, question: SampleSpec, composition: Mapping[str, int]) -> SampleSpec:
         text, prompt = self._prompt_with(question, _reduced(composition))
         written = "".join(f"{symbol}{number}" for symbol, number in composition.items())
         constraint = dataclasses.replace(question.constraint, formula=written)
@@ -295,7 +295,7 @@ class Questions:
             text=text, prompt=prompt, constraint=constraint, limits=limits_of(constraint), guide=guide
         )
 
-    def _with_drafts(self, some: Mapping[int, Question], draft: DraftCompositions | None) -> Mapping[int, Question]:
+    def _with_drafts(self, some: Mapping[int, SampleSpec], draft: DraftCompositions | None) -> Mapping[int, SampleSpec]:
         """Returns questions whose formulas are those of crystals that were drawn without a request."""
         asked = {index: question for index, question in some.items() if question.formula_is_drawn}
         if not asked:

@@ -22,7 +22,7 @@ def radius_difference(one: str, other: str) -> float | None:
     return min((round(abs(float(radii[q]) - float(others[q])), 6) for q in shared), default=None)
 
 
-def swaps(symbol: str, *, tolerance: float = TOLERANCE) -> tuple[str, ...]:
+def elements_of_similar_radius(symbol: str, *, tolerance: float = TOLERANCE) -> tuple[str, ...]:
     """The elements that may replace `symbol`: other ones, |Δr| < `tolerance` in some shared oxidation state.
 
     In the order of |Δr|. The state need not be the one in the crystal: chlorine has radii as Cl⁻, Cl⁵⁺ and Cl⁷⁺. Each

@@ -22,7 +22,7 @@ HINT_FLAGS = {
 _BOUNDS = {
     "num_samples": (1, 10**9),
     "batch_size": (1, 1 << 20),
-    "redraws": (0, 10_000),
+    "max_retries": (0, 10_000),
     "seed": (0, 2**32 - 1),  # JAX's keys repeat beyond
     "budget": (1, 10**9),
     "width": (1, 1 << 20),

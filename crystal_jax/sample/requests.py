@@ -3,7 +3,7 @@
 A request is a mapping. Its keys are of two kinds:
 
 - hints (`CONDITIONS`): properties that stand in the prompt. The model follows them more or less; nothing enforces them.
-- limits (`LIMITS`): elements, chemical system, numbers of atoms and elements, constraints. Every sample keeps to them,
+- limits (`CONSTRAINT_COLUMNS`): elements, chemical system, numbers of atoms and elements, constraints. Every sample keeps to them,
   in addition to those of the whole job.
 
 A formula is both: it stands in the prompt, and the composition is a multiple of it unless the job has `hints_only`.
@@ -27,7 +27,7 @@ Asked = Mapping[str, Any]
 
 FORMULA, SPACEGROUP = "pretty_formula", "spacegroup.number"
 # Keys of a request that every sample keeps to, by the names of the flags.
-LIMITS = (
+CONSTRAINT_COLUMNS = (
     "chemical_system",
     "elements",
     "without",
@@ -103,7 +103,7 @@ def read_requests(path: Path) -> list[Asked]:
     """Reads the request of each line of a CSV file.
 
     Its columns are those of the CDVAE data files: pretty_formula, formation_energy_per_atom (eV/atom), band_gap (eV),
-    e_above_hull (eV/atom), spacegroup.number; and `LIMITS`, of which some are lists, written as in "Li Fe P O" or as in
+    e_above_hull (eV/atom), spacegroup.number; and `CONSTRAINT_COLUMNS`, of which some are lists, written as in "Li Fe P O" or as in
     "['Fe', 'O']". A column `name` or `material_id` names the requests. An empty cell asks for nothing; other columns
     are passed over.
 
@@ -111,9 +111,9 @@ def read_requests(path: Path) -> list[Asked]:
         UserError: no file, none of these columns, no lines, or a value that cannot be read, by its row.
     """
     table = read_rows(path)
-    known = [column for column in table.columns if column in (*CONDITIONS, *LIMITS)]
+    known = [column for column in table.columns if column in (*CONDITIONS, *CONSTRAINT_COLUMNS)]
     if not known:
-        raise UserError(f"--requests={path} has none of the columns {', '.join((*CONDITIONS, *LIMITS))}")
+        raise UserError(f"--requests={path} has none of the columns {', '.join((*CONDITIONS, *CONSTRAINT_COLUMNS))}")
     if not table.rows:
         raise UserError(f"--requests={path} has no lines but its header")
     name = next((column for column in _NAME_COLUMNS if column in table.columns), None)
@@ -148,5 +148,5 @@ def parse_requests(conditions: Asked | Sequence[Asked]) -> list[Asked]:
 
 def conditions_of(request: Asked) -> dict[str, Any]:
     """Returns the part of a request that stands in its prompt, the formula first, as in training."""
-    stated = {key: value for key, value in request.items() if key not in LIMITS and key != NAME}
+    stated = {key: value for key, value in request.items() if key not in CONSTRAINT_COLUMNS and key != NAME}
     return {key: stated[key] for key in sorted(stated, key=lambda key: key != FORMULA)}

@@ -16,7 +16,7 @@ from crystal_jax.evaluate.validity import (
     sphere_volume,
 )
 from crystal_jax.sample.charge import ChargeBalance
-from crystal_jax.sample.geometry import CellForms, KeepsDistance, LatticeSystem
+from crystal_jax.sample.geometry import KeepsDistance, LatticeSystem, ValidCell
 from crystal_jax.sample.guide import Guide, Guides
 from crystal_jax.text.automaton import ANY, TokenAutomaton
 from crystal_jax.text.composition_constraint import MAX_ELEMENTS, CompositionConstraint
@@ -44,7 +44,7 @@ class Rules:
         min_atoms, max_atoms: Of the cell.
         oxidation_states: The table for `charge`: smact14 or icsd24.
         min_distance: For `distance`: the least distance of two atoms, in Å.
-        min_radii: For `distance`: or this share of the sum of two covalent radii, if that is more.
+        min_radius_factor: For `distance`: or this share of the sum of two covalent radii, if that is more.
         hints_only: A requested formula stands in the prompt and nothing keeps the composition to it.
     """
 
@@ -57,13 +57,13 @@ class Rules:
     max_atoms: int = 20
     oxidation_states: str = "smact14"
     min_distance: float = MIN_DISTANCE
-    min_radii: float = MIN_RADIUS_FACTOR
+    min_radius_factor: float = MIN_RADIUS_FACTOR
     hints_only: bool = False
 
     def __post_init__(self):
         if unknown := self.constraints - CONSTRAINTS.keys():
             raise ValueError(f"unknown constraints {', '.join(sorted(unknown))}; there are: {', '.join(CONSTRAINTS)}")
-        for name in ("min_distance", "min_radii"):
+        for name in ("min_distance", "min_radius_factor"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative")
 
@@ -84,8 +84,8 @@ class Rules:
         )
 
 
-def narrowed(rules: Rules, limits: Mapping[str, Any]) -> Rules:
-    """Returns rules with further limits, by the names of `LIMITS` in sample/requests.py.
+def merged_with(rules: Rules, limits: Mapping[str, Any]) -> Rules:
+    """Returns rules with further limits, by the names of `CONSTRAINT_COLUMNS` in sample/requests.py.
 
     Raises:
         ValueError: no element is left, or something that is asked for does not exist.
@@ -153,14 +153,14 @@ def _distance_guides(
     rules: Rules, values: Mapping[str, Sequence[str]], composition: Mapping[str, int] | None, max_atoms: int
 ) -> list[Guide]:
     """Returns the guides that keep atoms apart and cells from being mostly empty."""
-    factor = MAX_VOLUME_FACTOR if rules.min_radii else math.inf
+    factor = MAX_VOLUME_FACTOR if rules.min_radius_factor else math.inf
     if composition:
-        own = 2 * rules.min_radii * max(covalent_radius(symbol) for symbol in composition)
+        own = 2 * rules.min_radius_factor * max(covalent_radius(symbol) for symbol in composition)
         spheres = sum(number * sphere_volume([symbol]) for symbol, number in composition.items())
     else:  # `KeepsDistance` looks at the elements as they come
         own, spheres = 0.0, rules.max_atoms * max(sphere_volume([symbol]) for symbol in rules.elements)
     return [
-        CellForms(
+        ValidCell(
             lengths=values["length"],
             angles=values["angle"],
             shortest=max(rules.min_distance, own),
@@ -170,7 +170,7 @@ def _distance_guides(
             values["z"],
             elements=None if composition else values["element"],
             shortest=rules.min_distance,
-            radii=rules.min_radii,
+            radii=rules.min_radius_factor,
             max_volume_factor=factor,
             max_atoms=max_atoms,
         ),

@@ -41,8 +41,8 @@ from crystal_jax.sample.request_flags import (
     limits_in,
 )
 from crystal_jax.sample.requests import (
+    CONSTRAINT_COLUMNS,
     FORMULA,
-    LIMITS,
     NAME,
     Asked,
     conditions_of,
@@ -52,12 +52,12 @@ from crystal_jax.sample.requests import (
 )
 
 if TYPE_CHECKING:
-    from crystal_jax.sample.answers import Answer
-    from crystal_jax.sample.questions import Question
-    from crystal_jax.sample.texts import Drawn
+    from crystal_jax.sample.answers import SampleResult
+    from crystal_jax.sample.questions import SampleSpec
+    from crystal_jax.sample.texts import Completion
 
-REDRAWS = 8
-MIN_RADII = 0.7  # of evaluate/validity.py, which is not imported for --help
+MAX_RETRIES = 8
+MIN_RADIUS_FACTOR = 0.7  # of evaluate/validity.py, which is not imported for --help
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -85,7 +85,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "requests",
         None,
         "Ask for what each line of this CSV file says. Columns: hints by MP-20's names (pretty_formula, "
-        f"spacegroup.number, ...); limits ({', '.join(LIMITS)}), in addition to the flags of these names; name.",
+        f"spacegroup.number, ...); limits ({', '.join(CONSTRAINT_COLUMNS)}), in addition to the flags of these names; name.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -107,15 +107,15 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
     flags.DEFINE_float("min_distance", 0.5, "For distance: between atoms, in Å.", flag_values=flag_values)
     flags.DEFINE_float(
-        "min_radii",
-        MIN_RADII,
+        "min_radius_factor",
+        MIN_RADIUS_FACTOR,
         "For distance: or this share of the sum of their covalent radii, if that is more. 0: --min_distance alone "
         "counts, and cells may be as empty as they like.",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
-        "redraws",
-        REDRAWS,
+        "max_retries",
+        MAX_RETRIES,
         "How often a crystal that breaks its composition, a constraint or the order of its sites is begun again "
         "before another composition is tried. 0: it is forced to keep its composition and constraints from the start.",
         flag_values=flag_values,
@@ -162,8 +162,8 @@ def main(flag_values: flags.FlagValues) -> None:
         hints_only=flag_values.hints_only,
         oxidation_states=flag_values.oxidation_states,
         min_distance=flag_values.min_distance,
-        min_radii=flag_values.min_radii,
-        redraws=flag_values.redraws,
+        min_radius_factor=flag_values.min_radius_factor,
+        max_retries=flag_values.max_retries,
         batch_size=flag_values.batch_size,
         kv_cache=flag_values.kv_cache,
         seed=flag_values.seed,
@@ -206,8 +206,8 @@ def sample(
     hints_only: bool = False,
     oxidation_states: str = "smact14",
     min_distance: float = 0.5,
-    min_radii: float = MIN_RADII,
-    redraws: int = REDRAWS,
+    min_radius_factor: float = MIN_RADIUS_FACTOR,
+    max_retries: int = MAX_RETRIES,
     batch_size: int = 128,
     kv_cache: Literal["model", "int8"] = "model",
     seed: int = 0,
@@ -225,7 +225,7 @@ def sample(
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of the probability.
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests. A request may also
-            have limits of its own, by the names of `LIMITS` in `sample/requests.py`, which add to those below. A space
+            have limits of its own, by the names of `CONSTRAINT_COLUMNS` in `sample/requests.py`, which add to those below. A space
             group is a number or a symbol.
         constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to. By default `distance`, unless
             texts have Cartesian coordinates or the tokenizer joins numbers; () or "none" is none.
@@ -239,11 +239,11 @@ def sample(
         hints_only: A requested formula is a hint, as properties are; by default the composition is a multiple of it.
         oxidation_states: The table for the constraint `charge`: smact14 or icsd24.
         min_distance: For the constraint `distance`, in Å.
-        min_radii: For it, too: or this share of the sum of two covalent radii, if that is more. With 0, cells may also
+        min_radius_factor: For it, too: or this share of the sum of two covalent radii, if that is more. With 0, cells may also
             be as empty as they like.
-        redraws: How often a crystal is begun again that does not keep to its rules, or to the order of its sites, by
+        max_retries: How often a crystal is begun again that does not keep to its rules, or to the order of its sites, by
             itself, before another composition is tried; see sample/answers.py. 0: it is made to keep to them at once.
-        batch_size: Rows decoded side by side; no influence on the samples.
+        batch_size: DecodeState decoded side by side; no influence on the samples.
         kv_cache: Keep keys and values in the model's type or, rounded, in 8 bits.
         seed: Sample i depends on it and on i alone.
         step: A checkpoint's step, or the best one; the last by default.
@@ -257,7 +257,9 @@ def sample(
     output = arguments.path("output", output)
     if constraints is not None:
         constraints = [name for name in arguments.words("constraints", constraints) if name != "none"]
-    check_numbers(num_samples=num_samples, batch_size=batch_size, redraws=redraws, max_atoms=max_atoms, seed=seed)
+    check_numbers(
+        num_samples=num_samples, batch_size=batch_size, max_retries=max_retries, max_atoms=max_atoms, seed=seed
+    )
     asked = parse_requests(conditions)
     given = dict(
         chemical_system=chemical_system,
@@ -273,12 +275,12 @@ def sample(
     from crystal_jax.checkpoint.models import load_for_inference
     from crystal_jax.checkpoint.released import locate
     from crystal_jax.config import MeshConfig
-    from crystal_jax.sample.answers import answers
-    from crystal_jax.sample.job import Job
-    from crystal_jax.sample.questions import Questions
-    from crystal_jax.sample.rules import Rules, narrowed
+    from crystal_jax.sample.answers import draw_samples
+    from crystal_jax.sample.job import SampleWriter
+    from crystal_jax.sample.questions import SampleSpecBuilder
+    from crystal_jax.sample.rules import Rules, merged_with
     from crystal_jax.sample.scheduler import Engine
-    from crystal_jax.sample.texts import Request
+    from crystal_jax.sample.texts import GenerationRequest
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
@@ -304,19 +306,19 @@ def sample(
             max_atoms=max_atoms,
             oxidation_states=oxidation_states,
             min_distance=min_distance,
-            min_radii=min_radii,
+            min_radius_factor=min_radius_factor,
             hints_only=hints_only,
         )
-        rules = narrowed(rules, limits)
-        questions = Questions(asked, rules, automaton, tokenizer, experiment.text)
+        rules = merged_with(rules, limits)
+        questions = SampleSpecBuilder(asked, rules, automaton, tokenizer, experiment.text)
         for t, p in settings:
-            Request(index=0, prompt=(), temperature=t, top_p=p)
+            GenerationRequest(index=0, prompt=(), temperature=t, top_p=p)
     except ValueError as error:
         raise UserError(str(error)) from error
     compositions = questions.make_compositions(trained.graph, experiment.model, devices, seed=seed)
     texts, used = questions.texts, questions.constraints
     system = {"chemical_system": limits["chemical_system"]} if "chemical_system" in limits else {}
-    own = [{name: value for name, value in one.items() if name in LIMITS} for one in asked]
+    own = [{name: value for name, value in one.items() if name in CONSTRAINT_COLUMNS} for one in asked]
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
@@ -329,9 +331,9 @@ def sample(
         "constraints": sorted(constraints),
         "oxidation_states": oxidation_states if "charge" in used else None,
         "min_distance": min_distance if "distance" in used else None,
-        "min_radii": min_radii if "distance" in used else None,
+        "min_radius_factor": min_radius_factor if "distance" in used else None,
         "max_atoms": max_atoms,
-        "redraws": redraws,
+        "max_retries": max_retries,
         "kv_cache": kv_cache,
         "seed": seed,
         "text_format": experiment.text.version,
@@ -351,13 +353,13 @@ def sample(
         sorted_sites=experiment.task.order == "sorted",
     )
 
-    def text_of(question: Question, drawn: Drawn) -> str:
+    def text_of(question: SampleSpec, drawn: Completion) -> str:
         return completion_text(tokenizer, question.text, question.head, drawn.ids)
 
-    def row(answer: Answer) -> dict[str, Any]:
-        question, drawn, dead_ends = answer
+    def row(answer: SampleResult) -> dict[str, Any]:
+        question, drawn, num_restarts = answer
         text = text_of(question, drawn)
-        log_probs, log_kept = question.log_probs(drawn)
+        log_probs, log_allowed_mass = question.log_probs(drawn)
         if drawn.complete:
             experiment.text.decode(text)  # cannot fail: the grammar admits readable texts only
         return {
@@ -372,8 +374,8 @@ def sample(
             "tokens": len(question.head) - len(question.prompt) + len(drawn.ids) + 1,
             "log_prob": round(sum(log_probs), 4),
             "token_log_probs": [round(value, 4) for value in log_probs],
-            "log_kept": round(log_kept, 4),
-            "dead_ends": dead_ends,
+            "log_allowed_mass": round(log_allowed_mass, 4),
+            "num_restarts": num_restarts,
             "constraints": sorted(question.rules.constraints),
             "checkpoint": trained.name,
             "text_format": experiment.text.version,
@@ -382,8 +384,8 @@ def sample(
     written: list[Path] = []
     for t, p in settings:
         folder = output / f"temperature={t},top_p={p}" if len(settings) > 1 else output
-        job = Job(folder, {**request, "temperature": t, "top_p": p}, total=total, command=command)
-        found = answers(
+        job = SampleWriter(folder, {**request, "temperature": t, "top_p": p}, total=total, command=command)
+        found = draw_samples(
             engine,
             trained.params,
             questions,
@@ -393,7 +395,7 @@ def sample(
             seed=seed,
             temperature=t,
             top_p=p,
-            redraws=redraws,
+            max_retries=max_retries,
         )
         with contextlib.closing(found):  # a full disk ends the threads that draw, too
             job.write(map(row, found))

@@ -18,47 +18,47 @@ from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import ModelConfig, check_length
 from crystal_jax.parallel import available_workers
-from crystal_jax.sample.constraints import DeviceAutomaton, Grants, permitted, to_device
+from crystal_jax.sample.constraints import AllowedValueMask, DeviceAutomaton, allowed_mask, to_device
 from crystal_jax.sample.decode import (
-    Prompts,
-    Rows,
-    Wish,
-    advances,
-    budget_of,
-    crowded,
-    fill,
-    free_rows,
-    read_prompts,
+    DecodeState,
+    PrefillResult,
+    SamplingParams,
+    decode_step,
+    init_decode_state,
+    insert,
+    is_active,
+    is_full,
+    max_batched_tokens,
+    prefill,
     resize,
-    write,
 )
 from crystal_jax.sample.guide import NEVER
-from crystal_jax.sample.lanes import lanes_for, side_by_side
-from crystal_jax.sample.sizes import only, several
-from crystal_jax.sample.texts import Drawn, Request
+from crystal_jax.sample.lanes import decode_threads, run_threads
+from crystal_jax.sample.sizes import buckets, single
+from crystal_jax.sample.texts import Completion, GenerationRequest
 from crystal_jax.sharding import LAYOUTS, decode_rules, on_mesh, platform_of, row_parts, tree_shardings
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import ELEMENTS
 
-_MOST_PROMPTS = 32  # read together
+_MAX_PROMPTS = 32  # read together
 
 
-class Begun(NamedTuple):
+class RunningSequence(NamedTuple):
     """A request in a row, and the dead ends that it has met."""
 
-    request: Request
-    dead_ends: int
+    request: GenerationRequest
+    num_restarts: int
 
     @property
-    def strict(self) -> bool:
+    def reject_on_violation(self) -> bool:
         """Whether it is begun again rather than made to keep to its limits. The most likely text is always the same."""
-        return self.dead_ends < self.request.redraws and self.request.temperature > 0
+        return self.num_restarts < self.request.max_retries and self.request.temperature > 0
 
 
-class Seen(NamedTuple):
-    """What the host looks at: of `Rows`, and which have ended, wait for their guides, or have nothing left to write.
+class StepOutput(NamedTuple):
+    """What the host looks at: of `DecodeState`, and which have ended, wait for their guides, or have nothing left to write.
 
-    `crowded` and `length` are about the room in a row's cache.
+    `is_full` and `length` are about the room in a row's cache.
     """
 
     ended: Bool[Array, " b"]
@@ -69,7 +69,7 @@ class Seen(NamedTuple):
     written: Int[Array, " b"]
     columns: Int[Array, "b n"]
     log_probs: Float[Array, "b n"]
-    log_kept: Float[Array, " b"]
+    log_allowed_mass: Float[Array, " b"]
 
 
 @dataclasses.dataclass
@@ -77,7 +77,7 @@ class _Read:
     """The prompts that a lane read last, and the number of each."""
 
     number: dict[tuple[int, ...], int] = dataclasses.field(default_factory=dict)
-    prompts: Prompts | None = None
+    prompts: PrefillResult | None = None
 
 
 class Engine:
@@ -112,7 +112,7 @@ class Engine:
             prompt_tokens: Length of the longest prompt, BOS included.
             steps: Tokens drawn in each row between two looks of the host.
             jump: Append what the grammar forces without a step of its own.
-            sorted_sites: Sites have an order that texts with redraws keep to.
+            sorted_sites: Sites have an order that texts with max_retries keep to.
             coded: Keep keys and values in 8 bits.
             lanes: Loops that share the rows, on one CPU; by default one for 32 rows, at most as many as it has cores.
 
@@ -126,7 +126,7 @@ class Engine:
         # On one device the tokens of a step are computed side by side, forced or not. Split over devices, they would
         # have to be moved between them; and a TPU's steps are short of memory bandwidth, not of arithmetic.
         packed = mesh.size == 1 and platform != "tpu"
-        self._lanes = (lanes or lanes_for(rows, available_workers())) if one_cpu else 1
+        self._lanes = (lanes or decode_threads(rows, available_workers())) if one_cpu else 1
         split = self._lanes * row_parts(mesh)
         self._rows = (rows + -rows % split) // self._lanes
         self._prompt_tokens = prompt_tokens
@@ -138,12 +138,12 @@ class Engine:
         self._chunk = 1 + tables.forced.shape[1]
         room = automaton.max_tokens + self._chunk - 1
         if one_cpu:
-            self._sizes = several(self._rows, prompt_tokens=prompt_tokens, room=room)
+            self._sizes = buckets(self._rows, prompt_tokens=prompt_tokens, room=room)
         else:
-            self._sizes = only(self._rows, prompt_tokens + room)
+            self._sizes = single(self._rows, prompt_tokens + room)
 
-        def begin(tables: DeviceAutomaton) -> Rows:
-            return free_rows(
+        def begin(tables: DeviceAutomaton) -> DecodeState:
+            return init_decode_state(
                 cfg,
                 tables,
                 rows=self._rows,
@@ -158,40 +158,42 @@ class Engine:
             params: nnx.State,
             layers: list[nnx.State] | None,
             tables: DeviceAutomaton,
-            rows: Rows,
-            grants: Grants,
-        ) -> tuple[Rows, Seen]:
+            rows: DecodeState,
+            grants: AllowedValueMask,
+        ) -> tuple[DecodeState, StepOutput]:
             def unfinished(carry: tuple) -> jax.Array:
-                goes_on = advances(tables, carry[1], grants).any() & ~crowded(tables, carry[1]).any()
+                goes_on = is_active(tables, carry[1], grants).any() & ~is_full(tables, carry[1]).any()
                 return (carry[0] < steps) & goes_on
 
             model = nnx.merge(graph, params)
-            budget = budget_of(len(rows.state), tables) if packed else None
+            budget = max_batched_tokens(len(rows.state), tables) if packed else None
 
             def step(carry: tuple) -> tuple:
-                return carry[0] + 1, write(model, tables, carry[1], grants, layers=layers, budget=budget)
+                return carry[0] + 1, decode_step(model, tables, carry[1], grants, layers=layers, budget=budget)
 
             with on_mesh(mesh):
                 _, rows = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), rows))
-            ended, goes_on = rows.state == tables.end, advances(tables, rows, grants)
-            wish = rows.wish
-            left = permitted(tables, wish.limits, grants, rows.progress, rows.state, wish.strict)
-            stuck = rows.strayed | (goes_on & ~(left & tables.allowed[rows.state]).any(axis=-1))
-            return rows, Seen(
+            ended, goes_on = rows.state == tables.end, is_active(tables, rows, grants)
+            sampling = rows.sampling
+            left = allowed_mask(
+                tables, sampling.limits, grants, rows.progress, rows.state, sampling.reject_on_violation
+            )
+            stuck = rows.rejected | (goes_on & ~(left & tables.allowed[rows.state]).any(axis=-1))
+            return rows, StepOutput(
                 ended=ended,
-                waits=~ended & ~goes_on & ~rows.strayed,
+                waits=~ended & ~goes_on & ~rows.rejected,
                 stuck=stuck,
-                crowded=crowded(tables, rows),
+                crowded=is_full(tables, rows),
                 length=rows.cache.length,
                 written=rows.written,
                 columns=rows.columns,
                 log_probs=rows.log_probs,
-                log_kept=rows.log_kept,
+                log_allowed_mass=rows.log_allowed_mass,
             )
 
-        def read(params: nnx.State, tables: DeviceAutomaton, tokens: jax.Array, count: jax.Array) -> Prompts:
+        def read(params: nnx.State, tables: DeviceAutomaton, tokens: jax.Array, count: jax.Array) -> PrefillResult:
             with on_mesh(mesh):
-                return read_prompts(nnx.merge(graph, params), tables, tokens, count, layout=layout)
+                return prefill(nnx.merge(graph, params), tables, tokens, count, layout=layout)
 
         # What the host looks at is whole on every process, and the grammar's tables are on every device.
         whole = NamedSharding(mesh, jax.P())
@@ -199,7 +201,7 @@ class Engine:
         self._tables = jax.device_put(tables, whole)
         self._begin = jax.jit(begin, out_shardings=where)
         self._advance = jax.jit(advance, donate_argnums=3, out_shardings=(where, whole))
-        self._refill = jax.jit(fill, donate_argnums=1, out_shardings=where)
+        self._refill = jax.jit(insert, donate_argnums=1, out_shardings=where)
         self._prefill = jax.jit(read, out_shardings=whole)
         # Once a run: within the loop of steps, taking the layers apart would copy the weights in each.
         self._layers = jax.jit(lambda params: None if layout == "stacked" else nnx.merge(graph, params).layers())
@@ -210,27 +212,31 @@ class Engine:
 
         self._keys = jax.jit(jax.vmap(key))
 
-    def run(self, params: nnx.State, requests: Iterable[Request]) -> Generator[Drawn, None, None]:
+    def run(self, params: nnx.State, requests: Iterable[GenerationRequest]) -> Generator[Completion, None, None]:
         """Yields each request's text as soon as it is finished, in no particular order; `params` are the model's.
 
         Raises:
             ValueError: a prompt is longer than `prompt_tokens`, or limits ask for what the grammar cannot write.
         """
         layers = self._layers(params)
-        return side_by_side(functools.partial(self._lane, params, layers), requests, lanes=self._lanes)
+        return run_threads(functools.partial(self._lane, params, layers), requests, lanes=self._lanes)
 
     def _lane(
-        self, params: nnx.State, layers: list[nnx.State] | None, requests: Iterator[Request], stop: threading.Event
-    ) -> Iterator[Drawn]:
+        self,
+        params: nnx.State,
+        layers: list[nnx.State] | None,
+        requests: Iterator[GenerationRequest],
+        stop: threading.Event,
+    ) -> Iterator[Completion]:
         """Writes what it gets of the requests; nothing of the engine changes, so several may run at once."""
-        waiting, again = (Begun(request, 0) for request in requests), deque[Begun]()
-        given: list[Begun | None] = [None] * self._rows
+        waiting, again = (RunningSequence(request, 0) for request in requests), deque[RunningSequence]()
+        given: list[RunningSequence | None] = [None] * self._rows
         every = np.ones((self._rows, len(self._automaton.values)), bool)
-        grants, changed = Grants(every, np.full(self._rows, NEVER)), True
+        grants, changed = AllowedValueMask(every, np.full(self._rows, NEVER)), True
         rows, read = self._begin(self._tables), _Read()
         full, length = False, np.zeros(self._rows, int)
         while not stop.is_set():
-            placed: dict[int, Begun] = {}
+            placed: dict[int, RunningSequence] = {}
             for row, begun in enumerate(given):
                 if begun is None and (begun := again.popleft() if again else next(waiting, None)):
                     given[row] = placed[row] = begun
@@ -246,11 +252,11 @@ class Engine:
                 capacity = self._sizes.capacity_for(length[texts].max() + self._chunk)
                 rows = self._resize(self._tables, rows, kept, capacity=capacity)
                 given, length = [given[row] if row >= 0 else None for row in kept], length[kept]
-                grants, changed = Grants(grants.open[kept], grants.until[kept]), True
+                grants, changed = AllowedValueMask(grants.open[kept], grants.until[kept]), True
             if changed:
                 on_device, changed = jax.tree.map(jnp.array, grants), False
             rows, shown = self._advance(params, layers, self._tables, rows, on_device)
-            seen: Seen = jax.device_get(shown)
+            seen: StepOutput = jax.device_get(shown)
             full, length = bool(seen.crowded.any()), np.array(seen.length)
             for row, begun in enumerate(given):
                 if begun is None:
@@ -258,14 +264,14 @@ class Engine:
                 if seen.waits[row]:
                     written = seen.columns[row, : seen.written[row]]
                     changed |= self._ask(grants, row, begun.request, self._automaton.read(written.tolist()))
-                elif seen.stuck[row] and begun.dead_ends + 1 < begun.request.redraws + begun.request.attempts:
-                    again.append(Begun(begun.request, begun.dead_ends + 1))
+                elif seen.stuck[row] and begun.num_restarts + 1 < begun.request.max_retries + begun.request.attempts:
+                    again.append(RunningSequence(begun.request, begun.num_restarts + 1))
                     given[row] = None
                 elif seen.ended[row] or seen.stuck[row]:
                     yield self._finished(begun, seen, row)
                     given[row] = None
 
-    def _ask(self, grants: Grants, row: int, request: Request, fields: Sequence[str]) -> bool:
+    def _ask(self, grants: AllowedValueMask, row: int, request: GenerationRequest, fields: Sequence[str]) -> bool:
         """Puts what may follow these fields into a row's grants; returns whether that changed them."""
         if request.guide is None:
             fresh = bool(grants.until[row] != NEVER)
@@ -277,22 +283,22 @@ class Engine:
             grants.open[row, self._automaton.fields[field]] = mask
         return True
 
-    def _finished(self, begun: Begun, seen: Seen, row: int) -> Drawn:
+    def _finished(self, begun: RunningSequence, seen: StepOutput, row: int) -> Completion:
         complete = bool(seen.ended[row])
         written = seen.columns[row, : seen.written[row] - complete]  # EOS is left out
-        return Drawn(
+        return Completion(
             request=begun.request,
             ids=tuple(self._automaton.token_ids[written].tolist()),
             log_probs=tuple(seen.log_probs[row, : seen.written[row]].tolist()),
-            log_kept=float(seen.log_kept[row]),
-            dead_ends=begun.dead_ends + (not complete),
+            log_allowed_mass=float(seen.log_allowed_mass[row]),
+            num_restarts=begun.num_restarts + (not complete),
             complete=complete,
         )
 
     def _arrays(
-        self, params: nnx.State, placed: Mapping[int, Begun], rows: int, read: _Read
-    ) -> tuple[Prompts, Wish, np.ndarray]:
-        """What `fill` takes for so many rows: the prompts, the wishes, and which prompt goes where."""
+        self, params: nnx.State, placed: Mapping[int, RunningSequence], rows: int, read: _Read
+    ) -> tuple[PrefillResult, SamplingParams, np.ndarray]:
+        """What `insert` takes for so many rows: the prompts, the wishes, and which prompt goes where."""
         for begun in placed.values():
             self._check(begun.request)
         number, prompts = self._prompts(params, {begun.request.prompt: None for begun in placed.values()}, read)
@@ -303,20 +309,20 @@ class Engine:
         begins = [placed.get(row, any_row) for row in range(rows)]
         asked = [begun.request for begun in begins]
         numbers = np.array(
-            [(begun.request.seed, begun.request.index, begun.request.first + begun.dead_ends) for begun in begins]
+            [(begun.request.seed, begun.request.index, begun.request.first + begun.num_restarts) for begun in begins]
         )
-        wish = Wish(
+        sampling = SamplingParams(
             key=self._keys(*numbers.T),
             temperature=jnp.array([r.temperature for r in asked]),
             top_p=jnp.array([r.top_p for r in asked]),
             limits=jax.tree.map(lambda *rows: np.stack(rows), *(r.limits for r in asked)),
-            strict=jnp.array([begun.strict for begun in begins]),
+            reject_on_violation=jnp.array([begun.reject_on_violation for begun in begins]),
         )
-        return prompts, wish, source
+        return prompts, sampling, source
 
     def _prompts(
         self, params: nnx.State, wanted: Iterable[tuple[int, ...]], read: _Read
-    ) -> tuple[dict[tuple[int, ...], int], Prompts]:
+    ) -> tuple[dict[tuple[int, ...], int], PrefillResult]:
         """The prompts, read together, and the number of each; those of the last time serve again if they can."""
         number = {prompt: i for i, prompt in enumerate(wanted)}
         if read.prompts is None or not number.keys() <= read.number.keys():
@@ -328,7 +334,7 @@ class Engine:
             read.number, read.prompts = number, self._prefill(params, self._tables, tokens, count)
         return read.number, read.prompts
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: GenerationRequest) -> None:
         if len(request.prompt) > self._prompt_tokens:
             raise ValueError(f"a prompt of {len(request.prompt)} tokens; there is room for {self._prompt_tokens}")
         most = int(request.limits.max_atoms)
@@ -345,12 +351,12 @@ class Engine:
             )
 
 
-def _few_prompts(placed: Mapping[int, Begun]) -> Iterator[dict[int, Begun]]:
+def _few_prompts(placed: Mapping[int, RunningSequence]) -> Iterator[dict[int, RunningSequence]]:
     """The rows in groups of few different prompts: what is read of a prompt is whole on every device."""
-    some: dict[int, Begun] = {}
+    some: dict[int, RunningSequence] = {}
     prompts: set[tuple[int, ...]] = set()
     for row, begun in placed.items():
-        if len(prompts | {begun.request.prompt}) > _MOST_PROMPTS:
+        if len(prompts | {begun.request.prompt}) > _MAX_PROMPTS:
             yield some
             some, prompts = {}, set()
         some[row] = begun

@@ -19,7 +19,7 @@ from absl import flags
 from crystal_jax.config import Experiment
 from crystal_jax.errors import UserError
 from crystal_jax.sample.crystals import crystal_of, spelled
-from crystal_jax.sample.journal import Journal, claim, release
+from crystal_jax.sample.journal import JsonlLog, ensure_same_run, release
 from crystal_jax.structures import Entry, read_entries
 from crystal_jax.text.prompts import generation_prompt
 
@@ -63,7 +63,7 @@ def main(flag_values: flags.FlagValues) -> None:
         seed=flag_values.seed,
         step=flag_values.step,
     )
-    print(_summary(Journal(path).rows()))
+    print(_summary(JsonlLog(path).rows()))
     print(path)
 
 
@@ -134,8 +134,8 @@ def score(
         "order": experiment.task.order,
         "tokenizer": tokenizer.name,
     }
-    claim(output, request, provenance(("jax", "flax", "pymatgen"), command="score"))
-    journal = Journal(output / "scores.jsonl", {"index": int})
+    ensure_same_run(output, request, provenance(("jax", "flax", "pymatgen"), command="score"))
+    journal = JsonlLog(output / "scores.jsonl", {"index": int})
     known = {row["index"] for row in journal.rows()}
     missing = [i for i in range(len(entries)) if i not in known]
     at_once = max(1, _BATCHES_AT_ONCE * batch_size // (1 + translations))
@@ -143,7 +143,7 @@ def score(
         for begin in range(0, len(missing), at_once):
             some = missing[begin : begin + at_once]
             rows = [
-                _written(i, entries[i], experiment, likelihood.encode, seed=seed, translations=translations)
+                _write_scores(i, entries[i], experiment, likelihood.encode, seed=seed, translations=translations)
                 for i in some
             ]
             _score_together(rows, likelihood)
@@ -170,7 +170,7 @@ def increase_under_translation(perplexities: Sequence[float]) -> float:
     return float(np.mean(perplexities) - np.min(perplexities))
 
 
-def _written(
+def _write_scores(
     index: int,
     entry: Entry,
     experiment: Experiment,

@@ -149,8 +149,8 @@ def search(
     from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
     from crystal_jax.sample.output import SamplesFile
-    from crystal_jax.sample.questions import Questions
-    from crystal_jax.sample.rules import Rules, narrowed
+    from crystal_jax.sample.questions import SampleSpecBuilder
+    from crystal_jax.sample.rules import Rules, merged_with
     from crystal_jax.sample.tree import Search
     from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar import crystal_automaton
@@ -163,9 +163,9 @@ def search(
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(asked)}")
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
     try:
-        rules = narrowed(Rules(max_atoms=max_atoms), limits)
+        rules = merged_with(Rules(max_atoms=max_atoms), limits)
         automaton = crystal_automaton(tokenizer, experiment.text, max_atoms=max_atoms)
-        questions = Questions([asked], rules, automaton, tokenizer, experiment.text)
+        questions = SampleSpecBuilder([asked], rules, automaton, tokenizer, experiment.text)
     except ValueError as error:
         raise UserError(str(error)) from error
     compositions = questions.make_compositions(trained.graph, experiment.model, mesh, seed=seed, at_once=32)
@@ -244,21 +244,25 @@ def named_reward(name: str) -> Reward:
 
     from crystal_jax.evaluate.energy.model import Cell, load_model
     from crystal_jax.evaluate.oxidation import load_oxidation_table
-    from crystal_jax.evaluate.validity import compositional_fault, implausible_reason, structural_fault
+    from crystal_jax.evaluate.validity import (
+        compositional_invalid_reason,
+        implausible_reason,
+        structural_invalid_reason,
+    )
     from crystal_jax.quiet import quiet
 
     def is_structure(crystal: Crystal) -> bool:
         if not crystal.forms_cell:
             return False
         structure = crystal.to_structure()
-        return structural_fault(structure) is None and implausible_reason(structure) is None
+        return structural_invalid_reason(structure) is None and implausible_reason(structure) is None
 
     if name == "validity":
         table = load_oxidation_table()
 
         @quiet()
         def validity(crystal: Crystal) -> float:
-            balanced = compositional_fault(Composition(Counter(crystal.symbols)), table) is None
+            balanced = compositional_invalid_reason(Composition(Counter(crystal.symbols)), table) is None
             return (is_structure(crystal) + balanced) / 2
 
         return validity

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
-FEWEST_ROWS = 16  # below, what a step does once for all rows is much of it
-CAPACITIES = 3
+MIN_SLOTS = 16  # below, what a step does once for all rows is much of it
+NUM_CAPACITIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ShapeBuckets:
     """What there is to choose from.
 
     Attributes:
@@ -34,15 +34,15 @@ class Sizes:
         return min(capacity for capacity in self.capacities if capacity >= positions)
 
 
-def only(rows: int, capacity: int) -> Sizes:
+def single(rows: int, capacity: int) -> ShapeBuckets:
     """No choice."""
-    return Sizes((rows,), (capacity,))
+    return ShapeBuckets((rows,), (capacity,))
 
 
-def several(rows: int, *, prompt_tokens: int, room: int) -> Sizes:
+def buckets(rows: int, *, prompt_tokens: int, room: int) -> ShapeBuckets:
     """Rows halved again and again; capacities for the longest prompt and equal parts of the room for a text."""
     halves = [rows]
-    while halves[-1] >= 2 * FEWEST_ROWS:
+    while halves[-1] >= 2 * MIN_SLOTS:
         halves.append(-(-halves[-1] // 2))
-    parts = (prompt_tokens + -(-room * (i + 1) // CAPACITIES) for i in range(CAPACITIES))
-    return Sizes(tuple(halves), tuple(parts))
+    parts = (prompt_tokens + -(-room * (i + 1) // NUM_CAPACITIES) for i in range(NUM_CAPACITIES))
+    return ShapeBuckets(tuple(halves), tuple(parts))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from crystal_jax.sample.constraints import Limits, make_limits
+from crystal_jax.sample.constraints import CompositionLimits, make_limits
 from crystal_jax.sample.guide import Guide
 
-ATTEMPTS = 100
+MAX_ATTEMPTS = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
+class GenerationRequest:
     """One text to be written.
 
     Attributes:
@@ -23,9 +23,9 @@ class Request:
         limits: Of the composition, from `make_limits`.
         guide: Further rules, asked once or twice an atom.
         first: Number of its first attempt, which like `index` decides the random numbers.
-        attempts: How often the text is begun, redraws aside, before it is given up: a guide may come to a field that
+        attempts: How often the text is begun, max_retries aside, before it is given up: a guide may come to a field that
             nothing may fill.
-        redraws: How often it is begun again because it would not have kept to its limits, or to the order of its sites,
+        max_retries: How often it is begun again because it would not have kept to its limits, or to the order of its sites,
             by itself. After that it is made to keep to its limits.
     """
 
@@ -34,11 +34,11 @@ class Request:
     seed: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
-    limits: Limits = dataclasses.field(default_factory=make_limits)
+    limits: CompositionLimits = dataclasses.field(default_factory=make_limits)
     guide: Guide | None = None
     first: int = 0
-    attempts: int = ATTEMPTS
-    redraws: int = 0
+    attempts: int = MAX_ATTEMPTS
+    max_retries: int = 0
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
@@ -48,23 +48,23 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawn:
+class Completion:
     """A finished text.
 
     Attributes:
         request: What was asked for.
         ids: Token ids, EOS left out.
         log_probs: Of its tokens, EOS included, and
-        log_kept: see `Rows` in sample/decode.py.
-        dead_ends: How often it was begun again: nothing was left that could follow, or it would not keep to its rules.
+        log_allowed_mass: see `DecodeState` in sample/decode.py.
+        num_restarts: How often it was begun again: nothing was left that could follow, or it would not keep to its rules.
         complete: Whether it was written to its end; if not, all attempts came to a dead end, and this is the last.
     """
 
-    request: Request
+    request: GenerationRequest
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
-    log_kept: float
-    dead_ends: int = 0
+    log_allowed_mass: float
+    num_restarts: int = 0
     complete: bool = True
 
     @property

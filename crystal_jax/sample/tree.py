@@ -24,8 +24,23 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import ModelConfig, check_length
-from crystal_jax.sample.constraints import Grants, Limits, make_limits, nothing_written, permitted, to_device
-from crystal_jax.sample.decode import Rows, Wish, advances, fill, free_rows, read_prompts, write
+from crystal_jax.sample.constraints import (
+    AllowedValueMask,
+    CompositionLimits,
+    allowed_mask,
+    init_parse_state,
+    make_limits,
+    to_device,
+)
+from crystal_jax.sample.decode import (
+    DecodeState,
+    SamplingParams,
+    decode_step,
+    init_decode_state,
+    insert,
+    is_active,
+    prefill,
+)
 from crystal_jax.sample.guide import NEVER
 from crystal_jax.sharding import on_mesh
 from crystal_jax.text.automaton import TokenAutomaton
@@ -34,7 +49,7 @@ from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """A finished text.
 
     Attributes:
@@ -108,13 +123,13 @@ class Search:
         width: int = 16,
         exploration: float = 1.0,
         temperature: float = 1.0,
-        limits: Limits | None = None,
+        limits: CompositionLimits | None = None,
     ):
         self._automaton, self._prompt, self._width, self._exploration = automaton, tuple(prompt), width, exploration
         check_length(cfg, len(self._prompt) + automaton.max_tokens - 1)  # nothing reads EOS
         tables = to_device(automaton, jump=False)
         room = len(self._prompt) + automaton.max_tokens
-        grants = Grants(jnp.ones((width, len(automaton.values)), bool), jnp.full(width, NEVER))
+        grants = AllowedValueMask(jnp.ones((width, len(automaton.values)), bool), jnp.full(width, NEVER))
         each = jax.tree.map(lambda x: jnp.broadcast_to(x, (width, *np.shape(x))), limits or make_limits())
 
         def go_on(
@@ -126,27 +141,30 @@ class Search:
             counts: Int[Array, "b e"],
         ) -> _Written:
             model = nnx.merge(graph, params)
-            wish = Wish(
+            sampling = SamplingParams(
                 key=jax.random.split(key, width),
                 temperature=jnp.full(width, temperature),
                 top_p=jnp.ones(width),
                 limits=each,
-                strict=jnp.zeros(width, bool),
+                reject_on_violation=jnp.zeros(width, bool),
             )
             with on_mesh(mesh):
-                read = read_prompts(model, tables, tokens, count)
-                empty = free_rows(cfg, tables, rows=width, prompt_tokens=room, max_tokens=automaton.max_tokens)
-                progress = nothing_written(width)._replace(counts=counts)
-                rows = fill(tables, empty, read, wish, jnp.arange(width))._replace(state=state, progress=progress)
-                open_columns = permitted(tables, each, grants, progress, state, wish.strict) & tables.allowed[state]
+                read = prefill(model, tables, tokens, count)
+                empty = init_decode_state(cfg, tables, rows=width, prompt_tokens=room, max_tokens=automaton.max_tokens)
+                progress = init_parse_state(width)._replace(counts=counts)
+                rows = insert(tables, empty, read, sampling, jnp.arange(width))._replace(state=state, progress=progress)
+                open_columns = (
+                    allowed_mask(tables, each, grants, progress, state, sampling.reject_on_violation)
+                    & tables.allowed[state]
+                )
                 prior = jax.nn.softmax(jnp.where(open_columns, rows.logits, -jnp.inf), axis=-1)
 
-                def unfinished(rows: Rows) -> Array:
-                    return advances(tables, rows, grants).any()
+                def unfinished(rows: DecodeState) -> Array:
+                    return is_active(tables, rows, grants).any()
 
                 layers = model.layers()  # within the loop, this would copy the weights in each step
                 rows = jax.lax.while_loop(
-                    unfinished, lambda rows: write(model, tables, rows, grants, layers=layers), rows
+                    unfinished, lambda rows: decode_step(model, tables, rows, grants, layers=layers), rows
                 )
             return _Written(prior, rows.columns, rows.written)
 
@@ -154,7 +172,7 @@ class Search:
 
     def run(
         self, params: nnx.State, reward: Callable[[tuple[int, ...]], float], *, budget: int, seed: int = 0
-    ) -> Iterator[Found]:
+    ) -> Iterator[SearchResult]:
         """Yields each finished text with its reward, until `budget` model calls are spent.
 
         A call is one probability distribution of a next token, as plain sampling needs one for each of its tokens.
@@ -190,7 +208,7 @@ class Search:
                 if path.choices and not ended:
                     node, column = path.choices[-1]
                     node.children.setdefault(column, _Node(prior))
-                yield Found(ids=ids, reward=value, calls=calls)
+                yield SearchResult(ids=ids, reward=value, calls=calls)
 
     def _descend(self, root: _Node, start: _Path, scale: tuple[float, float]) -> _Path:
         """The way to a beginning that is not in the tree, or to the end of a text."""

@@ -154,7 +154,7 @@ class Builder:
                     raise ValueError(f"Token {token} begins two different continuations")
         return self.state(merged)
 
-    def table(self, start: int, turns: Sequence[Turn]) -> TokenAutomaton:
+    def table(self, start: int, turns: Sequence[FieldSlot]) -> TokenAutomaton:
         """The automaton of what `start` reads, without the states that only helped to make others.
 
         `turns` are the fields of the longest text, in its order.
@@ -196,7 +196,7 @@ class Builder:
         )
 
 
-class Turn(NamedTuple):
+class FieldSlot(NamedTuple):
     """A field of the longest text: the states before and after it, its name, and the words that may stand there."""
 
     begin: int
@@ -205,7 +205,7 @@ class Turn(NamedTuple):
     words: Mapping[str, Word]
 
 
-class _Meaning(NamedTuple):
+class _TokenMeaning(NamedTuple):
     """What a column means in some state: the range of values it leaves possible, and the one it completes or -1."""
 
     first: int
@@ -216,7 +216,7 @@ class _Meaning(NamedTuple):
 class _Meanings:
     """What each column means in each state of a field."""
 
-    def __init__(self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[Turn]):
+    def __init__(self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[FieldSlot]):
         self._next_state = next_state
         self._number: dict[tuple[str, str], int] = {}
         words = {turn.field: turn.words for turn in turns}
@@ -226,7 +226,7 @@ class _Meanings:
                 self._number[field, value] = len(self._number)
             if field == "element":
                 self._number[field, END] = len(self._number)
-        self._meanings: dict[int, dict[int, _Meaning]] = {}
+        self._meanings: dict[int, dict[int, _TokenMeaning]] = {}
         self._turn = np.full(len(next_state), len(turns), np.int32)
         self._shared: list[tuple[int, int]] = []  # columns that end a field and begin the next one, by turn
         for number, turn in enumerate(turns):
@@ -236,7 +236,7 @@ class _Meanings:
             self._spell(turn.begin, number, {self._number[turn.field, v]: word for v, word in turn.words.items()})
             for column in np.flatnonzero(next_state[turn.begin] == len(next_state) - 1).tolist():  # EOS
                 end = self._number[turn.field, END]
-                self._meanings[turn.begin][column] = _Meaning(end, end + 1, end)
+                self._meanings[turn.begin][column] = _TokenMeaning(end, end + 1, end)
         self._separate = all(
             self._is_separator(turns[number + 1], column) for number, column in self._shared if number + 1 < len(turns)
         )
@@ -282,7 +282,7 @@ class _Meanings:
                 raise ValueError("Values that begin alike are not neighbours in the order of their spellings")
             longer = {value: rest for value, rest in following.items() if rest}
             done = next((value for value, rest in following.items() if not rest), -1)
-            meaning[column] = _Meaning(low, high, -1 if longer else done)
+            meaning[column] = _TokenMeaning(low, high, -1 if longer else done)
             if longer:
                 after = int(self._next_state[state, column])
                 self._spell(after, turn, longer)
@@ -290,10 +290,10 @@ class _Meanings:
                     # "N" and "Np" may begin alike. That it was the shorter one, only the token after it tells.
                     for other in np.flatnonzero(self._next_state[after] != FORBIDDEN).tolist():
                         if other not in self._meanings[after]:
-                            self._meanings[after][other] = _Meaning(done, done + 1, done)
+                            self._meanings[after][other] = _TokenMeaning(done, done + 1, done)
                             self._shared.append((turn, other))
 
-    def _pass(self, turn: Turn, number: int) -> None:
+    def _pass(self, turn: FieldSlot, number: int) -> None:
         """The same for a field whose values are not told apart."""
         value = self._number[turn.field, ANY]
         waiting = [turn.begin]
@@ -303,11 +303,11 @@ class _Meanings:
             for column in np.flatnonzero(self._next_state[state] != FORBIDDEN).tolist():
                 after = int(self._next_state[state, column])
                 done = after == turn.then
-                self._meanings[state][column] = _Meaning(value, value + 1, value if done else -1)
+                self._meanings[state][column] = _TokenMeaning(value, value + 1, value if done else -1)
                 if not done and after not in self._meanings:
                     waiting.append(after)
 
-    def _is_separator(self, turn: Turn, column: int) -> bool:
+    def _is_separator(self, turn: FieldSlot, column: int) -> bool:
         """Whether a column stands at the beginning of every value of a field, and so tells nothing of it."""
         meaning = self._meanings[turn.begin].get(column)
         values = sum(field == turn.field and value != END for field, value in self._number)

@@ -22,7 +22,7 @@ from crystal_jax.text.tokenizer import Tokenizer
 Word = tuple[int, ...]  # columns
 
 
-class Place(NamedTuple):
+class ParserState(NamedTuple):
     """A place in a line.
 
     Attributes:
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     written: Word = ()
 
 
-class FirstLine:
+class CompositionGrammar:
     """First lines over a tokenizer's ids, as columns: indices into `token_ids`, and one more that ends the line.
 
     A line is ended by whatever token the lattice may begin with; that token does not belong to it.
@@ -82,7 +82,7 @@ class FirstLine:
         self.max_tokens = longest["first"] + longest["number"] + later
         self._next = functools.lru_cache(maxsize=10_000)(self._find_next)
 
-    def open(self, place: Place, wanted: CompositionConstraint) -> Bool[np.ndarray, " k"]:
+    def open(self, place: ParserState, wanted: CompositionConstraint) -> Bool[np.ndarray, " k"]:
         """The columns that may follow a place; the last one is the end."""
         kind = _kind(place)
         values = (
@@ -99,16 +99,16 @@ class FirstLine:
         found[self.end] = wanted.is_met(parts)
         return found
 
-    def step(self, place: Place, column: int) -> Place:
+    def step(self, place: ParserState, column: int) -> ParserState:
         """The place after a column that is not the end."""
         longer = (*place.written, column)
         if longer in self._beginnings[_kind(place)]:
             return place._replace(written=longer)
         if place.symbol is None:
-            return Place(place.parts, str(self._values[_kind(place)][place.written]), (column,))
-        return Place(self.composition(place), None, (column,))
+            return ParserState(place.parts, str(self._values[_kind(place)][place.written]), (column,))
+        return ParserState(self.composition(place), None, (column,))
 
-    def composition(self, place: Place) -> Parts:
+    def composition(self, place: ParserState) -> Parts:
         """What a line that ends here says."""
         assert place.symbol is not None
         return (*place.parts, (place.symbol, int(self._values["number"][place.written])))
@@ -123,7 +123,7 @@ class FirstLine:
         return found
 
 
-def _kind(place: Place) -> str:
+def _kind(place: ParserState) -> str:
     if place.symbol is not None:
         return "number"
     return "later" if place.parts else "first"

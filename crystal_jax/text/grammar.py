@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from crystal_jax.text.automaton import MOST_VALUES, Builder, TokenAutomaton, Turn, Word
+from crystal_jax.text.automaton import MOST_VALUES, Builder, FieldSlot, TokenAutomaton, Word
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
 from crystal_jax.text.layout import LATTICE_WORDS
 from crystal_jax.text.tokenizer import Tokenizer
@@ -60,13 +60,13 @@ def crystal_automaton(
         return spelled
 
     builder = Builder(tokenizer.eos_id)
-    turns: list[Turn] = []
+    turns: list[FieldSlot] = []
 
     def before(state: int, field: str, separator: str) -> int:
         """The state before a field after which comes `state`."""
         words = spell(separator, field)
         begin = builder.words(words.values(), state, () if len(words) <= MOST_VALUES else None)
-        turns.append(Turn(begin, state, field, words))
+        turns.append(FieldSlot(begin, state, field, words))
         return begin
 
     finish = builder.state({tokenizer.eos_id: builder.end})

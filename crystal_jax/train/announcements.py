@@ -27,7 +27,7 @@ _PAUSE_SECONDS = 1.0  # between requests, were the server to answer at once each
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)  # the last one of host names that are none
 
 
-class Announcements:
+class MaintenanceWatcher:
     """`with Announcements(tell):` calls `tell` when this machine's end is announced, and never after the block.
 
     All of it happens in threads of its own: the block begins and ends at once, and no error leaves them. `tell` may be
@@ -42,7 +42,7 @@ class Announcements:
         self._left = threading.Event()
         self._telling = threading.Lock()
 
-    def __enter__(self) -> Announcements:
+    def __enter__(self) -> MaintenanceWatcher:
         for key, end in ENDS.items():
             threading.Thread(target=self._watch, args=(key, end), name=f"metadata {key}", daemon=True).start()
         return self

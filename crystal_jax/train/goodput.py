@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 
-class Clock:
+class GoodputTimer:
     """Divides wall time into training and the rest: waiting for data, compiling, validating, sampling, saving.
 
     Attributes:

@@ -41,7 +41,7 @@ def new_guard(cfg: GuardConfig) -> GuardState:
     return GuardState(empty, empty, zero, zero, zero)
 
 
-def judge(
+def skip_if_spike(
     cfg: GuardConfig, guard: GuardState, loss: Float[Array, ""], norm: Float[Array, ""]
 ) -> tuple[Bool[Array, ""], GuardState]:
     """Whether a step's update may be taken, and the guard after it.

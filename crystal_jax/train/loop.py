@@ -24,20 +24,20 @@ from crystal_jax.errors import Preempted, UserError
 from crystal_jax.model.flops import train_flops_per_token
 from crystal_jax.processes import is_first
 from crystal_jax.sharding import put_batch
-from crystal_jax.train.goodput import Clock
+from crystal_jax.train.goodput import GoodputTimer
 from crystal_jax.train.logs import MetricsLog
 from crystal_jax.train.optimizer import learning_rate
 from crystal_jax.train.preemption import Preemption
-from crystal_jax.train.step import Setup, TrainState
-from crystal_jax.train.trace import Trace
+from crystal_jax.train.step import TrainSetup, TrainState
+from crystal_jax.train.trace import Profiler
 from crystal_jax.train.validation import validate
 
-Probe = Callable[[Setup, TrainState], dict[str, float]]
+Probe = Callable[[TrainSetup, TrainState], dict[str, float]]
 
 
 def fit(
     experiment: Experiment,
-    setup: Setup,
+    setup: TrainSetup,
     train_data: BatchStream,
     validation_data: Sequence[Batch],
     *,
@@ -81,7 +81,7 @@ def fit(
         first = int(state.step)
         report = _Report(experiment, workdir, material_ids, first=first, started=started or time.time())
         stack.callback(report.close)
-        trace = Trace(workdir / "profile", profile_steps)
+        trace = Profiler(workdir / "profile", profile_steps)
         stack.callback(trace.close)
         for step in range(first + 1, last + 1):
             with report.clock.span("data_wait"):
@@ -143,7 +143,7 @@ class _Report:
         before = self._log.last("started")
         if before is None:
             self._log.write(0, {"started": started})
-        self.clock = Clock(
+        self.clock = GoodputTimer(
             started=started if before is None else before, productive=self._log.last("productive_seconds") or 0.0
         )
         self._bar = tqdm(

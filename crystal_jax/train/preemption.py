@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from crystal_jax.train.announcements import Announcements
+from crystal_jax.train.announcements import MaintenanceWatcher
 
 
 class Preemption:
@@ -33,7 +33,7 @@ class Preemption:
         self._several = jax.process_count() > 1
         # Python can only set handlers in the main thread; JAX's service listens by itself.
         self._listens = not self._several and threading.current_thread() is threading.main_thread()
-        self._announcements = Announcements(self._announced)
+        self._announcements = MaintenanceWatcher(self._announced)
 
     def __enter__(self) -> Preemption:
         if self._listens:

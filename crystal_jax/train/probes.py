@@ -17,28 +17,28 @@ from pymatgen.core import Composition
 from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.config import SAMPLE_RATES, Experiment
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.evaluate.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.quiet import quiet
 from crystal_jax.sample.output import to_cif
-from crystal_jax.sample.questions import Questions
+from crystal_jax.sample.questions import SampleSpecBuilder
 from crystal_jax.sample.rules import Rules
 from crystal_jax.sample.scheduler import Engine
-from crystal_jax.sample.texts import Drawn, Request
+from crystal_jax.sample.texts import Completion, GenerationRequest
 from crystal_jax.structures import Entry, parse
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import Tokenizer, completion_text
-from crystal_jax.train.step import Setup, TrainState
+from crystal_jax.train.step import TrainSetup, TrainState
 
 
-class Probe:
-    """Draws as many unconditional samples at temperature 1, without redraws and from the same seeds, at each call."""
+class SampleEval:
+    """Draws as many unconditional samples at temperature 1, without max_retries and from the same seeds, at each call."""
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh):
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()
         graph, *_ = abstract_parameters(experiment, mesh, experiment.quantize)
         self._number, self._seed = experiment.train.samples, experiment.train.seed
         automaton = crystal_automaton(tokenizer, experiment.text)
-        self._questions = Questions([{}], Rules(), automaton, tokenizer, experiment.text)
+        self._questions = SampleSpecBuilder([{}], Rules(), automaton, tokenizer, experiment.text)
         self._compositions = self._questions.make_compositions(
             graph, experiment.model, mesh, seed=self._seed, at_once=self._number
         )
@@ -51,14 +51,14 @@ class Probe:
             prompt_tokens=self._questions.head_tokens,
         )
 
-    def __call__(self, setup: Setup, state: TrainState) -> dict[str, float]:
+    def __call__(self, setup: TrainSetup, state: TrainState) -> dict[str, float]:
         """Shares of all samples: `sample_validity`, `sample_structural_validity`, `sample_compositional_validity`."""
         params = nnx.merge_state(state.params, setup.frozen)
         stating = None
         if self._compositions:
             stating = functools.partial(self._compositions, params, temperature=1.0, top_p=1.0)
         requests = (
-            Request(index=i, prompt=question.head, seed=self._seed, limits=question.limits)
+            GenerationRequest(index=i, prompt=question.head, seed=self._seed, limits=question.limits)
             for i, question in self._questions(range(self._number), stating)
         )
         with contextlib.closing(self._engine.run(params, requests)) as samples:
@@ -66,11 +66,13 @@ class Probe:
         return dict(zip(SAMPLE_RATES, verdicts.mean(axis=0).tolist(), strict=True))
 
     @quiet()
-    def _judge(self, drawn: Drawn) -> tuple[bool, bool, bool]:
+    def _judge(self, drawn: Completion) -> tuple[bool, bool, bool]:
         """Whether a sample is valid, and whether its structure and its composition are."""
         head = drawn.request.prompt
         crystal = self._text.decode(completion_text(self._tokenizer, self._questions.texts[0], head, drawn.ids))
         found = parse(Entry("", to_cif(crystal), formula=Composition(Counter(crystal.symbols)).formula))
-        structure = found.structure is not None and structural_fault(found.structure) is None
-        composition = found.composition is not None and compositional_fault(found.composition, self._table) is None
+        structure = found.structure is not None and structural_invalid_reason(found.structure) is None
+        composition = (
+            found.composition is not None and compositional_invalid_reason(found.composition, self._table) is None
+        )
         return structure and composition, structure, composition

@@ -87,7 +87,7 @@ def train(
     from crystal_jax.model.sizes import gigabytes
     from crystal_jax.sharding import make_mesh, rows_by_process
     from crystal_jax.train.loop import fit
-    from crystal_jax.train.probes import Probe
+    from crystal_jax.train.probes import SampleEval
     from crystal_jax.train.step import setup
     from crystal_jax.train.trace import parse_steps
 
@@ -137,7 +137,7 @@ def train(
         mesh=mesh,
         workdir=workdir,
         material_ids=[record.material_id for record in records["train"]],
-        probe=Probe(experiment, tokenizer, mesh) if experiment.train.samples else None,
+        probe=SampleEval(experiment, tokenizer, mesh) if experiment.train.samples else None,
         started=started,
         stop_after=stop_after,
         profile_steps=profiled,

@@ -18,7 +18,7 @@ from crystal_jax.model.layers import Dropout
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import BATCH, abstract, on_mesh, platform_of, tree_shardings
 from crystal_jax.text.fields import CLASSES
-from crystal_jax.train.guards import GuardState, choose, judge, new_guard
+from crystal_jax.train.guards import GuardState, choose, new_guard, skip_if_spike
 from crystal_jax.train.optimizer import make_optimizer
 
 Batch = dict[str, Array]
@@ -41,7 +41,7 @@ TrainStep = Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str,
 EvalStep = Callable[[nnx.State, nnx.State, Batch], tuple[Array, Array]]
 
 
-class Setup(NamedTuple):
+class TrainSetup(NamedTuple):
     """A model laid out on a mesh: what is trained, what is frozen, and how to step."""
 
     state: TrainState
@@ -51,10 +51,10 @@ class Setup(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A `Setup` before any of its arrays exist: shapes, types and shardings in their places.
+    """A `TrainSetup` before any of its arrays exist: shapes, types and shardings in their places.
 
     Attributes:
-        state, frozen, train_step, eval_step: As in `Setup`, abstract where it has arrays.
+        state, frozen, train_step, eval_step: As in `TrainSetup`, abstract where it has arrays.
         batch: What the steps are fed, abstract too.
         begin: Parameters → the state before the first step.
     """
@@ -108,13 +108,13 @@ def abstract_batch(cfg: DataConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruc
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in types.items()}
 
 
-def setup(experiment: Experiment, mesh: Mesh) -> Setup:
+def setup(experiment: Experiment, mesh: Mesh) -> TrainSetup:
     """Builds every array where it will live; no host or device ever holds a full copy."""
     planned = plan(experiment, mesh)
     _, params, frozen = initial_parameters(experiment, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, planned.state)
     state = jax.jit(planned.begin, out_shardings=where, donate_argnums=0)(params)
-    return Setup(state, frozen, planned.train_step, planned.eval_step)
+    return TrainSetup(state, frozen, planned.train_step, planned.eval_step)
 
 
 def loss_sum(
@@ -195,7 +195,7 @@ def make_train_step(
             total, count, grads = accumulated(state.params, frozen, batch, dropout_key(state.step))
         grads = jax.tree.map(lambda g: g / count, grads)
         loss, norm = total / count, optax.tree.norm(grads)
-        believed, guarded = judge(guard, state.guard, loss, norm)
+        believed, guarded = skip_if_spike(guard, state.guard, loss, norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         learned = (optax.apply_updates(state.params, updates), opt_state)
         params, opt_state = choose(believed, learned, (state.params, state.opt_state))

@@ -22,7 +22,7 @@ def parse_steps(text: str) -> range:
     return range(int(match[1]), int(match[2]) + 1)
 
 
-class Trace:
+class Profiler:
     """Traces `steps` into a folder; `before` and `after` are called around every step."""
 
     def __init__(self, folder: Path, steps: range):

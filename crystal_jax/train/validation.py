@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from crystal_jax.data.pipeline import Batch
 from crystal_jax.sharding import put_batch
 from crystal_jax.text.fields import CLASSES, OTHER
-from crystal_jax.train.step import Setup, TrainState
+from crystal_jax.train.step import TrainSetup, TrainState
 
 _ARRAYS = ("tokens", "targets", "weights", "positions", "segments", "classes")
 
 
-def validate(setup: Setup, state: TrainState, batches: Sequence[Batch], *, mesh: Mesh) -> dict[str, float]:
+def validate(setup: TrainSetup, state: TrainState, batches: Sequence[Batch], *, mesh: Mesh) -> dict[str, float]:
     """Mean cross-entropy in nats over the counted targets of some batches.
 
     Returns:

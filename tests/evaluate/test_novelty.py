@@ -7,9 +7,9 @@ from crystal_jax.evaluate import novelty
 from crystal_jax.evaluate.novelty import (
     LOOSE_MATCHER,
     absent_from,
-    first_of_their_kind,
-    names_in,
-    of_the_same_formulas,
+    find_matches,
+    group_by_formula,
+    is_first_occurrence,
     reduce_cell,
 )
 from crystal_jax.structures import Entry
@@ -27,8 +27,8 @@ def cells(salt, cesium_chloride):
 
 
 def test_repeats_are_found_in_any_guise(cells):
-    assert first_of_their_kind(cells) == [True, False, True, True]
-    assert first_of_their_kind(cells[::-1]) == [True, True, True, False]
+    assert is_first_occurrence(cells) == [True, False, True, True]
+    assert is_first_occurrence(cells[::-1]) == [True, True, True, False]
 
 
 def test_known_crystals_are_not_new(cells, salt):
@@ -54,7 +54,7 @@ def test_only_entries_of_a_wanted_formula_are_parsed(cells, salt, monkeypatch):
 
 
 def test_what_has_no_cell_is_neither_unique_nor_new(salt):
-    assert first_of_their_kind([None]) == [False]
+    assert is_first_occurrence([None]) == [False]
     assert absent_from([], [None]) == [False]
 
 
@@ -63,7 +63,7 @@ def test_a_pair_that_cannot_be_compared_is_taken_as_the_same(cells, monkeypatch)
         raise ValueError("no match for a reason of the matcher")
 
     monkeypatch.setattr(novelty.StructureMatcher, "fit", fail)
-    assert first_of_their_kind(cells[:1] + cells[:1]) == [True, False]
+    assert is_first_occurrence(cells[:1] + cells[:1]) == [True, False]
 
 
 real_parse = novelty.parse
@@ -72,11 +72,11 @@ real_parse = novelty.parse
 def test_looser_tolerances_find_more(cesium_chloride):
     sheared = Structure(Lattice.from_parameters(4.12, 4.12, 4.12, 97, 90, 90), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3])
     cells = [reduce_cell(cesium_chloride), reduce_cell(sheared)]
-    assert first_of_their_kind(cells) == [True, True]
-    assert first_of_their_kind(cells, tolerances=LOOSE_MATCHER) == [True, False]
-    known = of_the_same_formulas([Entry("mp-1", cesium_chloride.to(fmt="cif"))], cells)
-    assert names_in(known, cells) == ["mp-1", None]
-    assert names_in(known, cells, tolerances=LOOSE_MATCHER) == ["mp-1", "mp-1"]
+    assert is_first_occurrence(cells) == [True, True]
+    assert is_first_occurrence(cells, tolerances=LOOSE_MATCHER) == [True, False]
+    known = group_by_formula([Entry("mp-1", cesium_chloride.to(fmt="cif"))], cells)
+    assert find_matches(known, cells) == ["mp-1", None]
+    assert find_matches(known, cells, tolerances=LOOSE_MATCHER) == ["mp-1", "mp-1"]
 
 
 def formulas_twisted(cif, stated):
@@ -88,7 +88,7 @@ def test_ions_and_isotopes_are_their_elements_in_any_order(salt):
     ions.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
     plain, charged = Entry("plain", salt.to(fmt="cif")), Entry("charged", ions.to(fmt="cif"))
     cells = [reduce_cell(real_parse(entry).structure) for entry in (plain, charged)]
-    assert first_of_their_kind(cells) == first_of_their_kind(cells[::-1]) == [True, False]
+    assert is_first_occurrence(cells) == is_first_occurrence(cells[::-1]) == [True, False]
     assert absent_from([plain], cells) == absent_from([charged], cells) == [False, False]
     hydride = Structure(Lattice.cubic(4.08), ["Li", "D"], [[0, 0, 0], [0.5] * 3])
     light = hydride.copy()

@@ -9,7 +9,7 @@ from pymatgen.core import Composition, Element, Species
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, OxidationTable, load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault, reduced_counts
+from crystal_jax.evaluate.validity import compositional_invalid_reason, reduced_counts
 
 TABLES = {name: load_oxidation_table(name) for name in OXIDATION_STATES}
 SMACT14 = TABLES["smact14"]
@@ -82,7 +82,7 @@ def test_equals_brute_force_where_electronegativities_are_missing(atoms):
     ],
 )
 def test_known_compositions(formula, plausible):
-    assert (compositional_fault(Composition(formula), SMACT14) is None) == plausible
+    assert (compositional_invalid_reason(Composition(formula), SMACT14) is None) == plausible
 
 
 def test_many_elements_cost_no_product():
@@ -132,7 +132,7 @@ def test_tables_equal_those_of_smact():
 def test_share_of_plausible_training_compositions(shared):
     """90.67 %; the count moves with any change of the rule or of the table."""
     formulas = pd.read_csv(shared / "data/mp20_open/train.csv.gz", usecols=["pretty_formula"])["pretty_formula"]
-    faults = [compositional_fault(Composition(formula), SMACT14) for formula in formulas]
+    faults = [compositional_invalid_reason(Composition(formula), SMACT14) for formula in formulas]
     assert (faults.count(None), len(faults)) == (11697, 12901)
 
 

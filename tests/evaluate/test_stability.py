@@ -80,7 +80,7 @@ def test_rates_and_rows(samples, hull, model, tmp_path):
     assert rate(metrics, "metastable_of_valid") == (2, 4)
     assert rate(metrics, "metastable_complete_hull") == (0, 5)  # each system has one phase in the hull
     assert rate(metrics, "relaxed") == (3, 4)
-    assert metrics["relaxation_endings"] == {"converged": 3, "crashed": 1}
+    assert metrics["relaxation_status_counts"] == {"converged": 3, "crashed": 1}
     assert metrics["failures"]["relaxation crashed"] == 1
     assert metrics["hull_coverage"] == {"2": {"systems": 3, "with_known_materials": 3}}
     assert "sun" not in metrics
@@ -113,7 +113,7 @@ def test_unique_and_new_ones(samples, hull, model, tmp_path, salt):
     metrics = evaluate(
         samples, output=tmp_path / "out", energy=options, train_reference=str(tmp_path / "train"), progress=False
     )
-    assert rate(metrics, "meta_sun") == (1, 5)  # CsCl
+    assert rate(metrics, "msun") == (1, 5)  # CsCl
     assert rate(metrics, "sun") == (0, 5)
 
 

@@ -3,14 +3,14 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.structures import COLUMNS, describe, parse_all, properties
+from crystal_jax.evaluate.structures import COLUMNS, parse_all, properties, tabulate
 from crystal_jax.structures import Entry
 
 
 def test_space_groups_are_those_of_the_materials_project(shared):
     table = pd.read_csv(shared / "data/mp20_open/test.csv.gz", nrows=60)
     entries = [Entry(name, cif) for name, cif in zip(table["material_id"], table["cif"], strict=True)]
-    rows = describe(parse_all(entries), load_oxidation_table())
+    rows = tabulate(parse_all(entries), load_oxidation_table())
     assert list(rows.columns) == list(COLUMNS)
     assert rows["structurally_valid"].all()
     assert rows.loc[rows["valid"], "spacegroup"].tolist() == table.loc[rows["valid"], "spacegroup.number"].tolist()
@@ -28,7 +28,7 @@ def test_a_formula_is_judged_where_no_structure_is_left():
     twice = [[0, 0, 0], [0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0]]
     on_top = str(CifWriter(Structure(Lattice.cubic(5), ["Na", "Na", "Cl", "Cl"], twice)))
     entries = [Entry("on top", on_top), Entry("no cell", "", formula="Na1 Cl3"), Entry("unknown", "")]
-    rows = describe(parse_all(entries), load_oxidation_table())
+    rows = tabulate(parse_all(entries), load_oxidation_table())
     assert rows["structurally_valid"].tolist() == [False, False, False]
     assert rows["compositionally_valid"].tolist() == [True, False, False]
     assert rows["formula"].tolist()[:2] == ["Na2 Cl2", "Na1 Cl3"]

@@ -67,7 +67,7 @@ def test_decoding_tells_it_how_many_positions_are_filled(calls):
     tokens = jax.random.randint(jax.random.key(1), (2, 11), 0, TINY.vocab_size)
     expected = logits(build(), tokens)
     cache = empty_cache(TINY, batch=2, capacity=16, layout="position_major")
-    _, cache = model.extend(tokens[:, :4], jnp.array([4, 2]), cache)
+    _, cache = model.decode_forward(tokens[:, :4], jnp.array([4, 2]), cache)
     assert len(calls) == TINY.num_layers
     calls.clear()
     found, _ = extend(model, jnp.stack([tokens[0, 4:7], tokens[1, 2:5]]), jnp.full(2, 3), cache)

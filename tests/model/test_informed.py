@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from crystal_jax.model.informed import informed
+from crystal_jax.model.informed import feature_init
 
 EMBEDDING = 0.1 * jax.random.normal(jax.random.key(0), (6, 4_000))
 # Of four tokens; the second and third are nearly the same, and the fourth has none.
@@ -14,20 +14,20 @@ def products(rows):
 
 
 def test_tokens_are_alike_as_far_as_their_features_are():
-    mixed = informed(EMBEDDING, FEATURES, 0.8, jax.random.key(1))
+    mixed = feature_init(EMBEDDING, FEATURES, 0.8, jax.random.key(1))
     expected = 0.8 * FEATURES @ FEATURES.T / 3
     np.fill_diagonal(expected, 1)
     np.testing.assert_allclose(products(mixed)[:4, :4], expected, atol=0.06)
 
 
 def test_tokens_without_features_stay():
-    mixed = informed(EMBEDDING, FEATURES, 0.8, jax.random.key(1))
+    mixed = feature_init(EMBEDDING, FEATURES, 0.8, jax.random.key(1))
     np.testing.assert_array_equal(mixed[3:], EMBEDDING[3:])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_share_goes_from_none_to_all(share):
-    mixed = informed(EMBEDDING, FEATURES, share, jax.random.key(1))
+    mixed = feature_init(EMBEDDING, FEATURES, share, jax.random.key(1))
     assert np.array_equal(mixed, EMBEDDING) == (share == 0)
     same = products(mixed)[1, 2]
     assert same == pytest.approx(share * (FEATURES[1] @ FEATURES[2]) / 3, abs=0.06)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from crystal_jax.config import MeshConfig
 from crystal_jax.model.attention import attend
-from crystal_jax.model.cache import decode, empty_cache, encode
+from crystal_jax.model.cache import dequantize_kv, empty_cache, quantize_kv
 from crystal_jax.sharding import LAYOUTS, make_mesh
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, extend, from_hugging_face, logits
 
@@ -94,9 +94,9 @@ def test_in_8_bits_too_however_texts_are_cut(tokens, layout, mesh):
 def test_what_is_coded_is_within_half_a_step():
     wide = jax.random.normal(jax.random.key(0), (2, 3, 5, 8)).at[0, 0, 0].set(0)
     for axis in (-1, -2):
-        coded = encode(wide, axis=axis)
+        coded = quantize_kv(wide, axis=axis)
         assert coded.scales.shape == tuple(n for i, n in enumerate(wide.shape) if i != wide.ndim + axis)
-        error = jnp.abs(decode(coded, "float32", axis=axis) - wide)
+        error = jnp.abs(dequantize_kv(coded, "float32", axis=axis) - wide)
         assert (error <= jnp.expand_dims(coded.scales, axis) * 0.5001).all()
         assert jnp.abs(coded.codes).max() == 127
 
@@ -131,8 +131,8 @@ def test_wanted_tokens_alone_are_read_as_among_others(tokens):
     cache = empty_cache(model.cfg, batch=2, capacity=15)
     _, cache = extend(model, tokens[:, :4], jnp.array([4, 2]), cache)
     count = jnp.array([1, 3])
-    expected, grown = model.extend(tokens[:, 4:8], count, cache)
-    found, packed = model.extend(tokens[:, 4:8], count, cache, budget=5)
+    expected, grown = model.decode_forward(tokens[:, 4:8], count, cache)
+    found, packed = model.decode_forward(tokens[:, 4:8], count, cache, budget=5)
     for row, wanted in enumerate(count):
         np.testing.assert_allclose(found[row, :wanted], expected[row, :wanted], atol=1e-5)
         length = packed.length[row]

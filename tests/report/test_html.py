@@ -103,7 +103,7 @@ def test_shows_stability(evaluation):
     rows["known_in_system"], rows["stable_in_system"], rows["stable_missing"] = 1, 4, 3
     rows["lower_bound"] = [False, False, None, None]
     metrics["metastable"] = {"value": 0.25, "hits": 1, "total": 4}
-    metrics["relaxation_endings"] = {"converged": 2}
+    metrics["relaxation_status_counts"] = {"converged": 2}
     hull = {"source": "hull.csv", "materials": 7}
     metrics["settings"]["energies"] = {"model": "m3gnet", "fmax": 0.1, "max_steps": 500, "hull": hull}
     metrics["hull_coverage"] = {"2": {"systems": 2, "with_known_materials": 1}}

@@ -9,7 +9,7 @@ from flax import nnx
 from crystal_jax.config import MeshConfig
 from crystal_jax.model.llama import Llama
 from crystal_jax.sample.scheduler import Engine
-from crystal_jax.sample.texts import Request
+from crystal_jax.sample.texts import GenerationRequest
 from crystal_jax.sharding import make_mesh, tree_shardings
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import Crystal, TextFormat
@@ -42,7 +42,9 @@ class Untrained:
 
     def run(self, engine: Engine, number: int, **asked):
         """What the engine draws for this many requests, by their numbers."""
-        return self.answers(engine, [Request(index=i, **{"prompt": self.prompt, **asked}) for i in range(number)])
+        return self.answers(
+            engine, [GenerationRequest(index=i, **{"prompt": self.prompt, **asked}) for i in range(number)]
+        )
 
     def answers(self, engine: Engine, requests):
         state = nnx.state(self.model)

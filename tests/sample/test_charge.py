@@ -6,7 +6,7 @@ import pytest
 from pymatgen.core import Composition
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault
+from crystal_jax.evaluate.validity import compositional_invalid_reason
 from crystal_jax.sample import charge
 from crystal_jax.sample.charge import ChargeBalance
 from crystal_jax.text.automaton import END
@@ -27,7 +27,7 @@ def opened(guide, symbols):
 
 def is_valid(counts):
     """By the evaluator."""
-    return compositional_fault(Composition(counts), TABLE) is None
+    return compositional_invalid_reason(Composition(counts), TABLE) is None
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault
-from crystal_jax.sample.compositions import Compositions, ToState
+from crystal_jax.evaluate.validity import compositional_invalid_reason
+from crystal_jax.sample.compositions import CompositionRequest, CompositionSampler
 from crystal_jax.sample.likelihood import Likelihood
 from crystal_jax.sample.run import sample
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.composition_constraint import CompositionConstraint
 from crystal_jax.text.crystal_text import TextFormat
-from crystal_jax.text.first_line import FirstLine
+from crystal_jax.text.first_line import CompositionGrammar
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
 
@@ -50,17 +50,23 @@ def draws(stating):
     def draw(indices, *, wanted=ANY, admit=lambda counts: True, at_once=16, devices=1, temperature=1.0):
         mesh = make_mesh(MeshConfig(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
         trained = load_trained(stating, mesh)
-        compositions = Compositions(
+        compositions = CompositionSampler(
             trained.graph,
             trained.experiment.model,
-            FirstLine(tokenizer, V3),
+            CompositionGrammar(tokenizer, V3),
             mesh,
             prompt_tokens=len(prompt) + 3,  # there is room for a longer one
             seed=1,
             at_once=at_once,
         )
-        asked = [ToState(index=index, prompt=prompt, wanted=wanted, admit=admit) for index in indices]
-        return dict(zip(indices, compositions(trained.params, asked, temperature=temperature, top_p=1.0), strict=True))
+        asked = [CompositionRequest(index=index, prompt=prompt, wanted=wanted, admit=admit) for index in indices]
+        return dict(
+            zip(
+                indices,
+                compositions(trained.params, asked, temperature=temperature, top_p=1.0),
+                strict=True,
+            )
+        )
 
     return draw
 
@@ -91,7 +97,7 @@ def test_lines_keep_to_what_is_wanted_and_admitted(draws):
         assert len(counts) == 2
         assert set(counts) <= {"Na", "K", "Cl"}
         assert 3 <= sum(counts.values()) <= 6
-        assert stated.log_kept < 0
+        assert stated.log_allowed_mass < 0
     unit = CompositionConstraint(formula="NaCl")
     numbers = {dict(stated.composition)["Cl"] for stated in draws(range(30), wanted=unit, temperature=5.0).values()}
     assert len(numbers) > 1  # how many formula units, is the model's choice
@@ -147,24 +153,28 @@ def test_a_sample_without_a_composition_is_a_dead_end(stating, tmp_path, monkeyp
     rows = [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
     assert [row["index"] for row in rows] == list(range(24))
     assert [row["status"] for row in rows] == ["dead end"] * 20 + ["complete"] * 4
-    assert {row["dead_ends"] for row in rows[:20]} == {100}
+    assert {row["num_restarts"] for row in rows[:20]} == {100}
     with path.open(newline="") as file:
         assert [bool(line["formula"]) for line in csv.DictReader(file)] == [False] * 20 + [True] * 4
 
 
 def test_what_is_not_kept_to_is_stated_again(sorting, tmp_path):
-    """However many are drawn at once; and without redraws it is kept to."""
+    """However many are drawn at once; and without max_retries it is kept to."""
 
     def rows(name, **options):
         path = sample(sorting, output=tmp_path / name, num_samples=24, seed=5, constraints="none", **options)
         return [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
 
-    held, redrawn, few = rows("held", redraws=0), rows("redrawn", redraws=2), rows("few", redraws=2, batch_size=4)
+    held, redrawn, few = (
+        rows("held", max_retries=0),
+        rows("redrawn", max_retries=2),
+        rows("few", max_retries=2, batch_size=4),
+    )
     assert [row["text"] for row in few] == [row["text"] for row in redrawn]
-    assert [row["dead_ends"] for row in few] == [row["dead_ends"] for row in redrawn]
+    assert [row["num_restarts"] for row in few] == [row["num_restarts"] for row in redrawn]
     lines = [[row["text"].partition("\n")[0] for row in some] for some in (held, redrawn)]
-    again = [row["dead_ends"] for row in redrawn]
-    assert {row["dead_ends"] for row in held} == {0}
+    again = [row["num_restarts"] for row in redrawn]
+    assert {row["num_restarts"] for row in held} == {0}
     assert all(one == other for tries, one, other in zip(again, *lines, strict=True) if tries <= 2)
     assert max(again) > 2  # and so at another composition
     assert lines[0] != lines[1]
@@ -205,7 +215,7 @@ def test_crystals_have_the_composition_of_their_first_line(stating, tmp_path):
         assert row["text"].partition("\n")[0] == V3.layout.first_line(symbols)
         assert 3 <= len(symbols) <= 8
         assert "H" not in symbols
-        assert compositional_fault(Composition(line["formula"]), load_oxidation_table()) is None
+        assert compositional_invalid_reason(Composition(line["formula"]), load_oxidation_table()) is None
     sample(stating, output=tmp_path / "again", num_samples=5, batch_size=4, **options)
     sample(stating, output=tmp_path / "again", num_samples=12, batch_size=4, **options)
     again = [json.loads(line)["text"] for line in (tmp_path / "again/samples.jsonl").open()]

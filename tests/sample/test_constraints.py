@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from crystal_jax.sample.constraints import (
-    Grants,
+    AllowedValueMask,
+    allowed_mask,
+    init_parse_state,
     make_limits,
-    nothing_written,
-    permitted,
     to_device,
 )
-from crystal_jax.sample.guide import NEVER, turn_of
+from crystal_jax.sample.guide import NEVER, field_of_atom
 from crystal_jax.text.automaton import END
 from crystal_jax.text.conditions import formula_unit
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
@@ -41,7 +41,7 @@ def engine(untrained):
 
 
 def everything(automaton, rows):
-    return Grants(jnp.ones((rows, len(automaton.values)), bool), jnp.full(rows, NEVER))
+    return AllowedValueMask(jnp.ones((rows, len(automaton.values)), bool), jnp.full(rows, NEVER))
 
 
 @pytest.mark.parametrize("formula", ["NaCl", "Np2N", "LiFeO2", "Cu"])
@@ -52,7 +52,7 @@ def test_compositions_are_multiples_of_the_formula(untrained, engine, formula):
         assert counts.keys() == unit.keys()
         assert len({counts[symbol] / unit[symbol] for symbol in unit}) == 1
         multiples[counts.total() // sum(unit.values())] += 1
-        assert drawn.log_kept < 0
+        assert drawn.log_allowed_mass < 0
     assert set(multiples) <= set(range(1, 8 // sum(unit.values()) + 1))
     assert len(multiples) > 1
 
@@ -71,9 +71,9 @@ def test_without_limits_nothing_is_forbidden(untrained):
     tables = to_device(automaton)
     states, n = jnp.arange(len(automaton.next_state)), len(automaton.next_state)
     limits = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *np.shape(x))), make_limits(max_atoms=8))
-    progress = nothing_written(n)
+    progress = init_parse_state(n)
     progress = progress._replace(counts=progress.counts.at[:, 0].set(1))
-    found = permitted(tables, limits, everything(automaton, n), progress, states, jnp.zeros(n, bool))
+    found = allowed_mask(tables, limits, everything(automaton, n), progress, states, jnp.zeros(n, bool))
     assert (found | ~tables.allowed).all()
 
 
@@ -84,7 +84,7 @@ def test_open_elements_are_those_with_a_completion():
     symbols, unit = ["Li", "Fe", "O"], {"Li": 1, "Fe": 1, "O": 2}
     goals = [{s: m * n for s, n in unit.items()} for m in (1, 2) if m * 4 <= 6]
     limits = make_limits(formula="LiFeO2", max_atoms=6)
-    after_atom = int(np.flatnonzero(automaton.turn == turn_of(1, 0))[0])
+    after_atom = int(np.flatnonzero(automaton.turn == field_of_atom(1, 0))[0])
     done = automaton.done[automaton.kind[after_atom]]
     column = {s: int(np.flatnonzero(done == automaton.values.index(s))[0]) for s in (*symbols, END)}
     for counts in itertools.product(range(4), repeat=3):
@@ -96,8 +96,8 @@ def test_open_elements_are_those_with_a_completion():
             numbers[0, ELEMENTS.index(symbol)] = number
         row = jax.tree.map(lambda x: jnp.asarray(x)[None], limits)
         state = jnp.array([after_atom])
-        progress = nothing_written(1)._replace(counts=jnp.asarray(numbers))
-        found = permitted(tables, row, everything(automaton, 1), progress, state, jnp.zeros(1, bool))[0]
+        progress = init_parse_state(1)._replace(counts=jnp.asarray(numbers))
+        found = allowed_mask(tables, row, everything(automaton, 1), progress, state, jnp.zeros(1, bool))[0]
         for symbol in symbols:
             more = {**have, symbol: have[symbol] + 1}
             possible = any(all(more[s] <= goal[s] for s in symbols) for goal in goals)
@@ -142,11 +142,11 @@ def ascend(places):
 
 def test_with_enough_redraws_sorted_sites_ascend(named):
     untrained, limits = Untrained(*named, max_atoms=3), make_limits(min_atoms=3, max_atoms=3)
-    asked = dict(redraws=1000, attempts=1)
+    asked = dict(max_retries=1000, attempts=1)
     drawn = untrained.run(untrained.engine(16, sorted_sites=True), 24, limits=limits, **asked).values()
     assert all(ascend(sites(untrained.crystal(one))) for one in drawn)
     assert {len(untrained.crystal(one).symbols) for one in drawn} == {3}
-    assert sum(one.dead_ends for one in drawn) > 24  # one text in six ascends by itself
+    assert sum(one.num_restarts for one in drawn) > 24  # one text in six ascends by itself
     unsorted = untrained.run(untrained.engine(16), 24, limits=limits).values()
     assert not all(ascend(sites(untrained.crystal(one))) for one in unsorted)
 
@@ -172,15 +172,15 @@ def test_strict_rows_may_write_what_a_larger_site_has(version):
 
     one = jax.tree.map(jnp.asarray, make_limits(max_atoms=2))
     n = len(beginnings)
-    progress = nothing_written(n)._replace(
+    progress = init_parse_state(n)._replace(
         least=jnp.array([number(*last) + 1 for last, _ in beginnings]),
         site=jnp.array([number(*begun) for _, begun in beginnings]),
     )
-    states = [int(np.flatnonzero(automaton.turn == turn_of(1, len(begun) + 1))[0]) for _, begun in beginnings]
+    states = [int(np.flatnonzero(automaton.turn == field_of_atom(1, len(begun) + 1))[0]) for _, begun in beginnings]
     limits = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), one)
     args = tables, limits, everything(automaton, n), progress, jnp.array(states)
-    strict, lax = (np.asarray(permitted(*args, jnp.full(n, flag))) for flag in (True, False))
-    for (last, begun), state, columns in zip(beginnings, states, strict, strict=True):
+    reject_on_violation, lax = (np.asarray(allowed_mask(*args, jnp.full(n, flag))) for flag in (True, False))
+    for (last, begun), state, columns in zip(beginnings, states, reject_on_violation, strict=True):
         done = automaton.done[automaton.kind[state]]
         found = {automaton.values[done[column]] for column in np.flatnonzero(columns & automaton.allowed[state])}
         highest = values[-1:] * (2 - len(begun))
@@ -190,11 +190,11 @@ def test_strict_rows_may_write_what_a_larger_site_has(version):
 
 def test_what_is_held_is_begun_again_first(untrained, engine):
     asked = dict(limits=make_limits(formula="NaCl", max_atoms=2))
-    held, redrawn = untrained.run(engine, 24, **asked), untrained.run(engine, 24, redraws=2, **asked)
-    assert {one.dead_ends for one in held.values()} == {0}
-    assert {one.dead_ends for one in redrawn.values()} == {2}  # 2 of 89 elements would have been right
+    held, redrawn = untrained.run(engine, 24, **asked), untrained.run(engine, 24, max_retries=2, **asked)
+    assert {one.num_restarts for one in held.values()} == {0}
+    assert {one.num_restarts for one in redrawn.values()} == {2}  # 2 of 89 elements would have been right
     assert all(Counter(untrained.crystal(one).symbols) == {"Na": 1, "Cl": 1} for one in redrawn.values())
-    few = untrained.run(untrained.engine(4), 24, redraws=2, **asked)
+    few = untrained.run(untrained.engine(4), 24, max_retries=2, **asked)
     assert {i: one.ids for i, one in few.items()} == {i: one.ids for i, one in redrawn.items()}
-    greedy = untrained.run(engine, 4, redraws=2, temperature=0.0, **asked)
-    assert {one.dead_ends for one in greedy.values()} == {0}
+    greedy = untrained.run(engine, 4, max_retries=2, temperature=0.0, **asked)
+    assert {one.num_restarts for one in greedy.values()} == {0}

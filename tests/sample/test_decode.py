@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crystal_jax.sample.decode import draw, strays
+from crystal_jax.sample.decode import draw, violates_limits
 
 KEYS = jax.random.split(jax.random.key(0), 4000)
 
@@ -52,10 +52,10 @@ def test_texts_stray_as_often_as_what_is_forbidden_would_be_drawn(temperature):
     scores, permitted = jnp.array([0.0, 2.0, 1.0, -jnp.inf]), jnp.array([True, False, True, True])
     rows = jnp.tile(scores, (4000, 1))
     limited = jnp.where(permitted, rows, -jnp.inf)
-    strayed = np.asarray(strays(KEYS, rows, limited, jnp.full(4000, temperature)))
+    rejected = np.asarray(violates_limits(KEYS, rows, limited, jnp.full(4000, temperature)))
     share = float(jax.nn.softmax(scores / temperature)[1])
-    assert strayed.mean() == pytest.approx(share, abs=0.03)
+    assert rejected.mean() == pytest.approx(share, abs=0.03)
     # What is drawn does not depend on whether it strays.
     column = np.asarray(draw(KEYS, limited, jnp.full(4000, temperature), jnp.ones(4000)))
-    assert (column[~strayed] == 0).mean() == pytest.approx((column == 0).mean(), abs=0.03)
-    assert not strays(KEYS, rows, rows, jnp.full(4000, temperature)).any()
+    assert (column[~rejected] == 0).mean() == pytest.approx((column == 0).mean(), abs=0.03)
+    assert not violates_limits(KEYS, rows, rows, jnp.full(4000, temperature)).any()

@@ -4,8 +4,8 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.groups import SpaceGroup
 
 from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
-from crystal_jax.sample.geometry import CellForms, KeepsDistance, LatticeSystem
-from crystal_jax.sample.guide import NEVER, Grant, Guides
+from crystal_jax.sample.geometry import KeepsDistance, LatticeSystem, ValidCell
+from crystal_jax.sample.guide import NEVER, AllowedValues, Guides
 from crystal_jax.text.automaton import END
 
 ANGLES = tuple(sorted(str(i) for i in range(1, 180)))
@@ -14,7 +14,7 @@ FRACTIONS = tuple(f"{i / 100:.2f}" for i in range(100))
 
 
 def test_angles_that_form_a_cell():
-    guide = CellForms(lengths=LENGTHS, angles=ANGLES, shortest=0.0)
+    guide = ValidCell(lengths=LENGTHS, angles=ANGLES, shortest=0.0)
     rng = np.random.default_rng(0)
     for _ in range(50):
         alpha, beta = rng.integers(1, 180, 2)
@@ -31,7 +31,7 @@ def test_angles_that_form_a_cell():
 
 def test_atoms_keep_their_distance_from_their_own_images():
     """Against pymatgen's neighbours of a single atom."""
-    guide = CellForms(lengths=LENGTHS, angles=ANGLES, shortest=1.5)
+    guide = ValidCell(lengths=LENGTHS, angles=ANGLES, shortest=1.5)
     assert (guide([]).open["length"] == (np.array(LENGTHS, float) >= 1.5)).all()
     judged = 0
     for lengths in ((3.0, 3.1, 2.0), (9.9, 1.6, 4.0), (2.0, 2.0, 9.0)):
@@ -87,7 +87,7 @@ def test_elements_that_a_cell_has_room_for_and_ends_that_leave_it_full():
 
 
 def test_the_largest_volume():
-    guide = CellForms(lengths=LENGTHS, angles=ANGLES, shortest=0.0, largest=50.0)
+    guide = ValidCell(lengths=LENGTHS, angles=ANGLES, shortest=0.0, largest=50.0)
     found = guide(["4.0", "4.0", "4.0", "90", "90"]).open["angle"]
     for gamma, is_open in zip(ANGLES, found, strict=True):
         volume = Lattice.from_parameters(4.0, 4.0, 4.0, 90, 90, float(gamma)).volume
@@ -97,7 +97,7 @@ def test_the_largest_volume():
 def test_the_first_atom_may_be_anywhere():
     guide = KeepsDistance(FRACTIONS)
     for number in range(9):
-        assert guide(["3.0"] * 3 + ["90"] * 3 + ["Na", "0.00", "0.00"][: max(number - 6, 0)]) == Grant({}, 13)
+        assert guide(["3.0"] * 3 + ["90"] * 3 + ["Na", "0.00", "0.00"][: max(number - 6, 0)]) == AllowedValues({}, 13)
 
 
 @pytest.mark.parametrize("number", [1, 14, 47, 62, 129, 139, 166, 194, 221, 225, 229])
@@ -118,17 +118,17 @@ def test_cells_of_a_space_group(number):
         try:
             lattice = Lattice.from_parameters(a, b, c, alpha, beta, gamma)
         except ValueError:
-            assert number == 1  # any angles, which `CellForms` judges
+            assert number == 1  # any angles, which `ValidCell` judges
             continue
         assert primitive or rhombohedral or number == 1 or group.is_compatible(lattice)
 
 
 def test_several_guides_leave_open_what_each_does():
     def one(fields):
-        return Grant({"z": np.array([True, True, False])}, 7)
+        return AllowedValues({"z": np.array([True, True, False])}, 7)
 
     def other(fields):
-        return Grant({"z": np.array([False, True, True]), "angle": np.array([True])}, 5)
+        return AllowedValues({"z": np.array([False, True, True]), "angle": np.array([True])}, 5)
 
     both = Guides([one, other])([])
     assert both.until == 5

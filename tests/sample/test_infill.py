@@ -11,10 +11,10 @@ from crystal_jax.checkpoint.workdir import read_experiment
 from crystal_jax.cli import main
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault
+from crystal_jax.evaluate.validity import compositional_invalid_reason
 from crystal_jax.sample.crystals import crystal_of_cif, spelled
 from crystal_jax.sample.infill import infill, propose
-from crystal_jax.sample.radii import swaps
+from crystal_jax.sample.radii import elements_of_similar_radius
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal
 from tests.rock_salts import write_rock_salts
 
@@ -44,7 +44,7 @@ def test_every_element_has_a_row_and_the_likely_ones_a_crystal(trained, magnesia
     np.testing.assert_allclose(probabilities, np.exp(log_probs) / np.exp(log_probs).sum(), rtol=1e-6)
     assert np.exp(log_probs).sum() < 1  # the rest is on texts that are no element
     baseline = {row["symbol"]: float(row["baseline"]) for row in rows}
-    assert {symbol for symbol, share in baseline.items() if share} == set(swaps("Mg"))
+    assert {symbol for symbol, share in baseline.items() if share} == set(elements_of_similar_radius("Mg"))
     assert sum(baseline.values()) == pytest.approx(1)
     expected = {row["symbol"] for row in rows[:5]} - {"Mg"}
     given = Structure.from_file(magnesia)
@@ -63,7 +63,7 @@ def test_the_radius_rule_limits_what_is_proposed(trained, magnesia, tmp_path):
     free = rows_of(infill(trained, cif=magnesia, output=tmp_path / "free", site=0))
     ruled = rows_of(infill(trained, cif=magnesia, output=tmp_path / "ruled", site=0, radius_rule=True, temperature=0.5))
     allowed = [row for row in ruled if row["allowed"] == "True"]
-    assert {row["symbol"] for row in allowed} == set(swaps("Mg"))
+    assert {row["symbol"] for row in allowed} == set(elements_of_similar_radius("Mg"))
     assert ruled[: len(allowed)] == allowed
     assert sum(float(row["probability"]) for row in allowed) == pytest.approx(1)
     assert all(float(row["probability"]) == 0 for row in ruled[len(allowed) :])
@@ -84,7 +84,7 @@ def test_the_charge_rule_limits_what_is_proposed(trained, magnesia, tmp_path):
     table = load_oxidation_table()
     for row in rows:
         counts = Counter([row["symbol"], "O"])  # oxygen in the place of magnesium is an element
-        assert (row["allowed"] == "True") == (compositional_fault(Composition(counts), table) is None)
+        assert (row["allowed"] == "True") == (compositional_invalid_reason(Composition(counts), table) is None)
     assert {row["allowed"] for row in rows} == {"True", "False"}
 
 

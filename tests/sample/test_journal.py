@@ -7,7 +7,7 @@ import pytest
 
 from crystal_jax.errors import UserError
 from crystal_jax.files import LOCK
-from crystal_jax.sample.journal import Journal, claim, release
+from crystal_jax.sample.journal import JsonlLog, ensure_same_run, release
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def folder(tmp_path):
 
 
 def test_rows_are_keyed_by_index(tmp_path):
-    journal = Journal(tmp_path / "rows.jsonl")
+    journal = JsonlLog(tmp_path / "rows.jsonl")
     journal.append([{"index": 1, "text": "a"}, {"index": 0, "text": "b"}])
     journal.append([{"index": 1, "text": "a"}])  # a second process wrote the same
     assert journal.rows() == [{"index": 1, "text": "a"}, {"index": 0, "text": "b"}]
@@ -26,7 +26,7 @@ def test_rows_are_keyed_by_index(tmp_path):
 def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"index": 0}\n{"index": 1, "te\xff')
-    assert Journal(path).rows() == [{"index": 0}]
+    assert JsonlLog(path).rows() == [{"index": 0}]
     assert path.read_bytes() == b'{"index": 0}\n'
 
 
@@ -46,7 +46,7 @@ def test_a_garbled_line_is_named_with_what_to_do(tmp_path, line, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"index": 0, "text": "a"}}\n{line}\n{{"index": 2, "text": "c"}}\n')
     with pytest.raises(UserError, match=message) as error:
-        Journal(path, {"index": int, "text": str}).rows()
+        JsonlLog(path, {"index": int, "text": str}).rows()
     assert "delete this line to have its row made again; the other lines are whole" in str(error.value)
 
 
@@ -55,7 +55,7 @@ def test_a_damaged_request_is_one_line(folder, content):
     folder.mkdir()
     (folder / "run.json").write_text(content)
     with pytest.raises(UserError, match=r"run\.json.*what lies beside it is still whole: copy samples elsewhere"):
-        claim(folder, {"seed": 0}, {}, what="samples")
+        ensure_same_run(folder, {"seed": 0}, {}, what="samples")
     assert not (folder / LOCK).exists()
     assert (folder / "run.json").read_text() == content
 
@@ -67,15 +67,15 @@ def test_a_disk_that_fills_while_the_request_is_written_does_not_block_the_folde
     with monkeypatch.context() as full:
         full.setattr("pathlib.Path.replace", replace)
         with pytest.raises(UserError, match="No space left on device; free some space"):
-            claim(folder, {"seed": 0}, {})
+            ensure_same_run(folder, {"seed": 0}, {})
     assert not list(folder.iterdir())
     (folder / ".run.json.x.part").write_text("{")  # of a process that was killed then
-    claim(folder, {"seed": 0}, {})
+    ensure_same_run(folder, {"seed": 0}, {})
     assert json.loads((folder / "run.json").read_text())["request"] == {"seed": 0}
 
 
 def test_two_processes_cannot_claim_one_folder(folder):
-    claim(folder, {"seed": 0}, {})
+    ensure_same_run(folder, {"seed": 0}, {})
     code = (
         "import sys; from pathlib import Path; from crystal_jax.sample.journal import claim\n"
         "claim(Path(sys.argv[1]), {'seed': 0}, {})"
@@ -89,6 +89,6 @@ def test_two_processes_cannot_claim_one_folder(folder):
 
 
 def test_another_request_is_refused(folder):
-    claim(folder, {"seed": 0}, {})
+    ensure_same_run(folder, {"seed": 0}, {})
     with pytest.raises(UserError, match=r"holds samples of another request \(other seed\)"):
-        claim(folder, {"seed": 1}, {}, what="samples")
+        ensure_same_run(folder, {"seed": 1}, {}, what="samples")

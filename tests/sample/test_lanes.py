@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from crystal_jax.sample.lanes import ROWS_OF_A_LANE, lanes_for, side_by_side
+from crystal_jax.sample.lanes import SLOTS_PER_THREAD, decode_threads, run_threads
 
 
 def doubled(items, stop):
@@ -14,7 +14,7 @@ def doubled(items, stop):
 
 @pytest.mark.parametrize("lanes", [1, 2, 5])
 def test_every_item_is_worked_on_once(lanes):
-    assert sorted(side_by_side(doubled, range(50), lanes=lanes)) == list(range(0, 100, 2))
+    assert sorted(run_threads(doubled, range(50), lanes=lanes)) == list(range(0, 100, 2))
 
 
 def test_items_are_shared():
@@ -26,7 +26,7 @@ def test_items_are_shared():
             both.wait()
             yield item, threading.current_thread().name
 
-    assert len({name for _, name in side_by_side(work, range(2), lanes=2)}) == 2
+    assert len({name for _, name in run_threads(work, range(2), lanes=2)}) == 2
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
@@ -39,7 +39,7 @@ def test_an_error_of_one_ends_all(lanes):
 
     endless = iter(range(10**9))
     with pytest.raises(ValueError, match="item 3"):
-        list(side_by_side(work, endless, lanes=lanes))
+        list(run_threads(work, endless, lanes=lanes))
     assert not lanes_alive()
 
 
@@ -50,7 +50,7 @@ def test_so_does_an_error_of_the_items(lanes):
         raise KeyError("second")
 
     with pytest.raises(KeyError, match="second"):
-        list(side_by_side(doubled, items(), lanes=lanes))
+        list(run_threads(doubled, items(), lanes=lanes))
     assert not lanes_alive()
 
 
@@ -62,7 +62,7 @@ def test_who_stops_listening_stops_the_work():
             taken.append(i)
             yield i
 
-    results = side_by_side(doubled, items(), lanes=3)
+    results = run_threads(doubled, items(), lanes=3)
     next(results)
     results.close()
     assert not lanes_alive()
@@ -82,7 +82,7 @@ def test_who_is_at_a_long_item_is_told_to_stop():
                 return
             yield item
 
-    results = side_by_side(work, range(10), lanes=2)
+    results = run_threads(work, range(10), lanes=2)
     assert next(results) == 0
     assert begun.wait(10)
     results.close()
@@ -90,8 +90,8 @@ def test_who_is_at_a_long_item_is_told_to_stop():
 
 
 def test_lanes_for_rows_and_cores():
-    rows = [1, *(number * ROWS_OF_A_LANE for number in (1, 2, 100))]
-    assert [lanes_for(number, 4) for number in rows] == [1, 1, 2, 4]
+    rows = [1, *(number * SLOTS_PER_THREAD for number in (1, 2, 100))]
+    assert [decode_threads(number, 4) for number in rows] == [1, 1, 2, 4]
 
 
 def lanes_alive():

@@ -1,7 +1,7 @@
 import pytest
 from pymatgen.core import Element
 
-from crystal_jax.sample.radii import radius_difference, swaps
+from crystal_jax.sample.radii import elements_of_similar_radius, radius_difference
 
 
 def test_radii_are_shannons_crystal_radii():
@@ -16,12 +16,12 @@ def test_the_nearest_shared_state_decides():
 
 
 def test_swaps_share_a_state_and_lie_within_the_tolerance():
-    found = swaps("Fe")
+    found = elements_of_similar_radius("Fe")
     assert {"Mg", "Mn", "Co", "Ni", "Ga"} <= set(found)
     assert not {"Fe", "Na", "O", "Ba", "H"} & set(found)
     differences = [radius_difference("Fe", other) for other in found]
     assert differences == sorted(differences)
     assert differences[-1] < 0.1
-    assert "Fe" in swaps("Mg")  # the rule has no direction
-    assert set(swaps("Fe", tolerance=0.02)) < set(found)
-    assert swaps("H") == ()
+    assert "Fe" in elements_of_similar_radius("Mg")  # the rule has no direction
+    assert set(elements_of_similar_radius("Fe", tolerance=0.02)) < set(found)
+    assert elements_of_similar_radius("H") == ()

@@ -13,7 +13,7 @@ from crystal_jax.checkpoint.workdir import best_step
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault, implausible_reason, structural_fault
+from crystal_jax.evaluate.validity import compositional_invalid_reason, implausible_reason, structural_invalid_reason
 from crystal_jax.sample import lanes, scheduler
 from crystal_jax.sample.output import SamplesFile
 from crystal_jax.sample.requests import read_requests
@@ -265,7 +265,7 @@ def test_requests_have_limits_of_their_own(trained, tmp_path):
         assert symbols <= [{"Na", "Cl"}, {"Fe", "O"}, set(ELEMENTS) - {"O", "Xe"}][number]
         assert crystal.num_atoms == 3 if number == 1 else crystal.num_atoms <= 4
         if number != 1:
-            assert compositional_fault(crystal, table) is None
+            assert compositional_invalid_reason(crystal, table) is None
     with pytest.raises(UserError, match=r"another request \(other limits"):
         sample(trained, output=tmp_path / "out", conditions=[*asked[:2], {}], without=["Xe"], max_atoms=4)
 
@@ -291,8 +291,8 @@ def test_rules_by_name(trained, tmp_path):
     table = load_oxidation_table()
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
-            assert structural_fault(Structure.from_str(line["cif"], fmt="cif")) is None
-            assert compositional_fault(Composition(line["formula"]), table) is None
+            assert structural_invalid_reason(Structure.from_str(line["cif"], fmt="cif")) is None
+            assert compositional_invalid_reason(Composition(line["formula"]), table) is None
     for row in rows_of(tmp_path / "out"):
         assert row["constraints"] == ["charge", "distance"]
         assert row["status"] == "complete"
@@ -316,8 +316,8 @@ def test_samples_keep_their_distance_by_default(trained, tmp_path):
 
 
 def test_redraws_that_cannot_be(trained, tmp_path):
-    with pytest.raises(UserError, match="redraws=-1 must be a whole number from 0"):
-        sample(trained, output=tmp_path / "out", num_samples=1, redraws=-1)
+    with pytest.raises(UserError, match="max_retries=-1 must be a whole number from 0"):
+        sample(trained, output=tmp_path / "out", num_samples=1, max_retries=-1)
     assert not (tmp_path / "out").exists()
 
 

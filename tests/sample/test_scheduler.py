@@ -9,12 +9,12 @@ import pytest
 from pymatgen.core import Composition
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_fault, structural_fault
+from crystal_jax.evaluate.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.sample import scheduler
 from crystal_jax.sample.constraints import make_limits
-from crystal_jax.sample.guide import Grant, turn_of
+from crystal_jax.sample.guide import AllowedValues, field_of_atom
 from crystal_jax.sample.rules import Rules, make_guide
-from crystal_jax.sample.texts import Request
+from crystal_jax.sample.texts import GenerationRequest
 from tests.experiments import logits
 from tests.sample.engines import Untrained
 
@@ -32,7 +32,7 @@ def reference(short):
 
 def draw_some(untrained, engine, number=12):
     other = untrained.prompt[:1]
-    requests = [Request(index=i, prompt=other if i % 3 else untrained.prompt, seed=5) for i in range(number)]
+    requests = [GenerationRequest(index=i, prompt=other if i % 3 else untrained.prompt, seed=5) for i in range(number)]
     return untrained.answers(engine, requests)
 
 
@@ -163,7 +163,7 @@ def test_reported_log_probability_is_that_of_the_full_forward(short):
             state = int(automaton.next_state[state, column[token]])
         assert state == automaton.end
         assert total == pytest.approx(drawn.log_prob, abs=1e-3)
-        assert drawn.log_kept == pytest.approx(0, abs=1e-4)
+        assert drawn.log_allowed_mass == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["atom_coordinate", "character", "llama2"])
@@ -175,7 +175,8 @@ def test_with_charge_and_distance_every_sample_is_valid(name, request):
     guide, table = make_guide(rules, untrained.automaton), load_oxidation_table()
     # Most cells of an untrained model are too large for what it puts into them.
     requests = [
-        Request(index=i, prompt=untrained.prompt, guide=guide if i % 4 else None, attempts=1000) for i in range(96)
+        GenerationRequest(index=i, prompt=untrained.prompt, guide=guide if i % 4 else None, attempts=1000)
+        for i in range(96)
     ]
     drawn = untrained.answers(untrained.engine(16), requests)
     assert sorted(drawn) == list(range(96))
@@ -183,8 +184,8 @@ def test_with_charge_and_distance_every_sample_is_valid(name, request):
     for index, one in drawn.items():
         assert one.complete
         crystal = untrained.crystal(one)
-        valid = crystal.forms_cell and structural_fault(crystal.to_structure()) is None
-        valid = valid and compositional_fault(Composition(Counter(crystal.symbols)), table) is None
+        valid = crystal.forms_cell and structural_invalid_reason(crystal.to_structure()) is None
+        valid = valid and compositional_invalid_reason(Composition(Counter(crystal.symbols)), table) is None
         assert valid or index % 4 == 0
         faults[valid] += 1
         sizes[len(crystal.symbols)] += 1
@@ -194,12 +195,12 @@ def test_with_charge_and_distance_every_sample_is_valid(name, request):
 
 def test_a_guide_that_forbids_nothing_changes_nothing(short, reference):
     def guide(fields):
-        return Grant({}, turn_of(len(fields[6::4]) + 1, 0))
+        return AllowedValues({}, field_of_atom(len(fields[6::4]) + 1, 0))
 
     requests = [drawn.request for drawn in reference.values()]
     guided = short.answers(short.engine(5), [dataclasses.replace(one, guide=guide) for one in requests])
     same(guided, reference)
-    assert all(drawn.dead_ends == 0 for drawn in guided.values())
+    assert all(drawn.num_restarts == 0 for drawn in guided.values())
 
 
 def test_dead_ends_are_begun_again_and_at_last_given_up(short):
@@ -208,23 +209,23 @@ def test_dead_ends_are_begun_again_and_at_last_given_up(short):
     def guide(fields):
         atom, part = divmod(len(fields) - 6, 4)
         if part != 3 or atom < 1:
-            return Grant({}, turn_of(max(atom, 1), 3))
-        return Grant({"z": np.full(100, float(fields[-2]) < 0.5)}, turn_of(atom + 1, 3))
+            return AllowedValues({}, field_of_atom(max(atom, 1), 3))
+        return AllowedValues({"z": np.full(100, float(fields[-2]) < 0.5)}, field_of_atom(atom + 1, 3))
 
     def never(fields):
         return guide((*fields[:-2], "0.99", "0.00")) if len(fields) > 8 else guide(fields)
 
-    requests = [Request(index=i, prompt=short.prompt, guide=guide) for i in range(12)]
+    requests = [GenerationRequest(index=i, prompt=short.prompt, guide=guide) for i in range(12)]
     drawn = short.answers(short.engine(4), requests)
     assert all(one.complete for one in drawn.values())
     assert all((short.crystal(one).frac_coords[1:, 0] < 0.5).all() for one in drawn.values())
-    assert sum(one.dead_ends for one in drawn.values()) > 0
-    hopeless = Request(
+    assert sum(one.num_restarts for one in drawn.values()) > 0
+    hopeless = GenerationRequest(
         index=0, prompt=short.prompt, guide=never, limits=make_limits(min_atoms=2, max_atoms=3), attempts=3
     )
     (given_up,) = short.answers(short.engine(4), [hopeless]).values()
     assert not given_up.complete
-    assert given_up.dead_ends == 3
+    assert given_up.num_restarts == 3
 
 
 @pytest.mark.parametrize(
@@ -242,4 +243,4 @@ def test_what_there_is_no_room_for(short, asked, message):
 @pytest.mark.parametrize(("temperature", "top_p"), [(-1.0, 1.0), (float("nan"), 1.0), (1.0, 0.0), (1.0, 1.1)])
 def test_impossible_settings(temperature, top_p):
     with pytest.raises(ValueError, match="must be"):
-        Request(index=0, prompt=(0,), temperature=temperature, top_p=top_p)
+        GenerationRequest(index=0, prompt=(0,), temperature=temperature, top_p=top_p)

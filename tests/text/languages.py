@@ -7,7 +7,7 @@ import numpy as np
 from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.composition_constraint import CompositionConstraint
 from crystal_jax.text.crystal_text import TextFormat
-from crystal_jax.text.first_line import FirstLine, Place
+from crystal_jax.text.first_line import CompositionGrammar, ParserState
 from crystal_jax.text.grammar import crystal_automaton
 from crystal_jax.text.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ class Language:
     def __init__(self, tokenizer: Tokenizer, text_format: TextFormat, *, max_atoms: int = 20):
         self.automaton: TokenAutomaton = crystal_automaton(tokenizer, text_format, max_atoms=max_atoms)
         has_line = text_format.layout.block is not None
-        self.line = FirstLine(tokenizer, text_format, max_atoms=max_atoms) if has_line else None
+        self.line = CompositionGrammar(tokenizer, text_format, max_atoms=max_atoms) if has_line else None
         self.max_tokens = self.automaton.max_tokens + (self.line.max_tokens if self.line else 0)
 
     def accepts(self, ids: Sequence[int]) -> bool:
@@ -38,15 +38,15 @@ class Language:
     def _random_line(self, rng: np.random.Generator) -> Iterator[int]:
         if self.line is None:
             return
-        place = Place()
+        place = ParserState()
         while (column := rng.choice(np.flatnonzero(self.line.open(place, self.line.anything)))) != self.line.end:
             place = self.line.step(place, column)
             yield int(self.line.token_ids[column])
 
 
-def walk(line: FirstLine, columns: Sequence[int], wanted: CompositionConstraint) -> Place | None:
+def walk(line: CompositionGrammar, columns: Sequence[int], wanted: CompositionConstraint) -> ParserState | None:
     """The place after a line; None where it may not be written."""
-    place = Place()
+    place = ParserState()
     for column in [*columns, line.end]:
         if not line.open(place, wanted)[column]:
             return None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crystal_jax.text.composition_constraint import MAX_ELEMENTS, CompositionConstraint
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
-from crystal_jax.text.first_line import FirstLine, Place
+from crystal_jax.text.first_line import CompositionGrammar, ParserState
 from crystal_jax.text.layout import composition_line, in_order
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
 from tests.text.languages import walk
@@ -22,7 +22,7 @@ def spelled(request):
     name, text_format = (request.param, V3) if request.param != "cif" else ("llama2", TextFormat(version="cif"))
     file = request.getfixturevalue("shared") / "tokenizer/tokenizer.model" if "llama2" in name else None
     tokenizer = load_tokenizer(name, file)
-    return tokenizer, text_format, FirstLine(tokenizer, text_format)
+    return tokenizer, text_format, CompositionGrammar(tokenizer, text_format)
 
 
 def parts_of(counts):
@@ -57,7 +57,7 @@ def test_what_may_be_drawn_is_what_training_writes(spelled):
     wanted = CompositionConstraint(min_atoms=2, max_atoms=7)
     seen = set()
     for _ in range(200):
-        place, columns = Place(), []
+        place, columns = ParserState(), []
         while (column := rng.choice(np.flatnonzero(language.open(place, wanted)))) != language.end:
             place = language.step(place, column)
             columns.append(column)
@@ -71,7 +71,7 @@ def test_what_may_be_drawn_is_what_training_writes(spelled):
 
 def every_line(language, wanted, place=None):
     """All compositions that may be drawn."""
-    place = place or Place()
+    place = place or ParserState()
     for column in np.flatnonzero(language.open(place, wanted)).tolist():
         if column == language.end:
             yield language.composition(place)
@@ -97,7 +97,7 @@ def test_limits_are_exact(spelled):
 
 def test_only_formats_with_a_first_line_have_one():
     with pytest.raises(ValueError, match="'v2' have no first line"):
-        FirstLine(load_tokenizer("character"), TextFormat())
+        CompositionGrammar(load_tokenizer("character"), TextFormat())
 
 
 def test_a_line_is_in_the_order_of_a_formula():

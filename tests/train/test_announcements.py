@@ -7,7 +7,7 @@ import time
 import pytest
 
 from crystal_jax.train import announcements
-from crystal_jax.train.announcements import ENDS, Announcements
+from crystal_jax.train.announcements import ENDS, MaintenanceWatcher
 from crystal_jax.train.preemption import Preemption
 from tests.train.metadata_server import MetadataServer, drop, garbage, other_page, unavailable
 
@@ -36,7 +36,7 @@ def until_nobody_listens():
 @pytest.mark.parametrize("key", sorted(ENDS))
 def test_what_ends_the_machine_is_told_once(server, capsys, key):
     told = threading.Semaphore(0)
-    with Announcements(told.release):
+    with MaintenanceWatcher(told.release):
         server.until_somebody_waits()
         assert not told.acquire(blocking=False)
         server.announce(key, ENDS[key])
@@ -51,7 +51,7 @@ def test_what_ends_the_machine_is_told_once(server, capsys, key):
 
 def test_a_machine_that_moves_stays(server):
     told = threading.Event()
-    with Announcements(told.set):
+    with MaintenanceWatcher(told.set):
         server.until_somebody_waits()
         seen = len(server.requests)
         server.announce("maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")
@@ -63,7 +63,7 @@ def test_what_was_known_before_the_run_does_not_end_it(server, capsys):
     """Or a launcher that starts it again on a machine that has an hour left would do so for an hour."""
     told = threading.Event()
     server.announce("maintenance-event", ENDS["maintenance-event"])
-    with Announcements(told.set):
+    with MaintenanceWatcher(told.set):
         server.until_somebody_waits()
         assert not told.is_set()
         assert "since before this run" in capsys.readouterr().err
@@ -77,7 +77,7 @@ def test_what_was_known_before_the_run_does_not_end_it(server, capsys):
 @pytest.mark.parametrize("fails", FAILURES)
 def test_a_server_that_fails_for_a_while_is_asked_again(server, fails):
     told = threading.Event()
-    with Announcements(told.set):
+    with MaintenanceWatcher(told.set):
         server.until_somebody_waits()
         server.fails = fails
         seen = len(server.requests)
@@ -94,7 +94,7 @@ def test_a_server_that_fails_for_a_while_is_asked_again(server, fails):
 def test_what_is_not_googles_server_is_left_alone(server, capsys, fails):
     server.fails = fails
     told = threading.Event()
-    with Announcements(told.set):
+    with MaintenanceWatcher(told.set):
         until_nobody_listens()
     assert not told.is_set()
     assert len(server.requests) <= 2 * 3
@@ -104,7 +104,7 @@ def test_what_is_not_googles_server_is_left_alone(server, capsys, fails):
 @pytest.mark.parametrize("host", ["localhost:1", "localhost:port", "http://metadata", "..", "no such host"])
 def test_where_nobody_answers_nothing_happens(monkeypatch, capsys, host):
     monkeypatch.setenv("GCE_METADATA_HOST", host)
-    with Announcements(lambda: pytest.fail("told")):
+    with MaintenanceWatcher(lambda: pytest.fail("told")):
         until_nobody_listens()
     assert capsys.readouterr().err == ""
 
@@ -121,7 +121,7 @@ def test_a_server_that_says_nothing_delays_nothing(monkeypatch):
 
 def test_after_the_run_nothing_is_told(server):
     told = threading.Event()
-    with Announcements(told.set):
+    with MaintenanceWatcher(told.set):
         server.until_somebody_waits()
     for key, end in ENDS.items():
         server.announce(key, end)

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from crystal_jax.train import goodput
-from crystal_jax.train.goodput import Clock
+from crystal_jax.train.goodput import GoodputTimer
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def now(monkeypatch):
 
 
 def test_what_is_not_training_is_told_apart(now):
-    clock = Clock(started=990.0, productive=0.0)
+    clock = GoodputTimer(started=990.0, productive=0.0)
     now[0] += 3
     with clock.span("data_wait"):
         now[0] += 1
@@ -33,14 +33,14 @@ def test_what_is_not_training_is_told_apart(now):
 
 
 def test_earlier_parts_of_a_run_count(now):
-    clock = Clock(started=0.0, productive=300.0)
+    clock = GoodputTimer(started=0.0, productive=300.0)
     now[0] += 100
     clock.interval()
     assert clock.goodput() == 400 / 1100
 
 
 def test_time_is_counted_when_what_is_timed_fails(now):
-    clock = Clock(started=0.0, productive=0.0)
+    clock = GoodputTimer(started=0.0, productive=0.0)
 
     def fail():
         with clock.span("save"):
@@ -53,6 +53,6 @@ def test_time_is_counted_when_what_is_timed_fails(now):
 
 
 def test_the_clocks_are_the_real_ones():
-    clock = Clock(started=time.time(), productive=0.0)
+    clock = GoodputTimer(started=time.time(), productive=0.0)
     time.sleep(0.01)
     assert 0.01 <= clock.interval()[0] < 10

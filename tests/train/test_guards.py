@@ -5,7 +5,7 @@ import pytest
 
 from crystal_jax.config import GuardConfig, from_config_dict
 from crystal_jax.sharding import make_mesh, put_batch
-from crystal_jax.train.guards import judge, new_guard
+from crystal_jax.train.guards import new_guard, skip_if_spike
 from crystal_jax.train.step import setup
 from tests.experiments import training_config
 from tests.train.test_step import VOCABULARY, batch
@@ -15,7 +15,7 @@ CFG = GuardConfig(window=4, loss_factor=2.0, norm_factor=10.0, patience=3)
 
 def verdicts(losses, norms=None, cfg=CFG):
     guard, found = new_guard(cfg), []
-    step = jax.jit(lambda guard, loss, norm: judge(cfg, guard, loss, norm))
+    step = jax.jit(lambda guard, loss, norm: skip_if_spike(cfg, guard, loss, norm))
     for loss, norm in zip(losses, norms or [1.0] * len(losses), strict=True):
         believed, guard = step(guard, jnp.float32(loss), jnp.float32(norm))
         found.append(bool(believed))

@@ -36,7 +36,7 @@ Material = tuple[Mapping[str, float], float]  # amounts of the elements by symbo
 
 
 @dataclasses.dataclass(frozen=True)
-class Height:
+class HullResult:
     """Where a crystal lies.
 
     Attributes:
@@ -93,7 +93,7 @@ class Hull:
         """Returns the number of materials with exactly these elements."""
         return len(self._by_system.get(frozenset(elements), ()))
 
-    def height(self, composition: Composition, energy: float) -> Height:
+    def height(self, composition: Composition, energy: float) -> HullResult:
         """Where a crystal of that energy (eV/atom, corrected) lies.
 
         Raises:
@@ -104,7 +104,7 @@ class Hull:
             raise ValueError(f"no reference energy of {', '.join(missing)}")
         formation = energy - sum(share * self.elements[symbol] for symbol, share in shares.items())
         lowest, mixture = self._lowest(shares)
-        return Height(formation - lowest, formation, self.num_in_system(shares), mixture)
+        return HullResult(formation - lowest, formation, self.num_in_system(shares), mixture)
 
     def _lowest(self, shares: Mapping[str, float]) -> tuple[float, tuple[tuple[str, float], ...]]:
         """The hull's formation energy at a composition, and what it is a mixture of."""
