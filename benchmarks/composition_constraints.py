@@ -2,7 +2,7 @@
 
 Draws composition lines of a model without constraints, keeps those that fulfil a constraint (the exact answer, with the
 noise of its count), and compares them with lines drawn under the constraint with 1, 8 and 32 proposals
-(sample/compositions.py). Printed are the shares of compositions with one, two, three, ... elements, and the total
+(sample/composition.py). Printed are the shares of compositions with one, two, three, ... elements, and the total
 variation distance between both distributions of chemical systems' sizes and of formulas' elements.
 
     python benchmarks/composition_constraints.py --lines=40000 --output=composition_constraints.json
@@ -24,11 +24,11 @@ import jax
 
 from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.config import MeshConfig
-from crystal_jax.sample import compositions
-from crystal_jax.sample.compositions import CompositionRequest, CompositionSampler
+from crystal_jax.sample import composition
+from crystal_jax.sample.composition import CompositionRequest, CompositionSampler
 from crystal_jax.sharding import make_mesh
-from crystal_jax.text.composition_constraint import CompositionConstraint
-from crystal_jax.text.first_line import CompositionGrammar
+from crystal_jax.text.grammar.composition import CompositionGrammar
+from crystal_jax.text.grammar.composition_constraint import CompositionConstraint
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
 
@@ -78,7 +78,7 @@ def main() -> None:
             "noise": compare(exact[:half], exact[half:]),
         }
         for proposals in (1, 8, 32):
-            compositions._PROPOSALS = proposals
+            composition._PROPOSALS = proposals
             lines, took = draw(args.constrained, wanted)
             found[f"{proposals} proposals"] = {
                 "sizes": sizes(lines),

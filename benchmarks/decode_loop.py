@@ -13,11 +13,11 @@ from flax import nnx
 
 from crystal_jax.config import Experiment
 from crystal_jax.model.transformer import Transformer
-from crystal_jax.sample.constraints import AllowedValueMask, DeviceAutomaton, make_limits, to_device
-from crystal_jax.sample.decode import DecodeState, decode_step, draw, init_decode_state, max_batched_tokens
-from crystal_jax.sample.guide import NEVER
+from crystal_jax.sample.constraints.guide import NEVER
+from crystal_jax.sample.constraints.masks import AllowedValueMask, DeviceAutomaton, make_limits, to_device
+from crystal_jax.sample.engine.decode_step import DecodeState, decode_step, draw, init_decode_state, max_batched_tokens
 from crystal_jax.sharding import LAYOUTS, on_mesh, platform_of
-from crystal_jax.text.automaton import TokenAutomaton
+from crystal_jax.text.grammar.automaton import TokenAutomaton
 
 STEPS = 32  # of a timed loop: fewer than any crystal takes
 PROMPT_TOKENS = 32

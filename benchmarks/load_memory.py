@@ -68,7 +68,7 @@ def write_meta(folder: Path, source: Synthetic) -> None:
     import numpy as np
     import torch
 
-    from crystal_jax.checkpoint.meta import _BLOCK, _NAMES
+    from crystal_jax.checkpoint.formats.meta import _BLOCK, _NAMES
     from crystal_jax.checkpoint.tensors import heads_of, unpermute
 
     folder.mkdir()
@@ -97,7 +97,7 @@ def write_gguf(path: Path, source: Synthetic) -> None:
     import gguf
     import numpy as np
 
-    from crystal_jax.checkpoint.gguf import _BLOCK, _NAMES
+    from crystal_jax.checkpoint.formats.gguf import _BLOCK, _NAMES
     from crystal_jax.checkpoint.tensors import heads_of, unpermute
 
     cfg = source.config
@@ -126,7 +126,7 @@ def write_llama2c(path: Path, source: Synthetic) -> None:
     """float32, as llama2.c has it, in its own order of tensors."""
     import numpy as np
 
-    from crystal_jax.checkpoint.llama2c import _BLOCK
+    from crystal_jax.checkpoint.formats.llama2c import _BLOCK
     from crystal_jax.checkpoint.tensors import heads_of, unpermute
 
     cfg = source.config
@@ -143,7 +143,7 @@ def write_adapter(folder: Path, source: Synthetic, base: Path) -> None:
     """R = 8 on q and v."""
     import numpy as np
 
-    from crystal_jax.checkpoint.peft import Adapter, write_peft
+    from crystal_jax.checkpoint.formats.peft import Adapter, write_peft
     from crystal_jax.config import LoraConfig
 
     lora = LoraConfig(rank=8, alpha=32.0, targets=("q", "v"))
@@ -169,8 +169,8 @@ def run_config(depth: int) -> dict:
 
 
 def make(kind: str, depth: int, folder: Path) -> None:
-    from crystal_jax.checkpoint.easylm import write_easylm
-    from crystal_jax.checkpoint.hf import DTYPES, config_json, write_hf
+    from crystal_jax.checkpoint.formats.easylm import write_easylm
+    from crystal_jax.checkpoint.formats.hf import DTYPES, config_json, write_hf
     from crystal_jax.checkpoint.run import convert
 
     source, path, base = Synthetic(depth), folder / kind, folder / "hf"
@@ -216,7 +216,7 @@ def load_base(path: Path, depth: int) -> int:
     from crystal_jax.checkpoint.layout import load
     from crystal_jax.checkpoint.models import base_source
     from crystal_jax.config import UNQUANTIZED, MeshConfig
-    from crystal_jax.model.sizes import abstract_base
+    from crystal_jax.model.base_memory import abstract_base
     from crystal_jax.sharding import make_mesh
 
     where = NamedSharding(make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1]), PartitionSpec())

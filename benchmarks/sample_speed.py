@@ -37,11 +37,11 @@ from crystal_jax.checkpoint.models import Trained, load_trained  # noqa: E402
 from crystal_jax.config import MeshConfig  # noqa: E402
 from crystal_jax.data.mp20 import open_split  # noqa: E402
 from crystal_jax.model.lora import count_parameters, merge_adapters  # noqa: E402
-from crystal_jax.sample.scheduler import Engine  # noqa: E402
-from crystal_jax.sample.texts import GenerationRequest  # noqa: E402
+from crystal_jax.sample.engine.request import GenerationRequest  # noqa: E402
+from crystal_jax.sample.engine.scheduler import Engine  # noqa: E402
 from crystal_jax.sharding import make_mesh  # noqa: E402
-from crystal_jax.text.automaton import TokenAutomaton  # noqa: E402
-from crystal_jax.text.grammar import crystal_automaton  # noqa: E402
+from crystal_jax.text.grammar.automaton import TokenAutomaton  # noqa: E402
+from crystal_jax.text.grammar.crystal import crystal_automaton  # noqa: E402
 from crystal_jax.text.prompts import generation_prompt  # noqa: E402
 from crystal_jax.text.tokenizer import Tokenizer, completion_text, load_tokenizer, prompt_ids  # noqa: E402
 

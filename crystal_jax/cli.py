@@ -23,16 +23,16 @@ from absl import flags, logging
 
 from crystal_jax import __version__
 from crystal_jax.errors import Preempted, UserError
-from crystal_jax.files import cache_folder
+from crystal_jax.storage.files import cache_folder
 
 COMMANDS = {
     "demo": ("crystal_jax.demo", "everything below, small, on the embedded data set"),
     "prepare": ("crystal_jax.data.run", "build a TFDS data set of crystals"),
     "train": ("crystal_jax.train.run", "train a model, fully or through LoRA; resumes by itself"),
     "sample": ("crystal_jax.sample.run", "write new crystals with a trained model"),
-    "infill": ("crystal_jax.sample.infill", "say which elements could replace one in a crystal"),
-    "search": ("crystal_jax.sample.search", "search for crystals that a reward likes"),
-    "score": ("crystal_jax.sample.score", "say how probable a trained model finds given crystals"),
+    "infill": ("crystal_jax.infill.run", "say which elements could replace one in a crystal"),
+    "search": ("crystal_jax.search.run", "search for crystals that a reward likes"),
+    "score": ("crystal_jax.score.run", "say how probable a trained model finds given crystals"),
     "evaluate": ("crystal_jax.evaluate.run", "say which crystals are valid, like real ones, new and stable"),
     "compile": ("crystal_jax.compile.run", "what a configuration needs on a TPU slice, without a TPU"),
     "convert": ("crystal_jax.checkpoint.run", "convert models: Hugging Face, Meta, EasyLM, PEFT, GGUF, workdirs"),

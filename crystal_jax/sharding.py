@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 HEADS = P(("data", "fsdp"), "tensor")  # rows, then heads where q, k and v have theirs
 Platform = Literal["cpu", "gpu", "tpu"]
-Layout = Literal["head_major", "stacked", "position_major"]  # of a KV cache: model/cache.py
+Layout = Literal["head_major", "stacked", "position_major"]  # of a KV cache: model/kv_cache.py
 LAYOUTS: dict[Platform, Layout] = {"cpu": "head_major", "tpu": "stacked", "gpu": "position_major"}
 
 # First match wins. The leading None of a block's arrays is the layer axis. A quantised kernel is kept as codes and

@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from crystal_jax.errors import UserError
-from crystal_jax.files import write_text
+from crystal_jax.storage.files import write_text
 
 MAX_BYTES = 2**32  # of a file, decompressed
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.formats.hf import HfSource
 from crystal_jax.checkpoint.layout import load
-from crystal_jax.checkpoint.vocabulary import GrownSource
+from crystal_jax.checkpoint.resize_vocab import GrownSource
 from crystal_jax.config import ExecutionConfig, Gpt2Config, LlamaConfig, LoraConfig, MeshConfig, ModelConfig
 from crystal_jax.model.architectures import make_model
 from crystal_jax.model.transformer import Transformer

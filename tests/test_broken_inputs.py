@@ -22,23 +22,23 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
-from crystal_jax.checkpoint.easylm import EasyLmSource, write_easylm
-from crystal_jax.checkpoint.hf import HfSource, write_hf
-from crystal_jax.checkpoint.llama2c import Llama2cSource
-from crystal_jax.checkpoint.peft import Adapter, MergedSource, read_peft, write_peft
+from crystal_jax.checkpoint.formats.easylm import EasyLmSource, write_easylm
+from crystal_jax.checkpoint.formats.hf import HfSource, write_hf
+from crystal_jax.checkpoint.formats.llama2c import Llama2cSource
+from crystal_jax.checkpoint.formats.peft import Adapter, MergedSource, read_peft, write_peft
 from crystal_jax.checkpoint.tensors import check, stream
 from crystal_jax.checkpoint.workdir import claim as claim_workdir
 from crystal_jax.checkpoint.workdir import read_experiment
 from crystal_jax.config import LoraConfig, from_config_dict
+from crystal_jax.energy.hull import read_hull
+from crystal_jax.energy.runner import read_journals
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.energy.hull import read_hull
-from crystal_jax.evaluate.energy.jobs import read_journals
 from crystal_jax.evaluate.evaluation import read_evaluation
-from crystal_jax.evaluate.model_files import infilling, scores
+from crystal_jax.evaluate.external_results import infilling, scores
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.model.flops import projection_sizes
-from crystal_jax.sample.journal import JsonlLog, ensure_same_run, release
 from crystal_jax.sample.requests import read_requests
+from crystal_jax.storage.jsonl_log import JsonlLog, ensure_same_run, release
 from crystal_jax.structures import parse, read_entries
 from tests.checkpoint.sources import RandomSource
 from tests.experiments import TINY, training_config
@@ -170,7 +170,7 @@ def meta_folder(folder):
 
 
 def read_meta(folder):
-    from crystal_jax.checkpoint.meta import MetaSource
+    from crystal_jax.checkpoint.formats.meta import MetaSource
 
     source = MetaSource(folder)
     check(folder, source.shapes(), source.config)
@@ -186,7 +186,7 @@ def gguf_folder(folder):
 
 
 def read_gguf(folder):
-    from crystal_jax.checkpoint.gguf import GgufSource
+    from crystal_jax.checkpoint.formats.gguf import GgufSource
 
     source = GgufSource(folder / "model.gguf")
     check(folder, source.shapes(), source.config)

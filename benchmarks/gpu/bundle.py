@@ -35,8 +35,8 @@ from crystal_jax.data.mp20 import Record, open_split
 from crystal_jax.data.pipeline import fitting, train_batches
 from crystal_jax.data.prepare import prepare
 from crystal_jax.errors import UserError
-from crystal_jax.files import is_new, new_folder, write_bytes, write_text
 from crystal_jax.provenance import provenance
+from crystal_jax.storage.files import is_new, new_folder, write_bytes, write_text
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import Tokenizer, encode_example, load_tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.results import figure
-from crystal_jax.files import write_text
+from crystal_jax.storage.files import write_text
 
 # The data sheets of NVIDIA: dense bf16 products, 10¹² a second, and memory, 10⁹ bytes a second.
 DATA_SHEETS = {"H200": (989.0, 4800.0), "H100": (989.0, 3350.0), "A100": (312.0, 2039.0)}

@@ -16,7 +16,7 @@ from benchmarks.gpu.case import Case
 from benchmarks.gpu.timed_training import read_metrics, train_for
 from configs import crystal_small
 from crystal_jax.checkpoint.run import convert
-from crystal_jax.files import write_text
+from crystal_jax.storage.files import write_text
 
 _EXPORT_SECONDS = 25.0
 _MEGABYTES = 15.9

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from configs import crystal_tiny
-from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.formats.hf import HfSource
 from crystal_jax.checkpoint.layout import load
 from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.config import ExecutionConfig, LoraConfig, MeshConfig, ModelConfig

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from crystal_jax.files import write_text
+from crystal_jax.storage.files import write_text
 
 PACKAGES = ("crystal-jax", "jax", "jaxlib", "jax-cuda13-plugin", "flax", "optax", "torch", "transformers", "peft")
 

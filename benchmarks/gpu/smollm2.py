@@ -15,7 +15,7 @@ from absl import flags
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.timed_training import train_for
 from configs import smollm2
-from crystal_jax.checkpoint.hf import read_config
+from crystal_jax.checkpoint.formats.hf import read_config
 from crystal_jax.checkpoint.run import convert
 
 _ENOUGH = 20_000

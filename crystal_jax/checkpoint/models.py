@@ -1,6 +1,6 @@
 """Models ready for use, wherever they are kept: in the workdir of a run, in an exported folder, in the package.
 
-An exported folder is a Hugging Face model (`checkpoint/hf.py`) with `crystal_jax.json` beside it, which has what
+An exported folder is a Hugging Face model (`checkpoint/formats/hf.py`) with `crystal_jax.json` beside it, which has what
 transformers does not ask for: the experiment that the model comes from, and so its tokenizer and text format.
 """
 
@@ -17,22 +17,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from crystal_jax.checkpoint.hf import HfSource, is_hf
+from crystal_jax.checkpoint.formats.hf import HfSource, is_hf
+from crystal_jax.checkpoint.formats.quantized import QuantizedSource, is_quantized_base, load_quantized
 from crystal_jax.checkpoint.layout import PartSource, load, load_each
-from crystal_jax.checkpoint.quantized import QuantizedSource, is_quantized_base, load_quantized
-from crystal_jax.checkpoint.released import locate
-from crystal_jax.checkpoint.vocabulary import GrownSource
+from crystal_jax.checkpoint.pretrained import locate
+from crystal_jax.checkpoint.resize_vocab import GrownSource
 from crystal_jax.checkpoint.workdir import best_step, difference, parse_experiment, read_experiment, restore_parameters
 from crystal_jax.config import UNQUANTIZED, Experiment, ModelConfig, QuantizationConfig
 from crystal_jax.errors import UserError
-from crystal_jax.files import write_text
 from crystal_jax.json_files import JsonObject
 from crystal_jax.model.architectures import make_model
-from crystal_jax.model.informed import feature_init
+from crystal_jax.model.feature_init import feature_init
 from crystal_jax.model.lora import split
 from crystal_jax.model.quantize import quantize_each
 from crystal_jax.provenance import provenance
 from crystal_jax.sharding import abstract, tree_shardings
+from crystal_jax.storage.files import write_text
 from crystal_jax.text.token_features import token_features
 from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 

@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from crystal_jax.errors import UserError
-from crystal_jax.files import as_path
+from crystal_jax.storage.files import as_path
 
 READ = ("hf", "meta", "easylm", "peft", "gguf", "llama2c", "crystal_jax")
 WRITE = ("hf", "easylm", "peft", "crystal_jax", "quantized")
@@ -141,14 +141,15 @@ def convert(
     if partition_rules and read_as != "easylm":
         raise UserError("--partition_rules are EasyLM's: they go with --from=easylm")
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.checkpoint import easylm, easylm_rules, exchange, gguf, gguf_tokenizer, hf, quantized
+    from crystal_jax.checkpoint import import_export
+    from crystal_jax.checkpoint.formats import easylm, easylm_rules, gguf, gguf_tokenizer, hf, quantized
     from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
     from crystal_jax.config import QuantizationConfig
 
     if write_as == "peft":
         if read_as != "crystal_jax":
             raise UserError("--to=peft writes the adapter of a workdir: --from=crystal_jax")
-        exchange.export_adapter(source_path, output, step=step)
+        import_export.export_adapter(source_path, output, step=step)
         return
     if write_as == "crystal_jax":
         if read_as not in ("hf", "peft"):
@@ -158,7 +159,7 @@ def convert(
         adapter = source_path if read_as == "peft" else None
         if adapter and base is None:
             raise UserError("--from=peft needs --base, the Hugging Face folder that the adapter adapts")
-        exchange.import_model(base or source_path, adapter, output, config)
+        import_export.import_model(base or source_path, adapter, output, config)
         return
     source = _open(read_as, source_path, base=base, architecture=architecture, step=step)
     if partition_rules:
@@ -173,7 +174,7 @@ def convert(
         kept = QuantizationConfig(kind=quantize, block_size=block_size)
         quantized.write_quantized(output, source, kept, dtype=dtype)
     elif read_as == "crystal_jax":
-        exchange.export_model(source_path, source, output, dtype=dtype, step=step, shard_bytes=shard_bytes)
+        import_export.export_model(source_path, source, output, dtype=dtype, step=step, shard_bytes=shard_bytes)
         return
     else:
         hf.write_hf(output, source, dtype=dtype, shard_bytes=shard_bytes)
@@ -189,11 +190,12 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def _open(read_as: str, path: Path, *, base: Path | None, architecture: str | None, step: int | None) -> Any:
     """The input as a `tensors.Source`."""
-    from crystal_jax.checkpoint import easylm, exchange, gguf, hf, llama2c, meta, peft
+    from crystal_jax.checkpoint import import_export
+    from crystal_jax.checkpoint.formats import easylm, gguf, hf, llama2c, meta, peft
     from crystal_jax.model.presets import LLAMA2
 
     if read_as == "crystal_jax":
-        return exchange.merged_source(path, step=step)
+        return import_export.merged_source(path, step=step)
     if read_as == "peft":
         if base is None:
             raise UserError("--from=peft needs --base, the Hugging Face folder that the adapter adapts")

@@ -25,9 +25,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from crystal_jax.config import LOSSES, Experiment, from_config_dict
 from crystal_jax.errors import UserError
-from crystal_jax.files import is_new, write_text
 from crystal_jax.json_files import JsonObject, read_object
 from crystal_jax.provenance import provenance
+from crystal_jax.storage.files import is_new, write_text
 
 _CONFIG = "config.json"
 _REASON = 160  # characters of an error that a message repeats

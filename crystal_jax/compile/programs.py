@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from crystal_jax.checkpoint.models import abstract_parameters
-from crystal_jax.compile import arithmetic
+from crystal_jax.compile import roofline
 from crystal_jax.config import Experiment, MeshConfig, ModelConfig
-from crystal_jax.sample.constraints import AllowedValueMask, DeviceAutomaton
-from crystal_jax.sample.decode import (
+from crystal_jax.sample.constraints.masks import AllowedValueMask, DeviceAutomaton
+from crystal_jax.sample.engine.decode_step import (
     DecodeState,
     PrefillResult,
     decode_step,
@@ -38,7 +38,7 @@ from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.train.step import plan
 
 WHATS = ("train", "prefill", "decode")
-# LLaMA-2's spelling of crystals of at most 20 atoms (text/grammar.py), the generation prompt, and the mean completion
+# LLaMA-2's spelling of crystals of at most 20 atoms (text/grammar/crystal.py), the generation prompt, and the mean completion
 # of mp20_open. tests/compile checks them against the tokenizer, where it is at hand.
 STATES, COLUMNS, KINDS, VALUES = 1938, 97, 290, 1473
 MAX_ATOMS, MAX_TOKENS, PROMPT_TOKENS = 20, 387, 38
@@ -91,9 +91,9 @@ def lower_train(experiment: Experiment, mesh: Mesh) -> Lowered:
     arguments = planned.state, planned.frozen, planned.batch
     return Lowered(
         planned.train_step.lower(*arguments),
-        flops=arithmetic.train_flops(experiment),
+        flops=roofline.train_flops(experiment),
         bytes=None,
-        arguments=arithmetic.bytes_on_a_chip(arguments),
+        arguments=roofline.bytes_on_a_chip(arguments),
         rows=experiment.data.batch_size,
         length=experiment.data.seq_len,
     )
@@ -122,18 +122,18 @@ def sampling_rows(
     position = 2 * model.num_layers * model.num_kv_heads * head
     row = position * (PROMPT_TOKENS + MAX_TOKENS) / mesh.shape["tensor"]
     platform = platform_of(mesh)
-    free = 0.9 * hbm - arithmetic.bytes_on_a_chip(states)
+    free = 0.9 * hbm - roofline.bytes_on_a_chip(states)
     if LAYOUTS[platform] != "stacked":
-        free -= arithmetic.bytes_on_a_chip([state["blocks"] for state in states])  # the sampler's copy, layer by layer
+        free -= roofline.bytes_on_a_chip([state["blocks"] for state in states])  # the sampler's copy, layer by layer
     each = min(max(int(free / row), 1), _ROWS_AT_MOST[platform])
     return 2 ** int(math.log2(each)) * row_parts(mesh)
 
 
 def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:
-    """`prefill` (prefill, of one prompt) or `decode_step` (decode) of `sample/decode.py`, with LLaMA-2's grammar.
+    """`prefill` (prefill, of one prompt) or `decode_step` (decode) of `sample/engine/decode_step.py`, with LLaMA-2's grammar.
 
     The cache is updated in place. On TPUs each token is drawn: with as many rows, forced ones are not worth a step of
-    several tokens. On GPUs the step is the sampler's (`sample/scheduler.py`): unrolled over the layers, whose weights
+    several tokens. On GPUs the step is the sampler's (`sample/engine/scheduler.py`): unrolled over the layers, whose weights
     it takes one by one, and with the forced tokens.
     """
     graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
@@ -198,7 +198,7 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
 
     def flops(tokens: int, capacity: int) -> float:
         cfg = experiment.model
-        return arithmetic.decode_flops(cfg, rows=tokens, capacity=capacity, columns=COLUMNS, adapter_ranks=ranks)
+        return roofline.decode_flops(cfg, rows=tokens, capacity=capacity, columns=COLUMNS, adapter_ranks=ranks)
 
     held_beside: list[Any]
     if what == "prefill":
@@ -214,15 +214,15 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
         # Parameters that a program does not use are not among its arguments. The sampler holds them all the same.
         length, held_beside = carried.cache.capacity, [state["blocks"] for state in (params, frozen)]
         products = flops(budget or rows * (1 + forced), length)
-        needed = arithmetic.decode_bytes((params, frozen), (carried.cache.keys, carried.cache.values))
+        needed = roofline.decode_bytes((params, frozen), (carried.cache.keys, carried.cache.values))
     return Lowered(
         program,
         flops=products,
         bytes=needed,
-        arguments=arithmetic.bytes_on_a_chip(arguments),
+        arguments=roofline.bytes_on_a_chip(arguments),
         rows=rows,
         length=length,
-        beside=arithmetic.bytes_on_a_chip(held_beside) if unrolled else 0,
+        beside=roofline.bytes_on_a_chip(held_beside) if unrolled else 0,
     )
 
 

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from crystal_jax.config import Experiment, MeshConfig, from_config_dict, tokenizer_config
 from crystal_jax.errors import UserError
-from crystal_jax.files import as_path, write_text
+from crystal_jax.storage.files import as_path, write_text
 from crystal_jax.text.tokenizer import load_tokenizer
 
 
@@ -122,8 +122,8 @@ def compile_config(
         UserError: a bad configuration or topology, or a program that does not fit.
     """
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.compile.case import compile_case
-    from crystal_jax.compile.show import show
+    from crystal_jax.compile.aot_report import compile_case
+    from crystal_jax.compile.print_report import show
     from crystal_jax.compile.topology import topology
 
     folder = None if output is None else as_path(output, "output")

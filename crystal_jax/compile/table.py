@@ -19,14 +19,14 @@ from typing import Any
 
 import jax
 
-from crystal_jax.compile import prose
-from crystal_jax.compile.case import compile_case, usable_links
-from crystal_jax.compile.cases import CHOICES, ROWS, SAMPLING, SLICES, TRAINING, Case
+from crystal_jax.compile import table_text
+from crystal_jax.compile.aot_report import compile_case, usable_links
 from crystal_jax.compile.chips import CHIPS
+from crystal_jax.compile.targets import CHOICES, ROWS, SAMPLING, SLICES, TRAINING, Case
 from crystal_jax.compile.topology import topology
 from crystal_jax.config import Experiment, MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
-from crystal_jax.files import write_text
+from crystal_jax.storage.files import write_text
 
 _GIB = 2**30
 Result = dict[str, Any]
@@ -96,19 +96,19 @@ def document(results: Mapping[str, Result], *, level: str) -> str:
     )
     packages = ", ".join(f"{name} {made_by[name]}" for name in ("jax", "libtpu", "flax"))
     parts = [
-        prose.HEAD.format(packages=packages, levels=levels),
+        table_text.HEAD.format(packages=packages, levels=levels),
         training_table(results),
-        prose.TRAINING,
+        table_text.TRAINING,
         sampling_table(results),
-        prose.SAMPLING,
+        table_text.SAMPLING,
         verdicts(results),
-        prose.CHOICES_HEAD,
+        table_text.CHOICES_HEAD,
         choices_table(results),
-        prose.ROWS,
+        table_text.ROWS,
         rows_table(results),
-        prose.CHOICES,
+        table_text.CHOICES,
         chips_table(),
-        prose.TAIL,
+        table_text.TAIL,
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

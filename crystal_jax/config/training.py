@@ -173,7 +173,7 @@ SAMPLE_RATES = ("sample_validity", "sample_structural_validity", "sample_composi
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """When a step is not to be believed (`train/guards.py`). A loss that is not finite always stops the run.
+    """When a step is not to be believed (`train/loss_spike.py`). A loss that is not finite always stops the run.
 
     Attributes:
         window: Steps whose median loss and gradient norm are the yardstick; the first so many are not judged.

@@ -18,13 +18,13 @@ from pymatgen.io.vasp.outputs import Vasprun
 from tqdm import tqdm
 
 from crystal_jax.dft.write import MANIFEST
+from crystal_jax.energy.corrections import corrected
+from crystal_jax.energy.hull import Hull, read_hull
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import dft_runs
-from crystal_jax.evaluate.energy.corrections import corrected
-from crystal_jax.evaluate.energy.hull import Hull, read_hull
 from crystal_jax.evaluate.evaluation import read_evaluation, write_evaluation
-from crystal_jax.files import as_path
-from crystal_jax.quiet import quiet
+from crystal_jax.storage.files import as_path
+from crystal_jax.suppress_warnings import quiet
 from crystal_jax.tables import read_rows
 
 

@@ -18,14 +18,14 @@ from pymatgen.core import Structure
 from pymatgen.io.vasp.sets import MPRelaxSet
 from tqdm import tqdm
 
+from crystal_jax.energy.hull import METASTABLE
+from crystal_jax.energy.runner import key_of, read_journals
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.energy.hull import METASTABLE
-from crystal_jax.evaluate.energy.jobs import key_of, read_journals
 from crystal_jax.evaluate.evaluation import read_evaluation
-from crystal_jax.files import as_path, is_new, new_folder, write_text
 from crystal_jax.json_files import finite
-from crystal_jax.quiet import quiet
+from crystal_jax.storage.files import as_path, is_new, new_folder, write_text
 from crystal_jax.structures import Entry, parse, read_entries
+from crystal_jax.suppress_warnings import quiet
 from crystal_jax.tables import to_csv
 
 MANIFEST = "manifest.csv"

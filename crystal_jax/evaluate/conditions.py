@@ -19,8 +19,8 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, Sample
+from crystal_jax.suppress_warnings import quiet
 
 SYMMETRY_PRECISION = 0.2  # Å, the paper's
 METASTABLE = 0.1  # eV/atom; asked for and found must be on the same side of it

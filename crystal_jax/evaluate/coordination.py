@@ -19,7 +19,7 @@ from pymatgen.core.molecule_structure_comparator import CovalentRadius
 from scipy.spatial import QhullError, Voronoi
 
 from crystal_jax.evaluate.order_parameters import MOTIFS, order_parameters
-from crystal_jax.quiet import quiet
+from crystal_jax.suppress_warnings import quiet
 
 MAX_COORDINATION = 24  # higher coordination numbers have no place in the fingerprint
 LENGTH = MAX_COORDINATION + sum(map(len, MOTIFS.values()))  # 61

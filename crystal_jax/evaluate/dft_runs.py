@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from crystal_jax.evaluate.energy.hull import STABLE
+from crystal_jax.energy.hull import STABLE
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.files import write_text
+from crystal_jax.storage.files import write_text
 from crystal_jax.tables import read_frame, to_csv
 
 FILE = "dft.csv"

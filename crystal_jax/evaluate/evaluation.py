@@ -18,8 +18,8 @@ import pandas as pd
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, write_cifs
 from crystal_jax.evaluate.structures import COLUMNS
-from crystal_jax.files import write_text
 from crystal_jax.json_files import JsonObject, read_object
+from crystal_jax.storage.files import write_text
 from crystal_jax.tables import read_bytes, read_frame, read_rows, to_csv
 
 METRICS, STRUCTURES, CANDIDATES = "metrics.json", "structures.csv", "candidates.csv"

@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from crystal_jax.evaluate import coordination
-from crystal_jax.evaluate.cache import Cache
 from crystal_jax.evaluate.coordination import NoFingerprint, structure_fingerprint
 from crystal_jax.evaluate.magpie import composition_fingerprints
-from crystal_jax.parallel import map_in_order
+from crystal_jax.storage.content_cache import Cache
+from crystal_jax.storage.worker_pool import map_in_order
 from crystal_jax.structures import Entry, Sample, parse
 
 CACHE = "structure_fingerprints_2"  # the number goes up when `coordination` or `order_parameters` give other numbers

@@ -17,9 +17,9 @@ from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 from tqdm import tqdm
 
-from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, parse
 from crystal_jax.structures.formula import without_hydrogen
+from crystal_jax.suppress_warnings import quiet
 
 Tolerances = Mapping[str, Any]  # arguments of StructureMatcher
 

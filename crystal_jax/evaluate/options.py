@@ -7,9 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
+from crystal_jax.energy.relax import RelaxSettings
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import coverage
-from crystal_jax.evaluate.energy.relax import RelaxSettings
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES
 
 MODES = ("default", "paper")

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.novelty import LOOSE_MATCHER
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, Sample
+from crystal_jax.suppress_warnings import quiet
 
 MATCHER = {name: value for name, value in LOOSE_MATCHER.items() if name != "scale"}
 

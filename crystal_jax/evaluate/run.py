@@ -44,14 +44,14 @@ from crystal_jax.evaluate import (
     dft_runs,
     magpie,
     metrics,
-    model_files,
     novelty,
     prediction,
-    resemblance,
     structures,
     symmetry,
     validity,
 )
+from crystal_jax.evaluate import external_results as model_files
+from crystal_jax.evaluate import fingerprint_metrics as resemblance
 from crystal_jax.evaluate.candidates import missing_for_a_rank
 from crystal_jax.evaluate.evaluation import write_evaluation
 from crystal_jax.evaluate.fingerprints import CACHE
@@ -273,9 +273,9 @@ class _Stability:
 
     @classmethod
     def of(cls, options: EnergyOptions, folder: Path) -> _Stability:
-        from crystal_jax.evaluate.energy.hull import read_hull
-        from crystal_jax.evaluate.energy.jobs import RelaxJob
-        from crystal_jax.evaluate.energy.model import load_model
+        from crystal_jax.energy.hull import read_hull
+        from crystal_jax.energy.model import load_model
+        from crystal_jax.energy.runner import RelaxJob
 
         hull = read_hull(options.hull, elements=options.hull_elements) if options.hull else None
         if options.ray_address is None:

@@ -17,9 +17,9 @@ import pandas as pd
 from pymatgen.core import Structure
 from tqdm import tqdm
 
-from crystal_jax.evaluate.energy.corrections import SCHEME, corrected_energy
-from crystal_jax.evaluate.energy.hull import METASTABLE, STABLE, Hull
-from crystal_jax.evaluate.energy.jobs import RelaxJob, key_of, relax_all
+from crystal_jax.energy.corrections import SCHEME, corrected_energy
+from crystal_jax.energy.hull import METASTABLE, STABLE, Hull
+from crystal_jax.energy.runner import RelaxJob, key_of, relax_all
 from crystal_jax.evaluate.known_materials import KnownMaterials
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.evaluate.symmetry import spacegroup

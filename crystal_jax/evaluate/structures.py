@@ -20,10 +20,10 @@ from crystal_jax.evaluate.validity import (
     reduced_counts,
     structural_invalid_reason,
 )
-from crystal_jax.parallel import map_in_order
-from crystal_jax.quiet import quiet
+from crystal_jax.storage.worker_pool import map_in_order
 from crystal_jax.structures import Entry, Sample, parse
 from crystal_jax.structures.parse import died
+from crystal_jax.suppress_warnings import quiet
 
 COLUMNS = {
     "name": "str",

@@ -9,10 +9,10 @@ from typing import Any
 from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crystal_jax.evaluate.cache import Cache
-from crystal_jax.parallel import map_in_order
-from crystal_jax.quiet import quiet
+from crystal_jax.storage.content_cache import Cache
+from crystal_jax.storage.worker_pool import map_in_order
 from crystal_jax.structures import Entry, Sample, parse
+from crystal_jax.suppress_warnings import quiet
 
 PRECISION = 0.1  # Å; the value the Materials Project uses
 CACHE = "spacegroups_1"  # the number goes up with the precision

@@ -19,7 +19,7 @@ from pymatgen.analysis.local_env import CovalentRadius
 from pymatgen.core import Composition, Element, Structure
 
 from crystal_jax.evaluate.oxidation import OxidationTable
-from crystal_jax.quiet import quiet
+from crystal_jax.suppress_warnings import quiet
 
 MIN_DISTANCE = 0.5  # Å between two different sites; CDVAE, `structure_validity`
 MIN_VOLUME = 0.1  # Å^3 of the cell; CDVAE, `structure_validity`

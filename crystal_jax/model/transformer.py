@@ -24,10 +24,10 @@ from crystal_jax.model.attention import (
     attend_positions,
     fits_cudnn,
 )
-from crystal_jax.model.cache import AXES, Cache, append, append_layer, arrange, dequantize_kv, quantize_kv
 from crystal_jax.model.cross_entropy import chunked_cross_entropy
+from crystal_jax.model.kv_cache import AXES, Cache, append, append_layer, arrange, dequantize_kv, quantize_kv
 from crystal_jax.model.layers import Dropout
-from crystal_jax.model.packing import ragged_index
+from crystal_jax.model.ragged import ragged_index
 from crystal_jax.model.splash import KEPT, attend_segments
 from crystal_jax.sharding import Layout, split_rows, split_width, target_platform
 

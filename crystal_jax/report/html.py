@@ -16,11 +16,11 @@ from pymatgen.util.string import unicodeify
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, missing_for_a_rank
 from crystal_jax.evaluate.evaluation import METRICS, Evaluation, read_evaluation
-from crystal_jax.files import write_text
-from crystal_jax.quiet import quiet
 from crystal_jax.report import elements, figures, gallery
 from crystal_jax.report.groups import symbol
 from crystal_jax.report.published import PUBLISHED
+from crystal_jax.storage.files import write_text
+from crystal_jax.suppress_warnings import quiet
 
 SETTING_TITLES = {
     "oxidation_states": "Oxidation states",

@@ -52,9 +52,9 @@ from crystal_jax.sample.requests import (
 )
 
 if TYPE_CHECKING:
-    from crystal_jax.sample.answers import SampleResult
-    from crystal_jax.sample.questions import SampleSpec
-    from crystal_jax.sample.texts import Completion
+    from crystal_jax.sample.engine.request import Completion
+    from crystal_jax.sample.rejection import SampleResult
+    from crystal_jax.sample.sample_spec import SampleSpec
 
 MAX_RETRIES = 8
 MIN_RADIUS_FACTOR = 0.7  # of evaluate/validity.py, which is not imported for --help
@@ -227,7 +227,7 @@ def sample(
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests. A request may also
             have limits of its own, by the names of `CONSTRAINT_COLUMNS` in `sample/requests.py`, which add to those below. A space
             group is a number or a symbol.
-        constraints: Which of `CONSTRAINTS` in `sample/rules.py` every sample keeps to. By default `distance`, unless
+        constraints: Which of `CONSTRAINTS` in `sample/constraints/rules.py` every sample keeps to. By default `distance`, unless
             texts have Cartesian coordinates or the tokenizer joins numbers; () or "none" is none.
         chemical_system: Elements that all occur, and no others: "Li-P-S".
         elements: Elements that may occur; all by default.
@@ -242,7 +242,7 @@ def sample(
         min_radius_factor: For it, too: or this share of the sum of two covalent radii, if that is more. With 0, cells may also
             be as empty as they like.
         max_retries: How often a crystal is begun again that does not keep to its rules, or to the order of its sites, by
-            itself, before another composition is tried; see sample/answers.py. 0: it is made to keep to them at once.
+            itself, before another composition is tried; see sample/rejection.py. 0: it is made to keep to them at once.
         batch_size: DecodeState decoded side by side; no influence on the samples.
         kv_cache: Keep keys and values in the model's type or, rounded, in 8 bits.
         seed: Sample i depends on it and on i alone.
@@ -273,16 +273,16 @@ def sample(
     limits = dict(parse_request(given))
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint.models import load_for_inference
-    from crystal_jax.checkpoint.released import locate
+    from crystal_jax.checkpoint.pretrained import locate
     from crystal_jax.config import MeshConfig
-    from crystal_jax.sample.answers import draw_samples
-    from crystal_jax.sample.job import SampleWriter
-    from crystal_jax.sample.questions import SampleSpecBuilder
-    from crystal_jax.sample.rules import Rules, merged_with
-    from crystal_jax.sample.scheduler import Engine
-    from crystal_jax.sample.texts import GenerationRequest
+    from crystal_jax.sample.constraints.rules import Rules, merged_with
+    from crystal_jax.sample.engine.request import GenerationRequest
+    from crystal_jax.sample.engine.scheduler import Engine
+    from crystal_jax.sample.rejection import draw_samples
+    from crystal_jax.sample.sample_spec import SampleSpecBuilder
+    from crystal_jax.sample.writer import SampleWriter
     from crystal_jax.sharding import make_mesh
-    from crystal_jax.text.grammar import crystal_automaton
+    from crystal_jax.text.grammar.crystal import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
     try:

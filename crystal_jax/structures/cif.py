@@ -16,10 +16,10 @@ import numpy as np
 from pymatgen.core import DummySpecies, Element, Structure
 from pymatgen.io.cif import CifBlock, CifFile, CifParser, CifWriter, str2float
 
-from crystal_jax.quiet import quiet
 from crystal_jax.structures import formula as formulas
 from crystal_jax.structures.entry import stated_formula
 from crystal_jax.structures.lattice import cell_fault, matrix_fault
+from crystal_jax.suppress_warnings import quiet
 
 MAX_SITES = 5_000  # rows of a CIF; pymatgen compares each with each: 10 s for 4,000 of them
 MAX_IMAGES = 20_000  # rows times symmetry operations, of which the same is true

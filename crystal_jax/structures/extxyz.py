@@ -10,11 +10,11 @@ from typing import Any
 from pymatgen.core import Element
 
 from crystal_jax.errors import UserError
-from crystal_jax.quiet import quiet
 from crystal_jax.structures.build import entry_of, formula_of
 from crystal_jax.structures.cif import one_line
 from crystal_jax.structures.entry import Entry
 from crystal_jax.structures.lattice import matrix_fault
+from crystal_jax.suppress_warnings import quiet
 
 _PROPERTIES = re.compile(r"""(?:^|\s)Properties\s*=\s*["']?([^"'\s]+)""")
 _DEFAULT = "species:S:1:pos:R:3"

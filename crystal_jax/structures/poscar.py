@@ -7,10 +7,10 @@ import warnings
 from pymatgen.io.vasp import Poscar
 from pymatgen.io.vasp.inputs import BadPoscarWarning
 
-from crystal_jax.quiet import quiet
 from crystal_jax.structures.build import entry_of
 from crystal_jax.structures.cif import of_elements, one_line
 from crystal_jax.structures.entry import Entry
+from crystal_jax.suppress_warnings import quiet
 
 
 def is_poscar(name: str) -> bool:

@@ -27,8 +27,8 @@ import pandas as pd
 from absl import flags
 
 from crystal_jax.errors import Preempted, UserError
-from crystal_jax.files import as_path, write_text
 from crystal_jax.json_files import read_object
+from crystal_jax.storage.files import as_path, write_text
 from crystal_jax.sweep.engines import ENGINES, command_of
 from crystal_jax.sweep.expand import Overrides, Run, load_module, load_sweep
 from crystal_jax.sweep.results import collect, is_finished, markdown, markdown_lines

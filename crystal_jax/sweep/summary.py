@@ -15,8 +15,8 @@ import numpy as np
 
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.evaluation import METRICS
-from crystal_jax.files import write_text
 from crystal_jax.json_files import read_lines, read_object
+from crystal_jax.storage.files import write_text
 from crystal_jax.sweep.expand import Run
 from crystal_jax.sweep.results import EVALUATION_ADVICE, LOG_ADVICE, collect
 

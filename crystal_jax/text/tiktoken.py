@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from crystal_jax.errors import UserError
-from crystal_jax.files import write_text
+from crystal_jax.storage.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's only special token, after all others
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorboardX
 
-from crystal_jax.files import write_text
+from crystal_jax.storage.files import write_text
 
 
 class MetricsLog:

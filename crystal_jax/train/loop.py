@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from crystal_jax.checkpoint.position import PositionRestore, PositionSave
+from crystal_jax.checkpoint.data_iterator_state import PositionRestore, PositionSave
 from crystal_jax.checkpoint.workdir import open_checkpoints, restore
 from crystal_jax.config import Experiment
 from crystal_jax.data.pipeline import Batch, BatchStream
@@ -28,8 +28,8 @@ from crystal_jax.train.goodput import GoodputTimer
 from crystal_jax.train.logs import MetricsLog
 from crystal_jax.train.optimizer import learning_rate
 from crystal_jax.train.preemption import Preemption
+from crystal_jax.train.profiler import Profiler
 from crystal_jax.train.step import TrainSetup, TrainState
-from crystal_jax.train.trace import Profiler
 from crystal_jax.train.validation import validate
 
 Probe = Callable[[TrainSetup, TrainState], dict[str, float]]

@@ -1,6 +1,6 @@
 """Being asked to leave: SIGTERM, which clouds and schedulers send some seconds before they take a machine away.
 
-Google also announces it (`train/announcements.py`), a minute before maintenance, and that counts as the signal.
+Google also announces it (`train/gce_maintenance.py`), a minute before maintenance, and that counts as the signal.
 
 One process notes the signal. Several have to stop at the same step, whoever was asked first: JAX's coordination
 service finds one that none of them has passed.
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from crystal_jax.train.announcements import MaintenanceWatcher
+from crystal_jax.train.gce_maintenance import MaintenanceWatcher
 
 
 class Preemption:

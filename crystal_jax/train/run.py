@@ -28,7 +28,7 @@ from crystal_jax import processes
 from crystal_jax.config import Experiment, from_config_dict, tokenizer_config
 from crystal_jax.data.mp20 import open_split
 from crystal_jax.errors import UserError
-from crystal_jax.files import as_path
+from crystal_jax.storage.files import as_path
 from crystal_jax.text.tokenizer import load_tokenizer
 
 
@@ -83,13 +83,13 @@ def train(
     from crystal_jax.data.examples import ExampleMaker
     from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
     from crystal_jax.data.selection import selected
+    from crystal_jax.model.base_memory import gigabytes
     from crystal_jax.model.lora import count_parameters
-    from crystal_jax.model.sizes import gigabytes
     from crystal_jax.sharding import make_mesh, rows_by_process
     from crystal_jax.train.loop import fit
-    from crystal_jax.train.probes import SampleEval
+    from crystal_jax.train.profiler import parse_steps
+    from crystal_jax.train.sample_eval import SampleEval
     from crystal_jax.train.step import setup
-    from crystal_jax.train.trace import parse_steps
 
     def say(line: str) -> None:
         if processes.is_first():

@@ -18,7 +18,7 @@ from crystal_jax.model.layers import Dropout
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import BATCH, abstract, on_mesh, platform_of, tree_shardings
 from crystal_jax.text.fields import CLASSES
-from crystal_jax.train.guards import GuardState, choose, new_guard, skip_if_spike
+from crystal_jax.train.loss_spike import GuardState, choose, new_guard, skip_if_spike
 from crystal_jax.train.optimizer import make_optimizer
 
 Batch = dict[str, Array]

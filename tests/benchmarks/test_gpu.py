@@ -11,7 +11,7 @@ from flax import nnx
 from benchmarks.gpu import bundle, references, run, table
 from benchmarks.gpu.cases import CASES, PARTS, Case
 from benchmarks.gpu.results import figure
-from crystal_jax.checkpoint.hf import write_hf
+from crystal_jax.checkpoint.formats.hf import write_hf
 from crystal_jax.checkpoint.layout import StateSource
 from crystal_jax.text.tokenizer import load_tokenizer
 from tests.byte_pairs import write_byte_pairs

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from crystal_jax.checkpoint.easylm import write_easylm
-from crystal_jax.checkpoint.exchange import import_model
-from crystal_jax.checkpoint.hf import read_config
+from crystal_jax.checkpoint.formats.easylm import write_easylm
+from crystal_jax.checkpoint.formats.hf import read_config
+from crystal_jax.checkpoint.import_export import import_model
 from tests.checkpoint.sources import RandomSource, writable_copy
 from tests.experiments import training_config
 

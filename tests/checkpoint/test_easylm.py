@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystal_jax.checkpoint import easylm
-from crystal_jax.checkpoint.easylm import EasyLmSource, write_easylm
-from crystal_jax.checkpoint.hf import DTYPES, HfSource
+from crystal_jax.checkpoint.formats import easylm
+from crystal_jax.checkpoint.formats.easylm import EasyLmSource, write_easylm
+from crystal_jax.checkpoint.formats.hf import DTYPES, HfSource
 from crystal_jax.checkpoint.tensors import check
 from crystal_jax.config import LlamaConfig
 from crystal_jax.errors import UserError

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from crystal_jax.checkpoint.easylm import tensor_names, write_easylm
-from crystal_jax.checkpoint.easylm_rules import check_rules, read_rules
+from crystal_jax.checkpoint.formats.easylm import tensor_names, write_easylm
+from crystal_jax.checkpoint.formats.easylm_rules import check_rules, read_rules
 from crystal_jax.checkpoint.layout import NAMES, StateSource, leaves_by_path
 from crystal_jax.cli import main
 from crystal_jax.config import MeshConfig

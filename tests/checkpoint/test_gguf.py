@@ -3,8 +3,8 @@ import sys
 import numpy as np
 import pytest
 
-from crystal_jax.checkpoint.gguf import GgufSource
-from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.formats.gguf import GgufSource
+from crystal_jax.checkpoint.formats.hf import HfSource
 from crystal_jax.checkpoint.tensors import check, expected_shapes
 from crystal_jax.errors import UserError
 from tests.checkpoint.gguf_files import WIDE, tensors_of, write_gguf

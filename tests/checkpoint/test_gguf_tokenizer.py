@@ -7,8 +7,8 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
-from crystal_jax.checkpoint.gguf_tokenizer import PRE_TOKENIZERS
-from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.formats.gguf_tokenizer import PRE_TOKENIZERS
+from crystal_jax.checkpoint.formats.hf import HfSource
 from crystal_jax.checkpoint.run import convert
 from crystal_jax.errors import UserError
 from crystal_jax.text.crystal_text import ELEMENTS

@@ -7,9 +7,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from crystal_jax.checkpoint.easylm import write_easylm
-from crystal_jax.checkpoint.hf import HfSource, config_json, read_config, write_hf
-from crystal_jax.checkpoint.shards import INDEX, SINGLE
+from crystal_jax.checkpoint.formats.easylm import write_easylm
+from crystal_jax.checkpoint.formats.hf import HfSource, config_json, read_config, write_hf
+from crystal_jax.checkpoint.formats.safetensors_io import INDEX, SINGLE
 from crystal_jax.checkpoint.tensors import check, expected_shapes, permute, stream, unpermute
 from crystal_jax.errors import UserError
 from tests.checkpoint.sources import RandomSource

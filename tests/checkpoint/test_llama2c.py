@@ -3,9 +3,9 @@ import struct
 import numpy as np
 import pytest
 
-from crystal_jax.checkpoint.easylm import write_easylm
-from crystal_jax.checkpoint.hf import HfSource
-from crystal_jax.checkpoint.llama2c import Llama2cSource
+from crystal_jax.checkpoint.formats.easylm import write_easylm
+from crystal_jax.checkpoint.formats.hf import HfSource
+from crystal_jax.checkpoint.formats.llama2c import Llama2cSource
 from crystal_jax.errors import UserError
 from tests.checkpoint.sources import RandomSource, assert_same, metas_tensors
 from tests.experiments import TINY

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from crystal_jax.checkpoint.easylm import write_easylm
-from crystal_jax.checkpoint.hf import DTYPES, HfSource
-from crystal_jax.checkpoint.meta import MetaSource
+from crystal_jax.checkpoint.formats.easylm import write_easylm
+from crystal_jax.checkpoint.formats.hf import DTYPES, HfSource
+from crystal_jax.checkpoint.formats.meta import MetaSource
 from crystal_jax.checkpoint.tensors import check
 from crystal_jax.errors import UserError
 from tests.checkpoint.sources import RandomSource, assert_same, metas_tensors

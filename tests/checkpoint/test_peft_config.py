@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from crystal_jax.checkpoint.hf import HfSource
-from crystal_jax.checkpoint.peft import CONFIG, WEIGHTS, MergedSource, read_peft
+from crystal_jax.checkpoint.formats.hf import HfSource
+from crystal_jax.checkpoint.formats.peft import CONFIG, WEIGHTS, MergedSource, read_peft
 from crystal_jax.errors import UserError
 from tests.checkpoint.sources import assert_same, writable_copy
 

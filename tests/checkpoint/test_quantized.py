@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from crystal_jax.checkpoint.hf import HfSource
+from crystal_jax.checkpoint.formats.hf import HfSource
+from crystal_jax.checkpoint.formats.quantized import write_quantized
+from crystal_jax.checkpoint.formats.safetensors_io import INDEX, Shards
 from crystal_jax.checkpoint.models import initial_parameters, load_trained
-from crystal_jax.checkpoint.quantized import write_quantized
 from crystal_jax.checkpoint.run import convert
-from crystal_jax.checkpoint.shards import INDEX, Shards
 from crystal_jax.cli import main
 from crystal_jax.config import MeshConfig, QuantizationConfig, from_config_dict
 from crystal_jax.errors import UserError

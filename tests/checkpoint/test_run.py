@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from crystal_jax.checkpoint.hf import HfSource
-from crystal_jax.checkpoint.peft import read_peft
+from crystal_jax.checkpoint.formats.hf import HfSource
+from crystal_jax.checkpoint.formats.peft import read_peft
+from crystal_jax.checkpoint.formats.safetensors_io import SINGLE
 from crystal_jax.checkpoint.run import convert
-from crystal_jax.checkpoint.shards import SINGLE
 from crystal_jax.cli import main
 from crystal_jax.errors import UserError
 from tests.checkpoint.sources import assert_same

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
-from crystal_jax.checkpoint.position import PositionHandler, PositionRestore, PositionSave
+from crystal_jax.checkpoint.data_iterator_state import PositionHandler, PositionRestore, PositionSave
 from crystal_jax.checkpoint.workdir import best_step, claim, open_checkpoints
 from crystal_jax.config import from_config_dict
 from crystal_jax.errors import UserError

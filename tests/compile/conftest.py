@@ -15,7 +15,7 @@ def small_slice():
 @pytest.fixture(scope="session")
 def step(small_slice):
     """The training step of a 7B's first two layers, at full width, compiled for four chips."""
-    from crystal_jax.compile.case import compile_case
+    from crystal_jax.compile.aot_report import compile_case
 
     # Without dropout: its random numbers take half of the compilation.
     experiment = llama2(layers=2, lora={"dropout": 0.0}, data={"batch_size": 8, "seq_len": 512, "shards": 1})

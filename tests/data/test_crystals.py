@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Structure
 
-from crystal_jax import parallel
 from crystal_jax.errors import UserError
+from crystal_jax.storage import worker_pool as parallel
 from tfds_mp20 import crystals
 from tfds_mp20.crystals import Entry
 

@@ -12,10 +12,10 @@ from pymatgen.io.vasp import Poscar
 from crystal_jax import cli
 from crystal_jax.dft.collect import collect
 from crystal_jax.dft.write import write
+from crystal_jax.energy.hull import Hull
+from crystal_jax.energy.runner import key_of
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import dft_runs
-from crystal_jax.evaluate.energy.hull import Hull
-from crystal_jax.evaluate.energy.jobs import key_of
 from crystal_jax.evaluate.structures import COLUMNS
 
 _VERDICTS = {name: True for name, kind in COLUMNS.items() if kind == "bool"} | {"unique": True}

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from crystal_jax import parallel
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import fingerprints as module
-from crystal_jax.evaluate.cache import Cache
 from crystal_jax.evaluate.coordination import structure_fingerprint
 from crystal_jax.evaluate.fingerprints import fingerprints
-from crystal_jax.files import cache_folder
+from crystal_jax.storage import worker_pool as parallel
+from crystal_jax.storage.content_cache import Cache
+from crystal_jax.storage.files import cache_folder
 from crystal_jax.structures import Entry, parse
 
 

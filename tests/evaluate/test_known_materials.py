@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from crystal_jax.energy.hull import Hull
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import known_materials
-from crystal_jax.evaluate.energy.hull import Hull
 from crystal_jax.evaluate.known_materials import KnownMaterials, load_known_materials, reduced
 from crystal_jax.evaluate.stability import completeness
 

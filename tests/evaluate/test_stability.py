@@ -7,11 +7,11 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
+from crystal_jax.energy import model as model_module
+from crystal_jax.energy import runner
+from crystal_jax.energy.model import Prediction
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import stability
-from crystal_jax.evaluate.energy import jobs
-from crystal_jax.evaluate.energy import model as model_module
-from crystal_jax.evaluate.energy.model import Prediction
 from crystal_jax.evaluate.options import EnergyOptions
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.evaluate.structures import COLUMNS
@@ -39,7 +39,7 @@ class Rigid:
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setattr(model_module, "load_model", lambda name, weights=None: Rigid())
-    monkeypatch.setattr(jobs, "_loaded", lambda *_: Rigid())
+    monkeypatch.setattr(runner, "_loaded", lambda *_: Rigid())
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_corrections_are_applied_where_the_model_has_none(samples, hull, model, 
 def test_a_second_run_relaxes_nothing(samples, hull, model, tmp_path, monkeypatch):
     options = EnergyOptions(model="chgnet", hull=hull)
     first = evaluate(samples, output=tmp_path / "out", energy=options, progress=False)
-    monkeypatch.setattr(jobs, "_loaded", lambda *_: pytest.fail("relaxed again"))
+    monkeypatch.setattr(runner, "_loaded", lambda *_: pytest.fail("relaxed again"))
     again = evaluate(samples, output=tmp_path / "out", energy=options, progress=False)
     assert {**first, "date": "", "seconds": 0} == {**again, "date": "", "seconds": 0}
 

@@ -12,7 +12,7 @@ import pytest
 
 from crystal_jax.model import transformer
 from crystal_jax.model.attention import attend_packed, fits_cudnn
-from crystal_jax.model.cache import empty_cache
+from crystal_jax.model.kv_cache import empty_cache
 from tests.experiments import SCANNED, TINY, build, extend, logits
 from tests.model.test_splash import SEGMENTS, TOKENS, einsums, losses, values_and_gradients
 

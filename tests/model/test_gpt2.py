@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crystal_jax.checkpoint.exchange import merged_source
+from crystal_jax.checkpoint.import_export import merged_source
 from crystal_jax.config import from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.architectures import make_model
-from crystal_jax.model.cache import empty_cache
 from crystal_jax.model.flops import train_flops_per_token
+from crystal_jax.model.kv_cache import empty_cache
 from crystal_jax.model.lora import count_parameters, merge_adapters, split
 from crystal_jax.sample.run import sample
-from crystal_jax.sample.score import score
+from crystal_jax.score.run import score
 from crystal_jax.sharding import LAYOUTS
 from crystal_jax.train.run import train
 from tests.experiments import GPT2_MODEL, LORA, NO_LORA, SCANNED, TINY_GPT2, build, extend, logits, training_config

@@ -11,7 +11,7 @@ from flax import nnx
 
 from crystal_jax.config import MeshConfig
 from crystal_jax.model.attention import attend
-from crystal_jax.model.cache import dequantize_kv, empty_cache, quantize_kv
+from crystal_jax.model.kv_cache import dequantize_kv, empty_cache, quantize_kv
 from crystal_jax.sharding import LAYOUTS, make_mesh
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, extend, from_hugging_face, logits
 

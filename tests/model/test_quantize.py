@@ -10,6 +10,7 @@ from flax import nnx
 
 from crystal_jax.config import UNQUANTIZED, MeshConfig, QuantizationConfig
 from crystal_jax.errors import UserError
+from crystal_jax.model.base_memory import abstract_base, gigabytes
 from crystal_jax.model.llama import Llama
 from crystal_jax.model.lora import split
 from crystal_jax.model.presets import LLAMA2
@@ -21,7 +22,6 @@ from crystal_jax.model.quantize import (
     quantize,
     quantize_state,
 )
-from crystal_jax.model.sizes import abstract_base, gigabytes
 from crystal_jax.sharding import make_mesh, tree_shardings
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, logits
 

@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from crystal_jax.checkpoint.models import describe, load_trained
-from crystal_jax.checkpoint.released import locate, released
+from crystal_jax.checkpoint.pretrained import locate, released
 from crystal_jax.config import MeshConfig
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.prompts import generation_prompt, infill_prompt, mask_element

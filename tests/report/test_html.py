@@ -8,8 +8,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
+from crystal_jax.energy.runner import key_of
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.energy.jobs import key_of
 from crystal_jax.evaluate.evaluation import read_evaluation, write_evaluation
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.report.html import write_report

@@ -8,12 +8,12 @@ from flax import nnx
 
 from crystal_jax.config import MeshConfig
 from crystal_jax.model.llama import Llama
-from crystal_jax.sample.scheduler import Engine
-from crystal_jax.sample.texts import GenerationRequest
+from crystal_jax.sample.engine.request import GenerationRequest
+from crystal_jax.sample.engine.scheduler import Engine
 from crystal_jax.sharding import make_mesh, tree_shardings
-from crystal_jax.text.automaton import TokenAutomaton
 from crystal_jax.text.crystal_text import Crystal, TextFormat
-from crystal_jax.text.grammar import crystal_automaton
+from crystal_jax.text.grammar.automaton import TokenAutomaton
+from crystal_jax.text.grammar.crystal import crystal_automaton
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import Tokenizer, load_tokenizer, prompt_ids
 from tests.experiments import TINY, build

@@ -14,10 +14,10 @@ from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_invalid_reason, implausible_reason, structural_invalid_reason
-from crystal_jax.sample import lanes, scheduler
-from crystal_jax.sample.output import SamplesFile
+from crystal_jax.sample.engine import decode_threads, scheduler
 from crystal_jax.sample.requests import read_requests
 from crystal_jax.sample.run import sample
+from crystal_jax.sample.samples_file import SamplesFile
 from crystal_jax.structures import parse, read_entries
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.train.run import train
@@ -69,7 +69,7 @@ def two_lanes(monkeypatch):
     """Of four rows each, on one device; the names of those that began."""
     one_device = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda sizes: one_device)
-    monkeypatch.setattr(lanes, "ROWS_OF_A_LANE", 4)
+    monkeypatch.setattr(decode_threads, "ROWS_OF_A_LANE", 4)
     monkeypatch.setattr(scheduler, "available_workers", lambda: 2)
     begin, began = scheduler.Engine._lane, set()
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from crystal_jax.quiet import quiet
 from crystal_jax.structures import Entry, parse
 from crystal_jax.structures.cif import blocks, read_cif
+from crystal_jax.suppress_warnings import quiet
 
 ROCK_SALT = """data_salt
 _chemical_formula_sum '{formula}'

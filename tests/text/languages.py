@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from crystal_jax.text.automaton import TokenAutomaton
-from crystal_jax.text.composition_constraint import CompositionConstraint
 from crystal_jax.text.crystal_text import TextFormat
-from crystal_jax.text.first_line import CompositionGrammar, ParserState
-from crystal_jax.text.grammar import crystal_automaton
+from crystal_jax.text.grammar.automaton import TokenAutomaton
+from crystal_jax.text.grammar.composition import CompositionGrammar, ParserState
+from crystal_jax.text.grammar.composition_constraint import CompositionConstraint
+from crystal_jax.text.grammar.crystal import crystal_automaton
 from crystal_jax.text.tokenizer import Tokenizer
 
 

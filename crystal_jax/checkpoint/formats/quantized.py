@@ -1,0 +1,175 @@
+"""A frozen base that is kept in few bits on disk, too: the kernels of the blocks as codes and scales.
+
+Half or a quarter of the bytes to keep and to read at the start of a run, and nothing is rounded then. A folder holds
+`quantized.json` (architecture, kind, block size) and safetensors: under Hugging Face's names and in its axes, but for
+the kernels of the blocks. Of these there are `….codes` and `….scales`, a layer each, in the axes of
+`model/quantize.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crystal_jax.checkpoint.formats.hf import DTYPES
+from crystal_jax.checkpoint.formats.safetensors_io import SHARD_BYTES, Entry, Shards, write_shards
+from crystal_jax.checkpoint.layout import NAMES, PartSource, leaves_by_path, load_one
+from crystal_jax.checkpoint.tensors import Shape, Source, compare, expected_shapes, stream
+from crystal_jax.config import UNQUANTIZED, LlamaConfig, QuantizationConfig, input_axes
+from crystal_jax.config.check import build
+from crystal_jax.errors import UserError
+from crystal_jax.json_files import read_object
+from crystal_jax.model.base_memory import abstract_base
+from crystal_jax.model.quantize import Quantized, quantize
+from crystal_jax.storage.files import write_text
+
+_STATED = "quantized.json"
+
+
+def is_quantized_base(directory: Path) -> bool:
+    """Whether a folder holds what `write_quantized` writes."""
+    return (directory / _STATED).is_file()
+
+
+class QuantizedSource:
+    """A base in few bits.
+
+    Raises:
+        UserError: damaged files, or a tensor that is missing, unknown or misshapen.
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory
+        self.config, self.quantization = _read_stated(directory / _STATED)
+        self._shards = Shards(directory)
+        expected = {name: entry.shape for name, entry in _entries(self.config, self.quantization, "float32").items()}
+        compare(directory, self._shards.shapes(), expected)
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """Of the embedding, and so of all that is not in few bits."""
+        return self.read_part("model.embed_tokens.weight", slice(0, 1)).dtype
+
+    def shapes(self) -> dict[str, Shape]:
+        """Of all tensors, by their names."""
+        return self._shards.shapes()
+
+    def read_part(self, name: str, *where: slice) -> np.ndarray:
+        """A rectangle of a tensor; the rest of it is not read."""
+        return self._shards.read_part(name, *where)
+
+
+def write_quantized(
+    directory: Path, source: Source, quantization: QuantizationConfig, *, dtype: str, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes a model in few bits, tensor by tensor; quantized.json comes last, and only then it is a base.
+
+    Args:
+        directory: Made if it does not exist.
+        source: Where the tensors come from.
+        quantization: How the kernels of the blocks are rounded.
+        dtype: Of the other tensors, a key of `DTYPES`. Kernels are cast to it before they are rounded, as those of a
+            run are to its `model.dtype`: so both get the same codes.
+        shard_bytes: A file holds no more, unless it be of one tensor.
+
+    Raises:
+        UserError: the source lacks or misshapes a tensor.
+    """
+    shapes = {path: leaf.shape[1:] for path, leaf in _leaves(source.config, UNQUANTIZED).items()}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        paths = _paths(source.config)
+        for name, tensor in stream(source, DTYPES[dtype]):
+            path = paths[name]
+            if not _is_kernel(path):
+                yield name, tensor
+                continue
+            kernel = jnp.asarray(tensor.T.reshape(shapes[path]))
+            for field, array in _quantize(kernel, quantization, input_axes(path.split("/")[1]))._asdict().items():
+                yield _field_of(name, field), np.asarray(array)
+
+    write_shards(directory, _entries(source.config, quantization, dtype), tensors(), shard_bytes=shard_bytes)
+    stated = {"model": dataclasses.asdict(source.config), "quantize": dataclasses.asdict(quantization)}
+    write_text(directory / _STATED, json.dumps(stated, indent=2) + "\n")
+
+
+def load_quantized(source: PartSource, like: nnx.State) -> nnx.State:
+    """Reads a base onto the mesh: each device's shard is read for itself.
+
+    `like` has the wanted shapes, types and shardings, of a model that is quantised as the source is.
+    """
+
+    def load(place: tuple[Any, ...], leaf: Any) -> jax.Array:
+        path = "/".join(map(str, place))
+        *parent, field = path.split("/")
+        if field not in Quantized._fields:
+            return load_one(source, path, leaf)
+        name = _field_of(NAMES["/".join([*parent, "kernel"])], field)
+
+        def shard(where: tuple[slice, ...] | None) -> np.ndarray:
+            layers, *rest = where or (slice(None),) * leaf.ndim
+            return np.stack([source.read_part(name.format(i), *rest) for i in range(*layers.indices(leaf.shape[0]))])
+
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+    flat = nnx.to_flat_state(like)
+    return nnx.from_flat_state({place: leaf.replace(load(place, leaf.get_value())) for place, leaf in flat})
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _quantize(kernel: jax.Array, cfg: QuantizationConfig, inputs: int) -> Quantized:
+    return quantize(kernel, cfg, inputs=inputs)
+
+
+def _entries(cfg: LlamaConfig, quantization: QuantizationConfig, dtype: str) -> dict[str, Entry]:
+    """What is written, in the order of `expected_shapes`."""
+    leaves, paths = _leaves(cfg, quantization), _paths(cfg)
+    entries: dict[str, Entry] = {}
+    for name, shape in expected_shapes(cfg).items():
+        if not _is_kernel(paths[name]):
+            entries[name] = Entry(shape, DTYPES[dtype])
+            continue
+        for field in Quantized._fields:
+            leaf = leaves[paths[name].removesuffix("kernel") + field]
+            entries[_field_of(name, field)] = Entry(leaf.shape[1:], np.dtype(leaf.dtype))
+    return entries
+
+
+def _leaves(cfg: LlamaConfig, quantization: QuantizationConfig) -> dict[str, Any]:
+    """Shapes and types of the parameters, by their paths."""
+    try:
+        return leaves_by_path(abstract_base(cfg, quantization))
+    except ValueError as error:  # 4 bits pack pairs
+        raise UserError(str(error)) from error
+
+
+def _paths(cfg: LlamaConfig) -> dict[str, str]:
+    """The parameter that each tensor is, or is a layer of."""
+    return {name.format(i): path for path, name in NAMES.items() for i in range(cfg.num_layers)}
+
+
+def _is_kernel(path: str) -> bool:
+    return path.startswith("blocks/") and path.endswith("/kernel")
+
+
+def _field_of(name: str, field: str) -> str:
+    """The name of a kernel's codes or scales."""
+    return name.removesuffix("weight") + field
+
+
+def _read_stated(path: Path) -> tuple[LlamaConfig, QuantizationConfig]:
+    stated = read_object(path)
+    model, kept = stated.part("model"), stated.part("quantize")
+    try:
+        return build(LlamaConfig, "model", model.content), build(QuantizationConfig, "quantize", kept.content)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,59 @@
+"""From a model's energy to one that can be compared with the Materials Project's: the MP2020 corrections.
+
+Potentials trained on raw PBE and PBE+U totals need them (Wang et al., Sci. Rep. 11, 15496, 2021): they make
+calculations with and without U comparable, and mend the energies of anions. CHGNet was trained with them and must not
+get them twice.
+"""
+
+from __future__ import annotations
+
+from pymatgen.core import Structure
+from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
+from pymatgen.io.vasp.sets import MPRelaxSet
+
+from crystal_jax.suppress_warnings import quiet
+
+SCHEME = "MaterialsProject2020Compatibility"
+
+
+@quiet()
+def corrected_energy(structure: Structure, energy: float) -> float:
+    """The energy of the cell with the corrections, in eV.
+
+    Args:
+        structure: relaxed.
+        energy: of its cell, in eV, as from VASP with the settings of `MPRelaxSet`.
+
+    Raises:
+        ValueError: the scheme does not cover it.
+    """
+    return corrected(ComputedStructureEntry(structure, energy, correction=0.0, parameters=_parameters(structure)))
+
+
+@quiet()
+def corrected(entry: ComputedEntry) -> float:
+    """The corrected energy of an entry, in eV.
+
+    Raises:
+        ValueError: the scheme does not cover it.
+    """
+    scheme = MaterialsProject2020Compatibility(check_potcar=False)
+    processed = scheme.process_entries([entry], clean=True, on_error="ignore")
+    if not processed:
+        raise ValueError("the MP2020 corrections do not cover it")
+    return float(processed[0].energy)
+
+
+def hubbard_values(structure: Structure) -> dict[str, float]:
+    """The U in eV that the Materials Project's settings give to each element; only those above 0."""
+    values = MPRelaxSet.CONFIG["INCAR"]["LDAUU"]
+    anion = max(structure.composition.elements, key=lambda element: element.X)
+    of_anion = values.get(anion.symbol, {})
+    found = {element.symbol: float(of_anion.get(element.symbol, 0)) for element in structure.composition.elements}
+    return {symbol: value for symbol, value in found.items() if value > 0}
+
+
+def _parameters(structure: Structure) -> dict[str, object]:
+    hubbards = hubbard_values(structure)
+    return {"hubbards": hubbards, "is_hubbard": bool(hubbards), "run_type": "GGA+U" if hubbards else "GGA"}

@@ -1,0 +1,223 @@
+"""How far above the convex hull of known materials does a crystal lie?
+
+The hull comes from a file: formation energies by composition (CSV), or computed entries (JSON), from which they are
+derived. The energy of the hull at a composition is the lowest that a mixture of known materials reaches, found by
+linear programming among the materials made of its elements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from pymatgen.core import Composition
+from scipy.optimize import linprog
+
+from crystal_jax.energy.entries import KnownEntry, check_amounts, parse_formula, read_entries
+from crystal_jax.errors import UserError
+from crystal_jax.json_files import COMPRESSED, JsonObject, describe, finite_text, parse_json, read_bytes, stored_bytes
+from crystal_jax.storage.files import as_path
+from crystal_jax.suppress_warnings import quiet
+from crystal_jax.tables import parse_rows
+
+METASTABLE = 0.1  # eV/atom above the hull; the paper's threshold for the energy model
+STABLE = 0.0  # eV/atom; the paper's threshold for DFT
+
+_SAME = 1e-9  # eV/atom; two materials of one composition are told apart by more
+_LEAST_SHARE = 1e-6  # of a material in a mixture; less is rounding
+_DIGITS = 5  # of shares by which compositions are told apart; files round them
+
+Material = tuple[Mapping[str, float], float]  # amounts of the elements by symbol, and eV/atom
+
+
+@dataclasses.dataclass(frozen=True)
+class HullResult:
+    """Where a crystal lies.
+
+    Attributes:
+        above: eV/atom; negative below the hull of the known materials.
+        formation_energy: eV/atom.
+        known_in_system: known materials with exactly its elements; 0 says that the height is a lower bound at best.
+        decomposition: formulas of the hull's materials at its composition, with their shares of atoms.
+    """
+
+    above: float
+    formation_energy: float
+    known_in_system: int
+    decomposition: tuple[tuple[str, float], ...]
+
+
+class Hull:
+    """Known materials and the energies of the elements."""
+
+    def __init__(self, materials: Iterable[Material], elements: Mapping[str, float], source: str):
+        """Keeps the lowest material of each composition.
+
+        Args:
+            materials: amounts of the elements by symbol, and formation energies, eV/atom.
+            elements: the energy of each element in its reference state, eV/atom, corrected.
+            source: what the report says.
+        """
+        self.elements, self.source = dict(elements), source
+        lowest: dict[frozenset[tuple[str, float]], Material] = {}
+        for amounts, energy in materials:
+            total = sum(amounts.values())
+            shares = {symbol: amount / total for symbol, amount in amounts.items()}
+            key = frozenset((symbol, round(share, _DIGITS)) for symbol, share in shares.items())
+            if len(shares) > 1 and (key not in lowest or energy < lowest[key][1] - _SAME):
+                lowest[key] = (shares, energy)
+        self._by_system: dict[frozenset[str], list[Material]] = defaultdict(list)
+        for material in lowest.values():
+            self._by_system[frozenset(material[0])].append(material)
+        self.size = len(lowest)
+
+    def systems(self) -> set[frozenset[str]]:
+        """The chemical systems in which some material is known."""
+        return set(self._by_system)
+
+    def has(self, counts: Mapping[str, float]) -> bool:
+        """Whether some material has these shares of atoms; elements themselves are always there."""
+        total = sum(counts.values())
+        shares = {symbol: number / total for symbol, number in counts.items()}
+        return len(shares) == 1 or any(
+            all(abs(mix[symbol] - share) < 10.0**-_DIGITS for symbol, share in shares.items())
+            for mix, _ in self._by_system.get(frozenset(shares), ())
+        )
+
+    def num_in_system(self, elements: Iterable[str]) -> int:
+        """Returns the number of materials with exactly these elements."""
+        return len(self._by_system.get(frozenset(elements), ()))
+
+    def height(self, composition: Composition, energy: float) -> HullResult:
+        """Where a crystal of that energy (eV/atom, corrected) lies.
+
+        Raises:
+            ValueError: an element has no reference energy.
+        """
+        shares = composition.fractional_composition.get_el_amt_dict()
+        if missing := [symbol for symbol in shares if symbol not in self.elements]:
+            raise ValueError(f"no reference energy of {', '.join(missing)}")
+        formation = energy - sum(share * self.elements[symbol] for symbol, share in shares.items())
+        lowest, mixture = self._lowest(shares)
+        return HullResult(formation - lowest, formation, self.num_in_system(shares), mixture)
+
+    def _lowest(self, shares: Mapping[str, float]) -> tuple[float, tuple[tuple[str, float], ...]]:
+        """The hull's formation energy at a composition, and what it is a mixture of."""
+        symbols = sorted(shares)
+        if len(symbols) == 1:
+            return 0.0, ((symbols[0], 1.0),)
+        rows = [
+            row
+            for size in range(2, len(symbols) + 1)
+            for system in itertools.combinations(symbols, size)
+            for row in self._by_system.get(frozenset(system), ())
+        ]
+        corners: list[Material] = [({symbol: 1.0}, 0.0) for symbol in symbols] + rows
+        energies = np.array([energy for _, energy in corners])
+        amounts = np.array([[mix.get(symbol, 0.0) for mix, _ in corners] for symbol in symbols])
+        solved = linprog(energies, A_eq=amounts, b_eq=[shares[symbol] for symbol in symbols], method="highs")
+        if not solved.success:
+            raise ValueError(f"no hull at {'-'.join(symbols)}: {solved.message}")
+        used = [(float(x), mix) for x, (mix, _) in zip(solved.x, corners, strict=True) if x > _LEAST_SHARE]
+        used.sort(key=lambda pair: -pair[0])
+        return float(solved.fun), tuple((_formula(mix), share) for share, mix in used)
+
+
+def _formula(shares: Mapping[str, float]) -> str:
+    """In whole numbers, from shares that were rounded."""
+    if len(shares) == 1:
+        return next(iter(shares))
+    return Composition(shares).get_integer_formula_and_factor(max_denominator=1000)[0]
+
+
+@quiet()
+def read_hull(path: Path | str, *, elements: Path | str | None = None) -> Hull:
+    """Reads known materials.
+
+    Args:
+        path: a CSV with `composition` (a formula, or JSON from symbols to amounts) and `formation_energy_per_atom`
+            (eV/atom, MP2020-corrected), or JSON with computed entries, see `entries.read_entries`; either also as .gz,
+            .bz2 or .xz.
+        elements: with a CSV, entries of the elements' reference states; by default the one
+            `*elemental-reference-entries.json*` beside it.
+
+    Raises:
+        UserError: a file is missing or is not such a file.
+    """
+    path = as_path(path, "path")
+    kind = next((s for s in reversed(path.suffixes) if s not in COMPRESSED), "")
+    if kind in (".pkl", ".pickle"):
+        raise UserError(
+            f"{path}: a pickle may hold any program, so it is not read; take the same materials as JSON of computed "
+            "entries (Matbench Discovery: *-computed-structure-entries.json.gz)"
+        )
+    if not path.exists():
+        raise UserError(f"{path}: no such file of known materials; --hull is a CSV or JSON of the convex hull")
+    if kind not in (".csv", ".json"):
+        raise UserError(f"{path}: known materials are read from .csv and .json, also as .gz, .bz2 or .xz")
+    source = f"{path.name}, SHA-256 {hashlib.sha256(stored_bytes(path)).hexdigest()[:16]}"
+    if kind == ".json":
+        entries = read_entries(path)
+        lowest = _elements(entries)
+        return Hull(_formation_energies(entries, lowest), lowest, source)
+    table = _table(path)
+    return Hull(table, _elements(read_entries(_elements_file(path, elements))), source)
+
+
+def _elements_file(path: Path, elements: Path | str | None) -> Path:
+    if elements is not None:
+        return as_path(elements, "elements")
+    beside = sorted(path.parent.glob("*elemental-reference-entries.json*"))
+    if len(beside) != 1:
+        raise UserError(
+            f"{path} does not say which energies the elements have: pass --hull_elements=FILE, or put one file "
+            f"*elemental-reference-entries.json beside it (there are {len(beside)})"
+        )
+    return beside[0]
+
+
+def _table(path: Path) -> list[Material]:
+    """The rows of a CSV; rows whose cells are all empty are left out."""
+    table = parse_rows(read_bytes(path), name=str(path))
+    if missing := {"composition", "formation_energy_per_atom"} - set(table.columns):
+        raise UserError(f"{path}: not a table of known materials: it has no column {', '.join(sorted(missing))}")
+    rows = enumerate(table.records(), start=1)
+    return [_material(row, path, number) for number, row in rows if any(row.values())]
+
+
+def _material(row: Mapping[str, str], path: Path, number: int) -> Material:
+    checked = JsonObject(row, path, where=f"row {number}: ")
+    text, energy = row["composition"].strip(), row["formation_energy_per_atom"]
+    if text.startswith("{"):
+        amounts = check_amounts(JsonObject.of(parse_json(text, path), path, checked.where).content, checked)
+    else:
+        amounts = parse_formula(text, checked)
+    try:
+        return amounts, finite_text(energy)
+    except ValueError:
+        raise checked.error(
+            f"{checked.where}formation_energy_per_atom is {describe(energy)}, not a finite number"
+        ) from None
+
+
+def _elements(entries: Iterable[KnownEntry]) -> dict[str, float]:
+    """The lowest energy of each element, eV/atom."""
+    lowest: dict[str, float] = {}
+    for entry in entries:
+        if len(entry.amounts) == 1:
+            symbol = next(iter(entry.amounts))
+            lowest[symbol] = min(lowest.get(symbol, np.inf), entry.energy_per_atom)
+    return lowest
+
+
+def _formation_energies(entries: Iterable[KnownEntry], elements: Mapping[str, float]) -> Iterable[Material]:
+    for entry in entries:
+        if elements.keys() >= entry.amounts.keys():
+            atoms = sum(entry.amounts.values())
+            reference = sum(amount * elements[symbol] for symbol, amount in entry.amounts.items())
+            yield entry.amounts, (entry.energy - reference) / atoms

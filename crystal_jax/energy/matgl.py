@@ -1,0 +1,105 @@
+"""Any potential of matgl, by its name on its hub or by folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crystal_jax.energy.model import Cell, Prediction
+from crystal_jax.errors import UserError
+from crystal_jax.json_files import describe, read_json
+
+_FILES = ("model.pt", "state.pt", "model.json")
+_MODULE = re.compile(r"matgl\.(models|apps|layers)(\.\w+)*")
+
+
+class MatGL:
+    """The potential; a member of the protocol `EnergyModel`. Crystals are evaluated one by one."""
+
+    corrected = False
+
+    def __init__(self, name: str):
+        """Loads it.
+
+        Args:
+            name: of matgl's hub, or a folder with model.pt, state.pt and model.json.
+
+        Raises:
+            UserError: there is no such model, or it is no potential.
+        """
+        import matgl
+        from matgl.ext.ase import PESCalculator
+
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            check_folder(folder)
+            name = str(folder)
+        elif os.sep in name or name.startswith("."):
+            raise UserError(f"{name}: no such folder of a matgl model")
+        try:
+            potential = matgl.load_model(name)
+            self._calculator = PESCalculator(potential, stress_unit="eV/A3")
+            symbols = potential.model.element_types
+        except Exception as error:  # its loader, its hub and its networks raise nearly anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"matgl cannot load {name!r} as a potential: {reason}") from error
+        from ase.data import atomic_numbers
+
+        self.elements = frozenset(atomic_numbers[symbol] for symbol in symbols)
+        self.name = f"{Path(name).name} (matgl {importlib.metadata.version('matgl')})"
+
+    def predict(self, cells: Sequence[Cell]) -> list[Prediction]:
+        """See `EnergyModel`."""
+        return [self._one(cell) for cell in cells]
+
+    def _one(self, cell: Cell) -> Prediction:
+        from ase import Atoms
+
+        atoms = Atoms(cell.numbers, positions=cell.positions, cell=cell.lattice, pbc=True)
+        self._calculator.calculate(atoms)
+        found = self._calculator.results
+        xx, yy, zz, yz, xz, xy = np.asarray(found["stress"], float).reshape(-1)[:6]
+        stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        return Prediction(float(found["energy"]), np.asarray(found["forces"], float), stress)
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a matgl model's folder names no other code than matgl's models.
+
+    matgl imports whichever module "@module" names, in model.json and in the pickle model.pt; both are read here first,
+    the pickle without running any code.
+
+    Raises:
+        UserError: a file is missing or damaged, or names another module.
+    """
+    import torch
+
+    for name in _FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}; the folder of a matgl model has {', '.join(_FILES)}")
+    stated = read_json(folder / "model.json")
+    try:
+        arguments = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; all say that the file is refused
+        raise UserError(f"{folder / 'model.pt'} is refused: it holds more than plain values, or is damaged") from error
+    for file, content in (("model.json", stated), ("model.pt", arguments)):
+        for module in _modules_of(content):
+            if not _MODULE.fullmatch(str(module)):
+                raise UserError(
+                    f"{folder / file} is refused: it names the module {describe(str(module))}, not a model of matgl"
+                )
+
+
+def _modules_of(content: Any) -> Iterator[Any]:
+    """Every module that a nest of dicts and lists names."""
+    members = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    if isinstance(content, dict) and "@module" in content:
+        yield content["@module"]
+    for member in members:
+        yield from _modules_of(member)

@@ -1,0 +1,120 @@
+"""What relaxation asks of an energy model, and the models by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+from pymatgen.core import Structure
+
+from crystal_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A periodic crystal as numbers.
+
+    Attributes:
+        numbers: atomic numbers.
+        positions: Cartesian, in Å.
+        lattice: the lattice vectors as rows, in Å.
+    """
+
+    numbers: Int[np.ndarray, " atoms"]
+    positions: Float[np.ndarray, "atoms 3"]
+    lattice: Float[np.ndarray, "3 3"]
+
+    @classmethod
+    def of(cls, structure: Structure) -> Cell:
+        """The same crystal; oxidation states are dropped."""
+        numbers = np.array([site.specie.Z for site in structure])
+        return cls(numbers, np.array(structure.cart_coords), np.array(structure.lattice.matrix))
+
+    def to_structure(self) -> Structure:
+        """The same crystal."""
+        return Structure(self.lattice, self.numbers.tolist(), self.positions, coords_are_cartesian=True)
+
+    @property
+    def volume(self) -> float:
+        """In Å^3."""
+        return float(abs(np.linalg.det(self.lattice)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Energy in eV, forces in eV/Å, and stress in eV/Å^3: ∂E/∂ε / volume, negative where the cell wants to expand."""
+
+    energy: float
+    forces: Float[np.ndarray, "atoms 3"]
+    stress: Float[np.ndarray, "3 3"]
+
+
+class EnergyModel(Protocol):
+    """A potential.
+
+    Attributes:
+        name: what it is, with its version.
+        corrected: whether its energies contain the MP2020 corrections already.
+        elements: the atomic numbers it knows.
+    """
+
+    name: str
+    corrected: bool
+    elements: frozenset[int]
+
+    def predict(self, cells: Sequence[Cell]) -> list[Prediction]:
+        """Of several crystals at once."""
+        ...
+
+
+def load_model(name: str, *, weights: Path | None = None) -> EnergyModel:
+    """Loads a model and checks it on compounds (see `guard`).
+
+    Args:
+        name: "m3gnet", the one of the paper; "chgnet"; or "matgl:NAME", a model of matgl by name or folder.
+        weights: folder of M3GNet's checkpoint, instead of the cache.
+
+    Raises:
+        UserError: there is no such model, a package or the weights are missing, or its energies are wrong.
+    """
+    from crystal_jax.energy.sanity_check import check
+
+    kind, _, rest = name.partition(":")
+    if kind not in _LOADERS or (kind == "matgl") != bool(rest):
+        raise UserError(f"no energy model {name!r}; --energy_model is m3gnet, chgnet, matgl:NAME or none")
+    try:
+        model = _LOADERS[kind](rest, weights)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the energy model {name} needs the package {error.name}: "
+            "pip install torch --index-url https://download.pytorch.org/whl/cpu, "
+            "then pip install 'crystal-jax[energies]'"
+        ) from error
+    check(model)
+    return model
+
+
+def _m3gnet(_: str, weights: Path | None) -> EnergyModel:
+    from crystal_jax.energy.m3gnet import M3GNet
+    from crystal_jax.energy.m3gnet_weights import m3gnet_folder
+
+    return M3GNet(m3gnet_folder(weights))
+
+
+def _chgnet(_: str, __: Path | None) -> EnergyModel:
+    from crystal_jax.energy.chgnet import CHGNet
+
+    return CHGNet()
+
+
+def _matgl(name: str, _: Path | None) -> EnergyModel:
+    from crystal_jax.energy.matgl import MatGL
+
+    return MatGL(name)
+
+
+_LOADERS: dict[str, Callable[[str, Path | None], EnergyModel]] = {"m3gnet": _m3gnet, "chgnet": _chgnet, "matgl": _matgl}

@@ -1,0 +1,221 @@
+"""Moves atoms and cell to the nearest minimum of the energy, many crystals at a time.
+
+FIRE (Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006) with the constants of ASE, on positions and deformation gradient
+as in ASE's `UnitCellFilter`. Each crystal has its own velocities, step size, step count and time; only the model is
+called for all of them together. A crystal that is done makes room for the next one at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+
+from crystal_jax.energy.model import Cell, EnergyModel, Prediction
+from crystal_jax.errors import UserError
+
+# FIRE; the names of the paper where it names them.
+_DT, _DT_MAX, _MAX_MOVE = 0.1, 1.0, 0.2  # ASE's units of time; Å in all of one step
+_N_MIN, _F_INC, _F_DEC, _ALPHA, _F_ALPHA = 5, 1.1, 0.5, 0.1, 0.99
+
+# What no crystal does that is on its way to a minimum.
+_VOLUME_RATIO = (0.2, 5.0)  # of the cell, now and at the beginning
+_LEAST_VOLUME = 2.0  # Å^3 an atom; the densest real crystals have 3 to 5
+_LOWEST_ENERGY = -25.0  # eV/atom; the lowest of an element is about -15
+
+Status = Literal["converged", "steps", "timeout", "exploded", "crashed"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RelaxSettings:
+    """When a relaxation ends, and how many run together.
+
+    Attributes:
+        fmax: eV/Å; it is done when no force is larger, nor the stress times the volume a atom.
+        max_steps: of each crystal.
+        timeout: s, of each crystal: its share, by atoms, of the time of the batches it was in.
+        batch_atoms: atoms that are evaluated together; a larger crystal is alone.
+    """
+
+    fmax: float = 0.1
+    max_steps: int = 500
+    timeout: float = 60.0
+    batch_atoms: int = 160
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be.
+
+        Raises:
+            UserError: a value is not positive.
+        """
+        for name, value in dataclasses.asdict(self).items():
+            if not value > 0:
+                raise UserError(f"{name}={value} of a relaxation must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Relaxed:
+    """How a relaxation ended.
+
+    Attributes:
+        key: of the crystal.
+        status: "converged"; "steps", all of them taken, and the energy counts as in the paper; or a failure.
+        reason: of a failure.
+        energy: eV, of the whole cell, as the model gives it; None for a failure.
+        first_energy: the same before the first step.
+        steps: taken.
+        seconds: see `RelaxSettings.timeout`.
+        cell: the last one.
+    """
+
+    key: str
+    status: Status
+    reason: str
+    energy: float | None
+    first_energy: float | None
+    steps: int
+    seconds: float
+    cell: Cell
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether there is an energy."""
+        return self.energy is not None
+
+
+class _Path:
+    """One crystal on its way."""
+
+    def __init__(self, key: str, cell: Cell, settings: RelaxSettings):
+        self.key, self.cell, self.settings = key, cell, settings
+        self.steps, self.seconds = 0, 0.0
+        self.energy: float | None = None
+        self.first_energy: float | None = None
+        self._first = cell
+        count = len(cell.numbers)
+        # Positions in the frame of the first cell, then the deformation gradient times the number of atoms.
+        self._x = np.vstack([cell.positions, count * np.eye(3)])
+        self._v = np.zeros_like(self._x)
+        self._dt, self._alpha, self._uphill = _DT, _ALPHA, 0
+        self._count = count
+
+    def ended(self, status: Status, reason: str = "") -> Relaxed:
+        energy = self.energy if status in ("converged", "steps") else None
+        return Relaxed(
+            self.key, status, reason, energy, self.first_energy, self.steps, round(self.seconds, 3), self.cell
+        )
+
+    def impossible(self) -> Relaxed | None:
+        """The end of a crystal that has left the world of crystals."""
+        volume = self.cell.volume
+        ratio = volume / self._first.volume if self._first.volume else np.inf
+        if not np.isfinite(self.cell.positions).all() or not np.isfinite(volume):
+            return self.ended("exploded", "positions are not finite")
+        if volume < _LEAST_VOLUME * self._count:
+            return self.ended("exploded", f"less than {_LEAST_VOLUME:g} Å^3 an atom")
+        if not _VOLUME_RATIO[0] <= ratio <= _VOLUME_RATIO[1]:
+            return self.ended("exploded", f"the volume changed by more than a factor of {_VOLUME_RATIO[1]:g}")
+        return None
+
+    def advance(self, prediction: Prediction, seconds: float) -> Relaxed | None:
+        """Takes in what the model says of the present cell; the result if that was the end, or a step."""
+        self.seconds += seconds
+        finite = np.isfinite(prediction.energy) and np.isfinite(prediction.forces).all()
+        if not finite or not np.isfinite(prediction.stress).all():
+            return self.ended("exploded", "the model's energy or forces are not finite")
+        if prediction.energy < _LOWEST_ENERGY * self._count:
+            return self.ended("exploded", f"the model's energy is below {_LOWEST_ENERGY:g} eV an atom")
+        self.energy = prediction.energy
+        if self.first_energy is None:
+            self.first_energy = prediction.energy
+        deformation = self._x[self._count :] / self._count
+        forces = self._generalised(prediction, deformation)
+        if np.linalg.norm(forces, axis=1).max() < self.settings.fmax:
+            return self.ended("converged")
+        if self.steps >= self.settings.max_steps:
+            return self.ended("steps")
+        if self.seconds > self.settings.timeout:
+            return self.ended("timeout", f"not done within {self.settings.timeout:g} s")
+        self._fire(forces)
+        self.steps += 1
+        deformation = self._x[self._count :] / self._count
+        self.cell = Cell(self.cell.numbers, self._x[: self._count] @ deformation.T, self._first.lattice @ deformation.T)
+        return self.impossible()
+
+    def _generalised(self, prediction: Prediction, deformation: np.ndarray) -> np.ndarray:
+        """Forces on the rows of `_x`."""
+        virial = -self.cell.volume * prediction.stress
+        on_cell = np.linalg.solve(deformation, virial.T).T / self._count
+        return np.vstack([prediction.forces @ deformation, on_cell])
+
+    def _fire(self, forces: np.ndarray) -> None:
+        power = np.vdot(forces, self._v)
+        if power > 0:
+            along = forces / np.linalg.norm(forces) * np.linalg.norm(self._v)
+            self._v = (1 - self._alpha) * self._v + self._alpha * along
+            if self._uphill > _N_MIN:
+                self._dt = min(self._dt * _F_INC, _DT_MAX)
+                self._alpha *= _F_ALPHA
+            self._uphill += 1
+        elif self.steps:
+            self._v = np.zeros_like(self._v)
+            self._dt, self._alpha, self._uphill = self._dt * _F_DEC, _ALPHA, 0
+        self._v = self._v + self._dt * forces
+        move = self._dt * self._v
+        length = float(np.linalg.norm(move))
+        self._x = self._x + move * min(1.0, _MAX_MOVE / length)
+
+
+def relax(model: EnergyModel, cells: Iterable[tuple[str, Cell]], settings: RelaxSettings) -> Iterator[Relaxed]:
+    """Relaxes crystals, given with a key each; yields each as it ends, in no order.
+
+    Whatever a crystal does to the model ends that crystal alone.
+    """
+    waiting = collections.deque(cells)
+    active: list[_Path] = []
+    while waiting or active:
+        atoms = sum(len(path.cell.numbers) for path in active)
+        while waiting and (not active or atoms + len(waiting[0][1].numbers) <= settings.batch_atoms):
+            path = _Path(*waiting.popleft(), settings)
+            if (end := _unknown(model, path) or path.impossible()) is not None:
+                yield end
+                continue
+            active.append(path)
+            atoms += len(path.cell.numbers)
+        going = []
+        for path, outcome, seconds in _evaluate(model, active):
+            end = outcome if isinstance(outcome, Relaxed) else path.advance(outcome, seconds)
+            if end is None:
+                going.append(path)
+            else:
+                yield end
+        active = going
+
+
+def _unknown(model: EnergyModel, path: _Path) -> Relaxed | None:
+    if model.elements.issuperset(path.cell.numbers.tolist()):
+        return None
+    return path.ended("crashed", "an element that the model does not know")
+
+
+def _evaluate(model: EnergyModel, paths: list[_Path]) -> Iterator[tuple[_Path, Prediction | Relaxed, float]]:
+    """What the model says of each, with its share of the time."""
+    if not paths:
+        return
+    begin = time.monotonic()
+    try:
+        predictions: list[Prediction | Relaxed] = list(model.predict([path.cell for path in paths]))
+    except Exception as error:  # the networks raise nearly anything, for one of them
+        if len(paths) > 1:
+            for path in paths:
+                yield from _evaluate(model, [path])
+            return
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        predictions = [paths[0].ended("crashed", reason)]
+    share = (time.monotonic() - begin) / sum(len(path.cell.numbers) for path in paths)
+    for path, prediction in zip(paths, predictions, strict=True):
+        yield path, prediction, share * len(path.cell.numbers)

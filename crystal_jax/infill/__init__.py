@@ -1,0 +1,1 @@
+"""Which elements could replace one in a crystal."""

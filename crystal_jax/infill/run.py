@@ -1,0 +1,319 @@
+"""Says which elements could take the place of one in a crystal, and how probable a trained model finds each.
+
+All atoms of the element are masked, as in training, and every element is scored exactly, not sampled. Writes
+elements.csv, the most probable new crystals as CIF files, and run.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from pymatgen.core import Composition
+from pymatgen.io.cif import CifWriter
+
+from crystal_jax.errors import UserError
+from crystal_jax.evaluate.oxidation import OXIDATION_STATES, OxidationTable, load_oxidation_table
+from crystal_jax.evaluate.validity import compositional_invalid_reason
+from crystal_jax.infill.radii import TOLERANCE, elements_of_similar_radius
+from crystal_jax.score.crystals import crystal_of, spelled
+from crystal_jax.storage.files import write_text
+from crystal_jax.storage.jsonl_log import ensure_same_run, release
+from crystal_jax.structures import read_entries
+from crystal_jax.tables import read_rows, write_rows
+from crystal_jax.text.crystal_text import ELEMENTS, Crystal
+from crystal_jax.text.prompts import infill_prompt, mask_element
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A workdir, an exported folder or a released model (crystal-tiny), trained with infilling.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "cif", None, "The crystal: a CIF file, or another file of one crystal.", flag_values=flag_values
+    )
+    flags.DEFINE_string("element", None, "The element to replace, such as Fe.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "site",
+        None,
+        "Or a site whose element it is: its number from 0, as pymatgen reads the file.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "temperature", 1.0, "Probabilities are raised to 1/temperature, then normalised.", flag_values=flag_values
+    )
+    flags.DEFINE_integer("top_k", 10, "How many elements are shown and written as CIF.", flag_values=flag_values)
+    flags.DEFINE_boolean(
+        "radius_rule",
+        False,
+        "Allow elements of a similar ionic radius only (see --radius_tolerance).",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "radius_tolerance",
+        TOLERANCE,
+        "Radii in Å differ by less, in a shared oxidation state.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        "charge_rule", False, "Allow elements only with which charges can balance.", flag_values=flag_values
+    )
+    flags.DEFINE_enum(
+        "oxidation_states", "smact14", OXIDATION_STATES, "The table for --charge_rule.", flag_values=flag_values
+    )
+    flags.DEFINE_integer("batch_size", 32, "Elements scored side by side.", flag_values=flag_values)
+    flags.DEFINE_string("output", None, "Directory for elements.csv, cif/ and run.json.", flag_values=flag_values)
+    flags.mark_flags_as_required(["checkpoint", "cif", "output"], flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Entry of `crystal-jax infill`."""
+    path = infill(
+        flag_values.checkpoint,
+        cif=Path(flag_values.cif),
+        output=Path(flag_values.output),
+        element=flag_values.element,
+        site=flag_values.site,
+        temperature=flag_values.temperature,
+        top_k=flag_values.top_k,
+        radius_rule=flag_values.radius_rule,
+        radius_tolerance=flag_values.radius_tolerance,
+        charge_rule=flag_values.charge_rule,
+        oxidation_states=flag_values.oxidation_states,
+        batch_size=flag_values.batch_size,
+        step=flag_values.step,
+    )
+    rows = read_rows(path).records()[: flag_values.top_k]
+    print("element  probability  uniform swap")
+    for row in rows:
+        print(f"{row['symbol']:<7}  {float(row['probability']):11.4f}  {float(row['baseline']):12.4f}")
+    print(path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """An element in the masked place: a row of `elements.csv`.
+
+    Attributes:
+        symbol: The element.
+        probability: Among the allowed elements, at the temperature asked for; 0 where it is not allowed.
+        log_prob: log p(symbol, EOS | prompt) in nats, at temperature 1, among all texts.
+        allowed: Whether the rules that are asked for admit it.
+        baseline: Probability under the paper's baseline, a uniform draw from what the radius rule admits.
+    """
+
+    symbol: str
+    probability: float
+    log_prob: float
+    allowed: bool
+    baseline: float
+
+
+def infill(
+    checkpoint: str | Path,
+    *,
+    cif: Path,
+    output: Path,
+    element: str | None = None,
+    site: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 10,
+    radius_rule: bool = False,
+    radius_tolerance: float = TOLERANCE,
+    charge_rule: bool = False,
+    oxidation_states: str = "smact14",
+    batch_size: int = 32,
+    step: int | None = None,
+) -> Path:
+    """Scores every element in the place of one and returns the path of `elements.csv`, the most probable first.
+
+    Its columns are the attributes of `Proposal`. `cif/` has the given crystal, unrounded, with each of the `top_k`
+    elements in the masked places; the original element keeps its row and gets no file.
+
+    Args:
+        checkpoint: A workdir, an exported folder, or the name of a released model; trained with infilling.
+        cif: The crystal. Its sites are sorted where the model was trained so, and not translated.
+        output: Directory, new or of the same request.
+        element: The element to replace; either this or `site` is given.
+        site: A site whose element it is, from 0, as pymatgen reads the file.
+        temperature: p^(1/temperature), normalised over the allowed elements.
+        top_k: How many become CIF files.
+        radius_rule: Allow only what `elements_of_similar_radius` admits.
+        radius_tolerance: Of the rule, and of the baseline, in Å.
+        charge_rule: Allow only elements with which the whole composition is valid by the evaluator's rule.
+        oxidation_states: Its table: smact14 or icsd24.
+        batch_size: Elements scored side by side.
+        step: A checkpoint's step; the last by default.
+
+    Raises:
+        UserError: no such checkpoint, crystal or site, a model trained without infilling, an impossible setting, or an
+            output directory of another request.
+    """
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"temperature must be positive, not {temperature}")
+    if top_k < 1 or batch_size < 1:
+        raise UserError(f"top_k={top_k} and batch_size={batch_size} must be positive")
+    crystal, content = _read(cif)
+    symbol = _asked(crystal, element, site)
+    admitted = elements_of_similar_radius(symbol, tolerance=radius_tolerance)
+    if radius_rule and not admitted:
+        raise UserError(
+            f"no element has an ionic radius within {radius_tolerance} Å of {symbol}'s in a shared oxidation state; "
+            "raise --radius_tolerance or leave out --radius_rule"
+        )
+    allowed = set(admitted if radius_rule else ELEMENTS)
+    if charge_rule:
+        allowed &= _balanced(crystal, symbol, load_oxidation_table(oxidation_states))
+        if not allowed:
+            raise UserError(f"charges balance with no allowed element for {symbol}; leave out --charge_rule")
+    # Late, so that --help and bad flags answer at once.
+    from crystal_jax.checkpoint.models import describe, load_for_inference
+    from crystal_jax.checkpoint.pretrained import locate
+    from crystal_jax.config import MeshConfig
+    from crystal_jax.provenance import provenance
+    from crystal_jax.score.likelihood import Likelihood
+    from crystal_jax.sharding import make_mesh
+    from crystal_jax.text.tokenizer import load_tokenizer
+
+    experiment = describe(checkpoint)
+    if not experiment.task.infill:
+        raise UserError(
+            f"{checkpoint} was trained without infilling (task.infill=0); train with --config.task.infill=0.34"
+        )
+    tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
+    try:
+        text = spelled(crystal, experiment)
+        prompt = infill_prompt(mask_element(text, symbol, substring=experiment.text.version == "paper"))
+        tokenizer.encode(prompt)
+    except ValueError as error:
+        raise UserError(f"{cif}: {error}") from error
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    trained = load_for_inference(checkpoint, mesh, step=step)
+    likelihood = Likelihood(trained, tokenizer, mesh, prompt=prompt, batch_size=batch_size)
+    spellings = _spellings(likelihood.encode)
+    request: dict[str, Any] = {
+        "checkpoint": str(locate(checkpoint).resolve()),
+        "step": trained.step,
+        "cif": str(cif.resolve()),
+        "cif_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "element": symbol,
+        "prompt": prompt,
+        "temperature": temperature,
+        "top_k": top_k,
+        "radius_rule": radius_rule,
+        "radius_tolerance": radius_tolerance,
+        "charge_rule": charge_rule and oxidation_states,
+        "text_format": experiment.text.version,
+        "coordinates": experiment.text.coordinates,
+        "order": experiment.task.order,
+        "tokenizer": tokenizer.name,
+    }
+    made_by = provenance(("jax", "flax", "pymatgen"), command="infill", elements_scored=len(spellings))
+    ensure_same_run(output, request, made_by)
+    log_probs = dict(zip(spellings, likelihood(list(spellings.values())), strict=True))
+    proposals = propose(log_probs, admitted, allowed, temperature=temperature)
+    _write_crystals(output / "cif", crystal, symbol, proposals[:top_k])
+    path = output / "elements.csv"
+    columns = [field.name for field in dataclasses.fields(Proposal)]
+    write_rows(path, columns, [dataclasses.astuple(proposal) for proposal in proposals])
+    release(output)
+    return path
+
+
+def propose(
+    log_probs: Mapping[str, float], admitted: Sequence[str], rules_allow: Collection[str], *, temperature: float
+) -> list[Proposal]:
+    """Turns the log-probabilities of elements into rows, the most probable first.
+
+    Args:
+        log_probs: Element symbol to log p(symbol, EOS | prompt).
+        admitted: What the radius rule admits: the baseline draws from these.
+        rules_allow: The elements that the rules asked for admit.
+        temperature: See `infill`.
+
+    Raises:
+        UserError: nothing is allowed.
+    """
+    allowed = {symbol: symbol in rules_allow for symbol in log_probs}
+    if not any(allowed.values()):
+        raise UserError("the rules leave no element that the tokenizer can spell; leave out one of them")
+    tempered = np.array([log_probs[s] / temperature if allowed[s] else -np.inf for s in log_probs])
+    weights = np.exp(tempered - tempered.max())
+    drawn = [s for s in admitted if s in log_probs]
+    rows = [
+        Proposal(
+            symbol=symbol,
+            probability=float(weight / weights.sum()),
+            log_prob=log_probs[symbol],
+            allowed=allowed[symbol],
+            baseline=1 / len(drawn) if symbol in drawn else 0.0,
+        )
+        for symbol, weight in zip(log_probs, weights, strict=True)
+    ]
+    return sorted(rows, key=lambda row: (not row.allowed, -row.log_prob))
+
+
+def _balanced(crystal: Crystal, original: str, table: OxidationTable) -> set[str]:
+    """The elements that keep the composition valid in the place of the original one."""
+
+    def composition(symbol: str) -> Composition:
+        return Composition(Counter(symbol if each == original else each for each in crystal.symbols))
+
+    return {symbol for symbol in ELEMENTS if compositional_invalid_reason(composition(symbol), table) is None}
+
+
+def _read(cif: Path) -> tuple[Crystal, str]:
+    """The crystal of a file, and its CIF."""
+    entries = read_entries(cif)
+    if len(entries) != 1:
+        raise UserError(f"{cif} holds {len(entries)} crystals; give a file of one")
+    try:
+        return crystal_of(entries[0]), entries[0].cif
+    except ValueError as error:
+        raise UserError(f"{cif}: {error}") from error
+
+
+def _asked(crystal: Crystal, element: str | None, site: int | None) -> str:
+    """The element to replace."""
+    if (element is None) == (site is None):
+        raise UserError("say what to replace: either --element=Fe or --site=0")
+    if element is not None:
+        if element not in crystal.symbols:
+            raise UserError(f"the crystal has no {element!r}; it has {', '.join(dict.fromkeys(crystal.symbols))}")
+        return element
+    if site is None or not 0 <= site < len(crystal.symbols):
+        raise UserError(f"the crystal has no site {site}; sites are 0 to {len(crystal.symbols) - 1}")
+    return crystal.symbols[site]
+
+
+def _spellings(encode: Callable[[str], list[int]]) -> dict[str, list[int]]:
+    """The ids of every element that the tokenizer can spell."""
+    spellings = {}
+    for symbol in ELEMENTS:
+        try:
+            spellings[symbol] = encode(symbol)
+        except ValueError:  # outside of a compact vocabulary
+            continue
+    return spellings
+
+
+def _write_crystals(folder: Path, crystal: Crystal, original: str, proposals: Sequence[Proposal]) -> None:
+    folder.mkdir(exist_ok=True)
+    for rank, proposal in enumerate(proposals, start=1):
+        if proposal.symbol == original or not proposal.allowed:
+            continue
+        symbols = tuple(proposal.symbol if symbol == original else symbol for symbol in crystal.symbols)
+        structure = dataclasses.replace(crystal, symbols=symbols).to_structure()
+        formula = Composition(Counter(symbols)).reduced_formula
+        write_text(folder / f"{rank:03d}_{proposal.symbol}_{formula}.cif", str(CifWriter(structure)))

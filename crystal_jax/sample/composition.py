@@ -1,0 +1,296 @@
+"""Draws the composition line of texts that begin with one, before the sites, which are then constrained to it.
+
+Without constraints the lines follow the model's distribution. Under constraints each token is drawn under a mask, which
+alone would distort it: a model that may write Li, Fe, P and O only would mostly stop after lithium, since ending the
+line is the one continuation whose probability the mask does not take away. So several lines are proposed, and one is
+chosen with the probability that the masks removed put back as its weight (sampling-importance-resampling, Rubin 1988).
+The more proposals, the nearer the result is to the model's distribution restricted to the constraints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int
+
+from crystal_jax.config import ModelConfig
+from crystal_jax.model.kv_cache import Cache, empty_cache, put_rows
+from crystal_jax.model.transformer import Transformer
+from crystal_jax.sample.engine.decode_step import draw
+from crystal_jax.sharding import BATCH, LAYOUTS, cache_rules, on_mesh, platform_of, row_parts, tree_shardings
+from crystal_jax.text.grammar.composition import CompositionGrammar, ParserState
+from crystal_jax.text.grammar.composition_constraint import CompositionConstraint, Parts
+
+_ATTEMPTS = 1000  # at a composition that is admitted
+# Lines of which one is chosen, under constraints; of a formula, which the prompt states, only the multiple is open.
+_PROPOSALS, _FORMULA_PROPOSALS = 16, 4
+Admit = Callable[[Mapping[str, int]], bool]
+_STREAM = 0x434F4D50  # a composition's random numbers are not those of its crystal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompositionRequest:
+    """A first line to be drawn.
+
+    Attributes:
+        index: Of its sample.
+        prompt: Token ids, BOS included.
+        wanted: What it must be.
+        admit: What else its composition must be; others are drawn again.
+        first: Number of its first attempt, which like `index` decides the random numbers.
+    """
+
+    index: int
+    prompt: tuple[int, ...]
+    wanted: CompositionConstraint
+    admit: Admit = lambda composition: True
+    first: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompositionDraw:
+    """A first line.
+
+    Attributes:
+        composition: What it says.
+        ids: Token ids.
+        log_probs: Of them and of the line's end, which is not among them: see `DecodeState` in sample/engine/decode_step.py.
+        log_allowed_mass: Natural logarithm of the share of probability that `ToState.wanted` left.
+        next_attempt: The first number of an attempt that is still unused.
+        rejected: Attempts that were not admitted.
+        admitted: Whether it is; if not, none of 1,000 was, and this is the last of them.
+        weight: Natural logarithm of the probability that the masks removed, as the temperature has it.
+    """
+
+    composition: Parts
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    log_allowed_mass: float
+    next_attempt: int = 1
+    rejected: int = 0
+    admitted: bool = True
+    weight: float = 0.0
+
+
+# The line of a sample for which no composition was found.
+NOTHING = CompositionDraw(composition=(), ids=(), log_probs=(0.0,), log_allowed_mass=0.0, admitted=False)
+
+
+class _Read(NamedTuple):
+    """What has been read, and the logits of what follows: of the language's columns."""
+
+    cache: Cache
+    logits: Float[Array, "b k"]
+
+
+@dataclasses.dataclass
+class _Row:
+    """A line being written."""
+
+    place: ParserState = dataclasses.field(default_factory=ParserState)
+    ids: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    log_allowed_mass: float = 0.0
+    weight: float = 0.0
+    stated: CompositionDraw | None = None
+    stuck: bool = False
+
+
+class CompositionSampler:
+    """Draws the first line of sample i, which depends on the seed and on i alone.
+
+    Args:
+        graph: Of the model.
+        cfg: Its configuration.
+        language: Of its first lines.
+        mesh: Where its parameters are.
+        prompt_tokens: Length of the longest prompt, BOS included.
+        seed: Of the job.
+        at_once: Lines drawn side by side; no influence on them.
+    """
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        cfg: ModelConfig,
+        language: CompositionGrammar,
+        mesh: Mesh,
+        *,
+        prompt_tokens: int,
+        seed: int,
+        at_once: int = 64,
+    ):
+        self._language, self._seed = language, seed
+        at_once += -at_once % row_parts(mesh)
+        self._prompt_tokens, self._at_once = prompt_tokens, at_once
+        whole = NamedSharding(mesh, jax.P())
+        layout = LAYOUTS[platform_of(mesh)]
+        columns, ends = jnp.array(language.token_ids), jnp.array(language.ends)
+        capacity = prompt_tokens + language.max_tokens
+
+        def logits_after(model: Transformer, hidden: Float[Array, "b 1 d"]) -> Float[Array, "b k"]:
+            end = jax.nn.logsumexp(model.unembed(hidden, ends)[:, 0], axis=-1, keepdims=True)
+            return jnp.concatenate([model.unembed(hidden, columns)[:, 0], end], axis=-1)
+
+        def read(params: nnx.State, tokens: Int[Array, "b p"], count: Int[Array, " b"]) -> _Read:
+            with on_mesh(mesh):
+                model: Transformer = nnx.merge(graph, params)
+                hidden, past = model.prefill(tokens, count, layout=layout)
+                cache = empty_cache(cfg, batch=at_once, capacity=capacity, layout=layout)
+                last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
+                return _Read(put_rows(cache, past, jnp.arange(at_once)), logits_after(model, last))
+
+        def step(
+            params: nnx.State,
+            past: _Read,
+            masks: Bool[Array, "2 b k"],
+            numbers: Int[Array, "b 3"],
+            settings: tuple[Array, Array],
+        ) -> tuple[_Read, tuple[Array, Array, Array, Array]]:
+            """Draws a column in each row and reads it; `masks` are the grammar's and what is wanted."""
+            with on_mesh(mesh):
+                model: Transformer = nnx.merge(graph, params)
+                logits = past.logits
+                log_probs = jax.nn.log_softmax(jnp.where(masks[0], logits, -jnp.inf))
+                kept = jax.nn.logsumexp(jnp.where(masks[1], log_probs, -jnp.inf), axis=-1)
+                heat = jnp.where(settings[0] == 0, 1, settings[0])[:, None]
+                tempered = jax.nn.log_softmax(jnp.where(masks[0], logits / heat, -jnp.inf))
+                weight = jax.nn.logsumexp(jnp.where(masks[1], tempered, -jnp.inf), axis=-1)
+                stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
+                keys = jnp.broadcast_to(stream, len(numbers))
+                for part in numbers.T:
+                    keys = jax.vmap(jax.random.fold_in)(keys, part)
+                column = draw(keys, jnp.where(masks[1], logits, -jnp.inf), *settings)
+                token = jnp.append(columns, 0)[column]
+                hidden, cache = model.decode_forward(token[:, None], jnp.ones(at_once, jnp.int32), past.cache)
+                drawn = column, jnp.take_along_axis(log_probs, column[:, None], axis=1)[:, 0], kept, weight
+                return _Read(cache, logits_after(model, hidden)), drawn
+
+        def empty() -> _Read:
+            cache = empty_cache(cfg, batch=at_once, capacity=capacity, layout=layout)
+            return _Read(cache, jnp.zeros((at_once, language.end + 1)))
+
+        where = tree_shardings(jax.eval_shape(empty), mesh, (*cache_rules(layout), (r"logits$", BATCH)))
+        self._read = jax.jit(read, out_shardings=where)
+        self._step = jax.jit(step, donate_argnums=1, out_shardings=(where, whole))
+
+    def __call__(
+        self, params: nnx.State, asked: Sequence[CompositionRequest], *, temperature: float, top_p: float
+    ) -> Iterator[CompositionDraw]:
+        """The line of each, in order; `params` are the model's."""
+        settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
+        for begin in range(0, len(asked), self._at_once):
+            some = asked[begin : begin + self._at_once]
+            # How many lines are proposed together, of which one is chosen.
+            sizes = [self._num_proposals(one) if temperature else 1 for one in some]
+            found: dict[int, CompositionDraw] = {}
+            made = [0] * len(some)  # attempts
+            most = _ATTEMPTS if temperature else 1  # the most likely line is always the same
+            while missing := [i for i in range(len(some)) if i not in found]:
+                groups = max(1, self._at_once // sum(sizes[i] for i in missing))
+                tries = [
+                    (i, made[i] + number) for i in missing for number in range(min(groups * sizes[i], most - made[i]))
+                ]
+                rows: list[_Row] = []
+                for first in range(0, len(tries), self._at_once):
+                    batch = tries[first : first + self._at_once]
+                    rows += self._write(params, [(some[i], some[i].first + number) for i, number in batch], settings)
+                proposed: dict[int, list[CompositionDraw]] = {i: [] for i in missing}
+                for (i, _), row in zip(tries, rows, strict=True):
+                    stated = row.stated or NOTHING
+                    admitted = row.stated is not None and some[i].admit(dict(stated.composition))
+                    proposed[i].append(dataclasses.replace(stated, admitted=admitted, weight=row.weight))
+                for i, lines in proposed.items():
+                    if chosen := self._choose(some[i], made[i], lines, sizes[i], most=most):
+                        found[i] = chosen
+                    made[i] += len(lines)
+            yield from (found[i] for i in range(len(some)))
+
+    def _num_proposals(self, one: CompositionRequest) -> int:
+        if one.wanted == self._language.anything:  # masks remove nothing
+            return 1
+        return _FORMULA_PROPOSALS if one.wanted.formula else _PROPOSALS
+
+    def _choose(
+        self, one: CompositionRequest, made: int, lines: Sequence[CompositionDraw], size: int, *, most: int
+    ) -> CompositionDraw | None:
+        """Chooses a line of the first group in which one is admitted; the last line if attempts run out, else None.
+
+        Args:
+            one: What is drawn.
+            made: Attempts before these lines.
+            lines: The proposals of whole groups.
+            size: Lines of a group.
+            most: Attempts that are made at all.
+        """
+        for begin in range(0, len(lines), size):
+            group = lines[begin : begin + size]
+            admitted = [line for line in group if line.admitted]
+            first = one.first + made + begin
+            rejected = made + begin + len(group) - len(admitted)
+            if admitted:
+                weights = np.exp(np.array([line.weight for line in admitted]) - max(line.weight for line in admitted))
+                rng = np.random.default_rng([self._seed, _STREAM, one.index, first])
+                place = int(rng.choice(len(admitted), p=weights / weights.sum())) if len(admitted) > 1 else 0
+                return dataclasses.replace(admitted[place], next_attempt=first + len(group), rejected=rejected)
+        if made + len(lines) >= most:
+            rejected = made + len(lines) - 1
+            return dataclasses.replace(lines[-1], next_attempt=one.first + rejected + 1, rejected=rejected)
+        return None
+
+    def _write(
+        self, params: nnx.State, tries: Sequence[tuple[CompositionRequest, int]], settings: tuple[Array, Array]
+    ) -> list[_Row]:
+        """A line for each of these, with the number of its attempt."""
+        language = self._language
+        # Always as many as were compiled for.
+        tokens = np.zeros((self._at_once, self._prompt_tokens), np.int32)
+        count = np.ones(self._at_once, np.int32)
+        numbers = np.zeros((self._at_once, 3), np.int32)
+        for i, (one, attempt) in enumerate(tries):
+            tokens[i, : len(one.prompt)], count[i] = one.prompt, len(one.prompt)
+            numbers[i, :2] = one.index, attempt
+        past = self._read(params, tokens, count)
+        rows = [_Row() for _ in tries]
+        for number in range(language.max_tokens + 1):
+            going = [i for i, row in enumerate(rows) if not row.stated and not row.stuck]
+            if not going:
+                break
+            masks = np.zeros((2, self._at_once, language.end + 1), bool)
+            masks[:, :, language.end] = True  # of rows that have ended
+            masks[:, going] = False
+            for i in going:
+                masks[0, i] = language.open(rows[i].place, language.anything)
+                masks[1, i] = language.open(rows[i].place, tries[i][0].wanted)
+                rows[i].stuck = not masks[1, i].any()
+                masks[:, i, language.end] |= rows[i].stuck
+            numbers[:, 2] = number
+            past, drawn = self._step(params, past, masks, numbers, settings)
+            columns, log_probs, kept, weights = (np.asarray(array).tolist() for array in drawn)
+            for i in going:
+                if not rows[i].stuck:
+                    self._note(rows[i], columns[i], log_probs[i], kept[i], weights[i])
+        return rows
+
+    def _note(self, row: _Row, column: int, log_prob: float, kept: float, weight: float) -> None:
+        """Adds what was drawn to a line."""
+        row.log_probs.append(log_prob)
+        row.log_allowed_mass += kept
+        row.weight += weight
+        if column != self._language.end:
+            row.ids.append(int(self._language.token_ids[column]))
+            row.place = self._language.step(row.place, column)
+            return
+        row.stated = CompositionDraw(
+            composition=self._language.composition(row.place),
+            ids=tuple(row.ids),
+            log_probs=tuple(row.log_probs),
+            log_allowed_mass=row.log_allowed_mass,
+        )

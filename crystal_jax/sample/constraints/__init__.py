@@ -1,0 +1,1 @@
+"""What a sample may be: masks on the device, and constraints that the host answers."""

@@ -1,0 +1,1 @@
+"""A search for crystals that a reward likes."""

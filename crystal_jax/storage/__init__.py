@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, logs, locks, caches; and the processes that share work."""

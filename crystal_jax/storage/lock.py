@@ -1,0 +1,122 @@
+"""One process at a time writes an output folder: a lock file that names the host and the process.
+
+The operating system holds the lock (flock) and lets go of it when the process ends, however it ends; so a lock file of
+a process that was killed on this host does not count. Where the folder is shared, another host's lock shows by its
+age: whoever holds a lock renews the file each minute, and one that was not renewed for ten minutes does not count.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fcntl
+import json
+import os
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+from crystal_jax.errors import UserError
+from crystal_jax.storage.files import LOCK
+
+_RENEWED_EACH, _STALE_AFTER = 60.0, 600.0  # s
+_HELD: dict[Path, _Lock] = {}
+
+
+class _Lock:
+    """A held lock file, which a thread renews."""
+
+    def __init__(self, path: Path, descriptor: int):
+        self._path, self._descriptor, self._ended = path, descriptor, threading.Event()
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
+        threading.Thread(target=self._renew, daemon=True, name="lock").start()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_RENEWED_EACH):
+            os.utime(self._descriptor)
+
+    def release(self) -> None:
+        self._ended.set()
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def lock(folder: Path) -> None:
+    """Locks a folder, which exists, for this process until `release` or its end; again within the process is allowed.
+
+    Raises:
+        UserError: another process works in the folder; the message names it.
+    """
+    path = folder.resolve() / LOCK
+    if path in _HELD:
+        return
+    descriptor = _open(path)
+    try:
+        owned = _take(descriptor)
+        while owned and not _is_at(path, descriptor):  # another process ended between the two calls
+            os.close(descriptor)
+            descriptor = _open(path)
+            owned = _take(descriptor)
+        holder = _holder(descriptor)
+        if not owned or _is_alive(holder, path, descriptor):
+            raise UserError(
+                f"{folder} is being written by process {holder.get('process', '?')} on {holder.get('host', '?')}; wait "
+                f"for it, or choose another --output. If that process is gone, delete {path}"
+            )
+        _HELD[path] = _Lock(path, descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def release(folder: Path) -> None:
+    """Releases a folder, if this process has locked it."""
+    if held := _HELD.pop(folder.resolve() / LOCK, None):
+        held.release()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another directory") from error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at its path."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _take(descriptor: int) -> bool:
+    """Whether this process could take the operating system's lock; true where the file system has none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def _holder(descriptor: int) -> dict[str, object]:
+    """What a lock file states; nothing where it is new or damaged."""
+    try:
+        stated = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    return stated if isinstance(stated, dict) else {}
+
+
+def _is_alive(holder: dict[str, object], path: Path, descriptor: int) -> bool:
+    """Whether a lock of another host is still renewed. One of this host is not held: the system's lock was free."""
+    if not holder or holder.get("host") == socket.gethostname():
+        return False
+    with tempfile.TemporaryFile(dir=path.parent) as now:  # by the clock of the disk
+        return os.fstat(now.fileno()).st_mtime - os.fstat(descriptor).st_mtime < _STALE_AFTER
+
+
+@atexit.register
+def _release_all() -> None:
+    for held in list(_HELD.values()):
+        held.release()
+    _HELD.clear()

@@ -1,0 +1,1 @@
+"""The grammar of crystals as an automaton over tokens."""

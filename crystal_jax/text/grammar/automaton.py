@@ -1,0 +1,314 @@
+"""A deterministic automaton over token ids, in which every state knows what its tokens mean, and how it is built.
+
+It is built from the end to the beginning. A state is known by what may still follow, and by what has been written of
+the field it is in; equal states are made once (as for smallest automata: Daciuk et al., Computational Linguistics 26,
+2000). So a state tells which values its field may still hold. What the language is, text/grammar/crystal.py says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+FORBIDDEN = -1
+END = ""  # the value of a crystal's end, which stands where the next element would
+ANY = "*"  # the only value of a field whose values are not told apart
+FIELDS = ("length", "angle", "xy", "z", "element")
+MOST_VALUES = 2000  # of a field; those of fields with more are not told apart
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenAutomaton:
+    """A deterministic automaton over the few tokens that its language uses, and what its tokens mean.
+
+    A text is a sequence of fields: three lengths, three angles, then an element, x, y and z for each atom. Their values
+    are numbered in the order of their spellings, so those that are still possible after a token are a range. What a
+    format writes between them belongs to the field after it.
+
+    Attributes:
+        token_ids: The ids it uses, ascending; the columns of `next_state`. Shape [k].
+        next_state: The state after a token, or -1 where the token is forbidden. Shape [n_states, k]. After EOS
+            comes a state in which EOS alone is allowed.
+        start: The state before the first token.
+        max_tokens: Length of the longest accepted sequence, EOS included.
+        max_atoms: Most atoms of a text.
+        values: What fields may hold, field by field; the last one is empty, an end where an element could stand.
+        fields: Which of `values` belong to `length`, `angle`, `xy`, `z` and `element`; x, y, z in Å are not told apart.
+        turn: The number of the field that a state is in: 0 to 5 in the lattice, then four for each atom. Shape
+            [n_states].
+        kind: States of one kind are in the same part of the same field; 0 is the end. Shape [n_states].
+        first, last: The values that are possible after a column: from `first` to before `last`. Shape [n_kinds, k].
+        done: The value that a column completes, or -1. Shape [n_kinds, k].
+        separate: Whether no token holds a part of two fields, separators aside.
+    """
+
+    token_ids: Int[np.ndarray, " k"]
+    next_state: Int[np.ndarray, "n_states k"]
+    start: int
+    max_tokens: int
+    max_atoms: int
+    values: tuple[str, ...]
+    fields: Mapping[str, slice]
+    turn: Int[np.ndarray, " n_states"]
+    kind: Int[np.ndarray, " n_states"]
+    first: Int[np.ndarray, "n_kinds k"]
+    last: Int[np.ndarray, "n_kinds k"]
+    done: Int[np.ndarray, "n_kinds k"]
+    separate: bool
+
+    @property
+    def allowed(self) -> Bool[np.ndarray, "n_states k"]:
+        """Which tokens each state admits."""
+        return self.next_state != FORBIDDEN
+
+    @property
+    def elements(self) -> frozenset[str]:
+        """The elements that can be written."""
+        return frozenset(self.values[self.fields["element"]]) - {END}
+
+    @property
+    def end(self) -> int:
+        """The state after EOS."""
+        return len(self.next_state) - 1
+
+    def accepts(self, ids: Iterable[int]) -> bool:
+        """Whether a sequence of token ids, its EOS included, belongs to the language."""
+        state = self.start
+        for token in ids:
+            if state == self.end or token not in self._columns:
+                return False
+            state = int(self.next_state[state, self._columns[token]])
+            if state == FORBIDDEN:
+                return False
+        return state == self.end
+
+    def read(self, columns: Iterable[int]) -> list[str]:
+        """The values of the fields that a text of these columns has completed, an end left out."""
+        state, found = self.start, []
+        for column in columns:
+            if (value := self.done[self.kind[state], column]) >= 0 and self.values[value] != END:
+                found.append(self.values[value])
+            state = self.next_state[state, column]
+        return found
+
+    @functools.cached_property
+    def _columns(self) -> dict[int, int]:
+        return {int(token): column for column, token in enumerate(self.token_ids)}
+
+
+Word = tuple[int, ...]
+
+
+class Builder:
+    """Makes states from the last to the first; a state is an index into `transitions`."""
+
+    def __init__(self, eos_id: int):
+        self.transitions: list[dict[int, int]] = []
+        self._known: dict[tuple[Word, frozenset[tuple[int, int]]], int] = {}
+        self.eos_id = eos_id
+        self.end = len(self.transitions)
+        self.transitions.append({eos_id: self.end})
+
+    def state(self, transitions: dict[int, int], written: Word = ()) -> int:
+        """The state with these transitions, in which this much of a field is written."""
+        key = written, frozenset(transitions.items())
+        if key not in self._known:
+            self._known[key] = len(self.transitions)
+            self.transitions.append(transitions)
+        return self._known[key]
+
+    def words(self, words: Iterable[Word], then: int, written: Word | None = ()) -> int:
+        """The state in which any of `words` may be read, each followed by what state `then` reads.
+
+        `written` is what stands before them in their field; None if states need not tell.
+
+        Raises:
+            ValueError: after some word, it could not be told whether the next token still belongs to a longer one.
+        """
+        transitions: dict[int, int] = {}
+        by_first: dict[int, list[Word]] = {}
+        for word in words:
+            if word:
+                by_first.setdefault(word[0], []).append(word[1:])
+            else:
+                transitions = dict(self.transitions[then])
+        for token, rest in by_first.items():
+            if token in transitions:
+                raise ValueError(f"Token {token} may both go on with a field and begin the next one")
+            transitions[token] = (
+                then if rest == [()] else self.words(rest, then, None if written is None else (*written, token))
+            )
+        return self.state(transitions, written or ())
+
+    def either(self, *states: int) -> int:
+        """The state that reads what any of the given ones reads; their first tokens must differ."""
+        merged: dict[int, int] = {}
+        for state in states:
+            for token, following in self.transitions[state].items():
+                if merged.setdefault(token, following) != following:
+                    raise ValueError(f"Token {token} begins two different continuations")
+        return self.state(merged)
+
+    def table(self, start: int, turns: Sequence[FieldSlot]) -> TokenAutomaton:
+        """The automaton of what `start` reads, without the states that only helped to make others.
+
+        `turns` are the fields of the longest text, in its order.
+        """
+        reached, waiting = {start}, [start]
+        while waiting:
+            new = set(self.transitions[waiting.pop()].values()) - reached
+            reached |= new
+            waiting += new
+        # Made from the last to the first, so in this order every state leads to later ones; the end is the last.
+        row = {state: i for i, state in enumerate(sorted(reached, reverse=True))}
+        used = sorted({token for state in reached for token in self.transitions[state]})
+        column = {token: i for i, token in enumerate(used)}
+        next_state = np.full((len(row), len(used)), FORBIDDEN, np.int32)
+        longest = {self.end: 0}
+        for state in sorted(reached):
+            for token, following in self.transitions[state].items():
+                next_state[row[state], column[token]] = row[following]
+            if state != self.end:
+                longest[state] = 1 + max(longest[following] for following in self.transitions[state].values())
+        meanings = _Meanings(
+            next_state,
+            [
+                turn._replace(
+                    begin=row[turn.begin],
+                    then=row[turn.then],
+                    words={v: tuple(column[t] for t in w) for v, w in turn.words.items()},
+                )
+                for turn in turns
+            ],
+        )
+        return TokenAutomaton(
+            token_ids=np.array(used, np.int32),
+            next_state=next_state,
+            start=row[start],
+            max_tokens=longest[start],
+            max_atoms=sum(turn.field == "element" for turn in turns),
+            **meanings.tables(),
+        )
+
+
+class FieldSlot(NamedTuple):
+    """A field of the longest text: the states before and after it, its name, and the words that may stand there."""
+
+    begin: int
+    then: int
+    field: str
+    words: Mapping[str, Word]
+
+
+class _TokenMeaning(NamedTuple):
+    """What a column means in some state: the range of values it leaves possible, and the one it completes or -1."""
+
+    first: int
+    last: int
+    done: int
+
+
+class _Meanings:
+    """What each column means in each state of a field."""
+
+    def __init__(self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[FieldSlot]):
+        self._next_state = next_state
+        self._number: dict[tuple[str, str], int] = {}
+        words = {turn.field: turn.words for turn in turns}
+        for field in filter(words.__contains__, FIELDS):
+            told_apart = len(words[field]) <= MOST_VALUES
+            for value in sorted(words[field], key=words[field].__getitem__) if told_apart else [ANY]:
+                self._number[field, value] = len(self._number)
+            if field == "element":
+                self._number[field, END] = len(self._number)
+        self._meanings: dict[int, dict[int, _TokenMeaning]] = {}
+        self._turn = np.full(len(next_state), len(turns), np.int32)
+        self._shared: list[tuple[int, int]] = []  # columns that end a field and begin the next one, by turn
+        for number, turn in enumerate(turns):
+            if (turn.field, ANY) in self._number:
+                self._pass(turn, number)
+                continue
+            self._spell(turn.begin, number, {self._number[turn.field, v]: word for v, word in turn.words.items()})
+            for column in np.flatnonzero(next_state[turn.begin] == len(next_state) - 1).tolist():  # EOS
+                end = self._number[turn.field, END]
+                self._meanings[turn.begin][column] = _TokenMeaning(end, end + 1, end)
+        self._separate = all(
+            self._is_separator(turns[number + 1], column) for number, column in self._shared if number + 1 < len(turns)
+        )
+
+    def tables(self) -> dict[str, Any]:
+        """The attributes of a `TokenAutomaton` that say what tokens mean."""
+        kinds: dict[frozenset, int] = {}
+        kind = np.zeros(len(self._next_state), np.int32)
+        for state, meaning in self._meanings.items():
+            kind[state] = kinds.setdefault(frozenset(meaning.items()), len(kinds) + 1)
+        shape = len(kinds) + 1, self._next_state.shape[1]
+        first, last, done = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+        last[0] = len(self._number)
+        for meanings, number in kinds.items():
+            for column, meaning in meanings:
+                first[number, column], last[number, column], done[number, column] = meaning
+        names = [field for field, _ in self._number]
+        fields = {
+            name: slice(names.index(name), names.index(name) + names.count(name)) for name in dict.fromkeys(names)
+        }
+        values = tuple(value for _, value in self._number)
+        return dict(
+            values=values,
+            fields=fields,
+            turn=self._turn,
+            kind=kind,
+            first=first,
+            last=last,
+            done=done,
+            separate=self._separate,
+        )
+
+    def _spell(self, state: int, turn: int, words: Mapping[int, Word]) -> None:
+        """Notes what the columns of a state mean in which the rest of one of `words` is to be written."""
+        self._turn[state] = turn
+        by_first: dict[int, dict[int, Word]] = {}
+        for value, (first, *rest) in words.items():
+            by_first.setdefault(first, {})[value] = tuple(rest)
+        meaning = self._meanings.setdefault(state, {})
+        for column, following in by_first.items():
+            low, high = min(following), max(following) + 1
+            if len(following) != high - low:
+                raise ValueError("Values that begin alike are not neighbours in the order of their spellings")
+            longer = {value: rest for value, rest in following.items() if rest}
+            done = next((value for value, rest in following.items() if not rest), -1)
+            meaning[column] = _TokenMeaning(low, high, -1 if longer else done)
+            if longer:
+                after = int(self._next_state[state, column])
+                self._spell(after, turn, longer)
+                if done >= 0:
+                    # "N" and "Np" may begin alike. That it was the shorter one, only the token after it tells.
+                    for other in np.flatnonzero(self._next_state[after] != FORBIDDEN).tolist():
+                        if other not in self._meanings[after]:
+                            self._meanings[after][other] = _TokenMeaning(done, done + 1, done)
+                            self._shared.append((turn, other))
+
+    def _pass(self, turn: FieldSlot, number: int) -> None:
+        """The same for a field whose values are not told apart."""
+        value = self._number[turn.field, ANY]
+        waiting = [turn.begin]
+        while waiting:
+            state = waiting.pop()
+            self._turn[state], self._meanings[state] = number, {}
+            for column in np.flatnonzero(self._next_state[state] != FORBIDDEN).tolist():
+                after = int(self._next_state[state, column])
+                done = after == turn.then
+                self._meanings[state][column] = _TokenMeaning(value, value + 1, value if done else -1)
+                if not done and after not in self._meanings:
+                    waiting.append(after)
+
+    def _is_separator(self, turn: FieldSlot, column: int) -> bool:
+        """Whether a column stands at the beginning of every value of a field, and so tells nothing of it."""
+        meaning = self._meanings[turn.begin].get(column)
+        values = sum(field == turn.field and value != END for field, value in self._number)
+        return meaning is not None and meaning.last - meaning.first == values

@@ -1,0 +1,129 @@
+"""The language of a text's first line: a composition, the least electronegative element first, each one once.
+
+A finite automaton over a whole text could not remember the composition until the sites come. So the first line is a
+language of its own, walked on the host, where limits on the numbers of atoms are exact; the sites are then held to what
+it says.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
+from crystal_jax.text.grammar.composition_constraint import MAX_ELEMENTS, CompositionConstraint, Parts
+from crystal_jax.text.grammar.crystal import LENGTHS, spelling
+from crystal_jax.text.tokenizer import Tokenizer
+
+Word = tuple[int, ...]  # columns
+
+
+class ParserState(NamedTuple):
+    """A place in a line.
+
+    Attributes:
+        parts: The elements that are complete, with their numbers.
+        symbol: The element whose number is being written; None within a symbol.
+        written: What is written of the symbol or the number.
+    """
+
+    parts: Parts = ()
+    symbol: str | None = None
+    written: Word = ()
+
+
+class CompositionGrammar:
+    """First lines over a tokenizer's ids, as columns: indices into `token_ids`, and one more that ends the line.
+
+    A line is ended by whatever token the lattice may begin with; that token does not belong to it.
+
+    Attributes:
+        token_ids: Token id of each column but the last.
+        ends: Ids of the tokens that end a line.
+        end: The column that ends it, the last one.
+        anything: What the language itself wants.
+        max_tokens: Of the longest line, its end left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, text_format: TextFormat, *, max_atoms: int = 20):
+        """Raises ValueError if the format has no first line, or the tokenizer cannot spell it."""
+        layout = text_format.layout
+        if layout.block is None:
+            raise ValueError(f"texts of the version {text_format.version!r} have no first line")
+        spelled: dict[str, Mapping[str | int, Word]] = {
+            # A tokenizer may join what stands before the first symbol to it.
+            "first": {symbol: tokenizer.spell("", layout.block + symbol) for symbol in ELEMENTS},
+            "later": {symbol: tokenizer.spell("", symbol) for symbol in ELEMENTS},
+            "number": {n: tokenizer.spell("", str(n)) for n in range(1, max_atoms + 1)},
+        }
+        self.anything = CompositionConstraint(max_atoms=max_atoms)
+        ids = sorted({token for words in spelled.values() for word in words.values() for token in word})
+        lengths = (spelling(tokenizer, layout.separator(0), length) for length in LENGTHS)
+        ends = sorted({word[0] for word in lengths if word})
+        if set(ids) & set(ends):
+            raise ValueError(f"the {tokenizer.name} tokenizer does not tell a composition from the lattice after it")
+        self.token_ids, self.ends, self.end = np.array(ids, np.int32), np.array(ends, np.int32), len(ids)
+        column = {token: i for i, token in enumerate(ids)}
+        self._words = {
+            kind: {value: tuple(column[token] for token in word) for value, word in words.items()}
+            for kind, words in spelled.items()
+        }
+        self._values = {kind: {word: value for value, word in words.items()} for kind, words in self._words.items()}
+        self._beginnings = {
+            kind: {word[:n] for word in values for n in range(1, len(word) + 1)}
+            for kind, values in self._values.items()
+        }
+        longest = {kind: max(map(len, values)) for kind, values in self._values.items()}
+        later = (MAX_ELEMENTS - 1) * (longest["later"] + longest["number"])
+        self.max_tokens = longest["first"] + longest["number"] + later
+        self._next = functools.lru_cache(maxsize=10_000)(self._find_next)
+
+    def open(self, place: ParserState, wanted: CompositionConstraint) -> Bool[np.ndarray, " k"]:
+        """The columns that may follow a place; the last one is the end."""
+        kind = _kind(place)
+        values = (
+            wanted.next_elements(place.parts) if place.symbol is None else wanted.next_counts(place.parts, place.symbol)
+        )
+        found = self._next(kind, values, place.written)
+        value = self._values[kind].get(place.written)
+        if value is None or value not in values:
+            return found
+        if place.symbol is None:
+            return found | self._next("number", wanted.next_counts(place.parts, str(value)), ())
+        parts = (*place.parts, (place.symbol, int(value)))
+        found = found | self._next("later", wanted.next_elements(parts), ())
+        found[self.end] = wanted.is_met(parts)
+        return found
+
+    def step(self, place: ParserState, column: int) -> ParserState:
+        """The place after a column that is not the end."""
+        longer = (*place.written, column)
+        if longer in self._beginnings[_kind(place)]:
+            return place._replace(written=longer)
+        if place.symbol is None:
+            return ParserState(place.parts, str(self._values[_kind(place)][place.written]), (column,))
+        return ParserState(self.composition(place), None, (column,))
+
+    def composition(self, place: ParserState) -> Parts:
+        """What a line that ends here says."""
+        assert place.symbol is not None
+        return (*place.parts, (place.symbol, int(self._values["number"][place.written])))
+
+    def _find_next(self, kind: str, values: tuple[str | int, ...], written: Word) -> Bool[np.ndarray, " k"]:
+        """The columns that go on with some of these values."""
+        found = np.zeros(self.end + 1, bool)
+        words = (self._words[kind][value] for value in values)
+        found[
+            [word[len(written)] for word in words if len(word) > len(written) and word[: len(written)] == written]
+        ] = True
+        return found
+
+
+def _kind(place: ParserState) -> str:
+    if place.symbol is not None:
+        return "number"
+    return "later" if place.parts else "first"

@@ -1,0 +1,95 @@
+"""The language of crystals as an automaton over a tokenizer's ids.
+
+Every text this automaton accepts is read by `TextFormat.decode`, and every text `TextFormat.encode` writes (within
+the limits on lengths and number of atoms) is accepted in its canonical tokenisation. Only the canonical one: LLaMA-2
+could spell "Te" as one piece or as two, but a model has only ever seen the first, so the automaton is made of the
+tokenizer's own spelling of each field, never of bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
+from crystal_jax.text.grammar.automaton import MOST_VALUES, Builder, FieldSlot, TokenAutomaton, Word
+from crystal_jax.text.layout import LATTICE_WORDS
+from crystal_jax.text.tokenizer import Tokenizer
+
+LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
+_ANGLES = tuple(str(i) for i in range(1, 180))  # degrees
+
+
+def crystal_automaton(
+    tokenizer: Tokenizer,
+    text_format: TextFormat,
+    *,
+    max_atoms: int = 20,
+    elements: Sequence[str] = ELEMENTS,
+) -> TokenAutomaton:
+    """The automaton of crystal texts followed by EOS, from the lattice on.
+
+    A first line, where the format has one, is a language of its own (text/grammar/composition.py): an automaton could not
+    remember the composition until the sites come.
+
+    Args:
+        tokenizer: Spells the fields.
+        text_format: Decides which coordinates there are.
+        max_atoms: Most atoms in the cell; there is at least one.
+        elements: Element symbols that may occur.
+
+    Raises:
+        ValueError: no elements, an unknown one, `max_atoms` below 1, or a tokenizer that cannot spell the format.
+    """
+    if unknown := set(elements) - set(ELEMENTS):
+        raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
+    if not elements:
+        raise ValueError("A crystal needs at least one allowed element")
+    if max_atoms < 1:
+        raise ValueError(f"max_atoms must be at least 1, not {max_atoms}")
+
+    layout = text_format.layout
+    values = {"length": LENGTHS, "angle": _ANGLES, "element": elements}
+    values |= dict.fromkeys(("xy", "z"), text_format.coordinate_values())
+
+    @functools.cache
+    def spell(separator: str, field: str) -> dict[str, Word]:
+        spelled = {v: word for v in values[field] if (word := spelling(tokenizer, separator, v))}
+        if not spelled:
+            raise ValueError(f"The {tokenizer.name} tokenizer cannot spell {values[field][0]!r} after {separator!r}")
+        return spelled
+
+    builder = Builder(tokenizer.eos_id)
+    turns: list[FieldSlot] = []
+
+    def before(state: int, field: str, separator: str) -> int:
+        """The state before a field after which comes `state`."""
+        words = spell(separator, field)
+        begin = builder.words(words.values(), state, () if len(words) <= MOST_VALUES else None)
+        turns.append(FieldSlot(begin, state, field, words))
+        return begin
+
+    finish = builder.state({tokenizer.eos_id: builder.end})
+    state = finish
+    x, y, z = layout.coordinates
+    for atoms_before in reversed(range(max_atoms)):
+        symbol = layout.later if atoms_before else layout.first
+        for field, separator in ("z", z), ("xy", y), ("xy", x), ("element", symbol):
+            state = before(state, field, separator)
+        if atoms_before:  # the first atom must come; before each further one the crystal may end
+            state = builder.either(finish, state)
+            turns[-1] = turns[-1]._replace(begin=state)
+    for place in reversed(range(LATTICE_WORDS)):
+        state = before(state, "length" if place < 3 else "angle", layout.separator(place))
+    return builder.table(state, turns[::-1])
+
+
+def spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:
+    """The ids of a field's value after a separator.
+
+    `None` for a value outside of a compact vocabulary: it can be neither trained on nor sampled.
+    """
+    try:
+        return tokenizer.spell(separator, value)
+    except ValueError:
+        return None
