@@ -8,6 +8,7 @@ a smaller learning rate and a decay of its own.
 
 Result:   not trained yet (docs/GPU.md)
 Hardware: one H100 or H200
+Cost:     not measured yet (docs/GPU.md)
 Command:  crystal-jax train --config=configs/crystal_small.py:scratch --workdir=runs/crystal_small
 """
 
@@ -35,7 +36,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     )
     config.lora = dict(rank=0, alpha=32.0, targets=(), dropout=0.0)
     config.execution = dict(scan_layers=False, remat=False, loss_chunk=0, attention="einsum")
-    config.text = dict(version="v3", coordinates="fractional")
+    config.text = dict(version="composition_first", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.34, conditions=True, translate=True, order="sorted", loss="all")
     config.data = dict(directory="data/mp20/mp20_open", seq_len=192, batch_size=128, packing_bins=64, seed=0, shards=1)
@@ -56,10 +57,10 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         eval_every=400,
         save_every=400,
         eval_batches=4,
-        keep=2,
+        max_to_keep=2,
         seed=0 if scratch else 1,
-        best="val_loss",
-        samples=0,
+        best_metric="val_loss",
+        eval_num_samples=0,
         peak_tflops=989.0,  # of an H100
         token_features=0.8 if scratch else 0.0,
         dropout=0.1,

@@ -1,8 +1,8 @@
 """crystal-tiny, the model that ships with the package: 3.1 million parameters, trained from nothing on `mp20_open`.
 
 The paper's task mix, prompts counted in the loss as published: the model can be asked for a formula, a space group,
-an energy above the hull; and it can infill. A text begins with the composition (`v3`), which is so decided at once,
-and its sites are sorted, so that the last one tells which places are taken.
+an energy above the hull; and it can infill. A text begins with the composition (format `composition_first`), so that the
+composition is decided at once. The sites are sorted, so that the last site tells which places are taken.
 
 Variants: `scratch` makes the released model. `lora` adapts it to other crystals, which --config.data.directory names;
 `full` trains all of it on.
@@ -37,7 +37,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     )
     config.lora = dict(rank=8 if lora else 0, alpha=32.0, targets=("q", "k", "v", "o"), dropout=0.0)
     config.execution = dict(scan_layers=False, remat=False, loss_chunk=0)
-    config.text = dict(version="v3", coordinates="fractional")
+    config.text = dict(version="composition_first", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.34, conditions=True, translate=True, order="sorted", loss="all")
     config.data = dict(directory="data/mp20/mp20_open", seq_len=192, batch_size=12, packing_bins=64, seed=0, shards=1)
@@ -58,10 +58,10 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         eval_every=500 if scratch else 100,
         save_every=500 if scratch else 100,
         eval_batches=24,
-        keep=2,
+        max_to_keep=2,
         seed=0,
-        best="val_loss",
-        samples=0,
+        best_metric="val_loss",
+        eval_num_samples=0,
         token_features=0.8 if scratch else 0.0,
         dropout=0.1 if scratch else 0.0,
     )

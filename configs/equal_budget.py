@@ -72,7 +72,7 @@ _CHANGES = {
     "three_decimals": dict(_CHARACTERS, text=dict(decimals=3)),
     "permutation": dict(task=dict(order="random")),
     "sorted": dict(task=dict(order="sorted")),
-    "composition_first": dict(text=dict(version="v3"), task=dict(order="sorted")),
+    "composition_first": dict(text=dict(version="composition_first"), task=dict(order="sorted")),
     "no_translation": dict(task=dict(translate=False)),
     "small": dict(model=dict(_LLAMA, embed_dim=64, mlp_dim=172, num_layers=2, num_heads=2, num_kv_heads=2)),
     "large": dict(model=dict(_LLAMA, embed_dim=192, mlp_dim=516, num_layers=6, num_heads=6, num_kv_heads=6)),
@@ -88,7 +88,7 @@ def get_config(variant: str = "lm_ac") -> ml_collections.ConfigDict:
     config.model = dict(changes.get("model", _LLAMA))
     config.lora = dict(rank=0, alpha=1.0, targets=(), dropout=0.0)
     config.execution = dict(scan_layers=False, remat=False, loss_chunk=0)
-    config.text = dict(version="v2", coordinates="fractional", decimals=2)
+    config.text = dict(version="plain", coordinates="fractional", decimals=2)
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.0, conditions=False, translate=True, order="stored", loss="completion")
     config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=0, packing_bins=64, seed=0, shards=1)
@@ -112,10 +112,10 @@ def get_config(variant: str = "lm_ac") -> ml_collections.ConfigDict:
         eval_every=200,
         save_every=200,
         eval_batches=16,
-        keep=1,
+        max_to_keep=1,
         seed=0,
-        best="val_loss",
-        samples=0,
+        best_metric="val_loss",
+        eval_num_samples=0,
         token_features=0.0,
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

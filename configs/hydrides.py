@@ -38,7 +38,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     )
     config.lora = dict(rank=8 if lora else 0, alpha=4.0, targets=("q", "v"), dropout=0.0, rank_stabilized=True)
     config.execution = dict(scan_layers=False, remat=False, loss_chunk=0)
-    config.text = dict(version="v2", coordinates="fractional")
+    config.text = dict(version="plain", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.0, conditions=False, translate=True, order="stored", loss="completion")
     config.data = dict(
@@ -48,8 +48,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         packing_bins=64,
         seed=0,
         shards=1,
-        without=_HELD_OUT if base else (),
-        containing=() if base else _HELD_OUT,
+        exclude_elements=_HELD_OUT if base else (),
+        include_elements=() if base else _HELD_OUT,
     )
     config.optimizer = dict(
         name="muon" if variant in ("base", "scratch") else "adamw",
@@ -68,10 +68,10 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         eval_every=500 if base else 20,
         save_every=500 if base else 20,
         eval_batches=32 if base else 8,
-        keep=1,
+        max_to_keep=1,
         seed=0,
-        best="val_loss",
-        samples=0,
+        best_metric="val_loss",
+        eval_num_samples=0,
         token_features=0.0,
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

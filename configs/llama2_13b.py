@@ -36,7 +36,7 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
     config.execution = dict(
         scan_layers=True, remat=True, keep_products=False, attention="einsum", loss_chunk=256 if gpu else 0
     )
-    config.text = dict(version="paper" if paper else "v2", coordinates="fractional")
+    config.text = dict(version="paper" if paper else "plain", coordinates="fractional")
     config.tokenizer = dict(name="llama2", path="models/llama2-13b/tokenizer.model")
     config.task = dict(
         infill=0.34, conditions=True, translate=True, order="stored", loss="all" if paper else "completion"
@@ -66,7 +66,7 @@ def get_config(variant: str = "tpu") -> ml_collections.ConfigDict:
         eval_every=500,
         save_every=500,
         eval_batches=16,
-        keep=3,
+        max_to_keep=3,
         seed=0,
         peak_tflops=989.0 if gpu else 197.0,  # of an H100, or of a v5e
     )

@@ -33,7 +33,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     )
     config.lora = dict(rank=8 if variant == "lora" else 0, alpha=32.0, targets=("q", "k", "v", "o"), dropout=0.0)
     config.execution = dict(scan_layers=False, remat=False, loss_chunk=0)
-    config.text = dict(version="v3", coordinates="fractional")
+    config.text = dict(version="composition_first", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.0, conditions=False, translate=True, order="sorted", loss="completion")
     config.data = dict(directory="data/mp20/mp20_open", seq_len=128, batch_size=12, packing_bins=64, seed=0, shards=1)
@@ -54,10 +54,10 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         eval_every=1_000,
         save_every=1_000,
         eval_batches=32,
-        keep=2,
+        max_to_keep=2,
         seed=0,
-        best="val_loss",
-        samples=0,
+        best_metric="val_loss",
+        eval_num_samples=0,
         token_features=0.0 if variant == "lora" else 0.8,
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

@@ -38,7 +38,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     )
     config.quantize = dict(kind="int8" if lora else "none", block_size=64)
     config.execution = dict(scan_layers=True, remat=True)
-    config.text = dict(version="v2", coordinates="fractional")
+    config.text = dict(version="plain", coordinates="fractional")
     config.tokenizer = dict(name="atom_coordinate", path="")
     config.task = dict(infill=0.3, conditions=True, translate=True, order="stored", loss="completion")
     config.data = dict(directory="data/mp20/amcsd_256", seq_len=256, batch_size=8, packing_bins=16, seed=0, shards=2)
@@ -59,10 +59,10 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         eval_every=20,
         save_every=20,
         eval_batches=2,
-        keep=2,
+        max_to_keep=2,
         seed=0,
-        best="sample_structural_validity",
-        samples=8,
+        best_metric="sample_structural_validity",
+        eval_num_samples=8,
         peak_tflops=0.0,
     )
     config.guard = dict(window=16, loss_factor=2.0, norm_factor=10.0, patience=5)

@@ -33,7 +33,7 @@ def get_config(variant: str = "lora") -> ml_collections.ConfigDict:
     )
     config.lora = dict(rank=8 if lora else 0, alpha=32.0, targets=("q", "v"), dropout=0.05)
     config.execution = dict(scan_layers=True, remat=False, loss_chunk=128)
-    config.text = dict(version="v2", coordinates="fractional")
+    config.text = dict(version="plain", coordinates="fractional")
     config.tokenizer = dict(name="huggingface", path="models/smollm2/tokenizer.json")
     config.task = dict(infill=0.34, conditions=True, translate=True, order="stored", loss="completion")
     # A row holds one or two crystals: most take 150 to 420 tokens, digit by digit.
@@ -55,10 +55,10 @@ def get_config(variant: str = "lora") -> ml_collections.ConfigDict:
         eval_every=25,
         save_every=25,
         eval_batches=4,
-        keep=2,
+        max_to_keep=2,
         seed=0,
-        best="val_loss",
-        samples=0,
+        best_metric="val_loss",
+        eval_num_samples=0,
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.base = "models/smollm2" if lora else ""

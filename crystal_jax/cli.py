@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from crystal_jax import __version__
+from crystal_jax import __version__, old_names
 from crystal_jax.errors import Preempted, UserError
 from crystal_jax.storage.files import cache_folder
 
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"usage: crystal-jax {name} [--flag=value ...]\n\n{description}\n\n{_flag_help(flag_values)}")
         return 0
     try:
-        _parse(flag_values, name, rest)
+        _parse(flag_values, name, old_names.present_flags(name, rest))
         module.main(flag_values)
         if flag := _EVALUATION_OF.get(name):  # figures are made to be looked at
             return main(["report", f"--evaluation={flag_values[flag].value}"])

@@ -125,6 +125,6 @@ def demo_config(data: Path, *, num_steps: int) -> dict[str, Any]:
             clip_norm=1.0,
             accumulate=1,
         ),
-        train=dict(num_steps=num_steps, log_every=5, eval_every=20, save_every=20, eval_batches=4, keep=2, seed=0),
+        train=dict(num_steps=num_steps, log_every=5, eval_every=20, save_every=20, eval_batches=4, max_to_keep=2, seed=0),
         mesh=dict(data=-1, fsdp=1, tensor=1),
     )

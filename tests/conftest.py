@@ -76,10 +76,10 @@ def stating(dataset, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("stating") / "run"
     config = training_config(
         str(dataset),
-        text={"version": "v3"},
+        text={"version": "composition_first"},
         task={"infill": 0.2},
         optimizer={"peak_lr": 2e-2},
-        train={"num_steps": 20, "eval_every": 20, "save_every": 20, "samples": 3},
+        train={"num_steps": 20, "eval_every": 20, "save_every": 20, "eval_num_samples": 3},
     )
     train(config, workdir=workdir)
     return workdir

@@ -122,7 +122,7 @@ def training_config(directory: str, **changes: dict[str, Any]) -> dict[str, Any]
         model={**model, "embed_dim": 32, "num_heads": 4, "num_layers": 2},
         lora=dict(rank=0, alpha=8.0, targets=("q", "v")),
         execution=dict(scan_layers=False, remat=False),
-        text=dict(version="v2", coordinates="fractional"),
+        text=dict(version="plain", coordinates="fractional"),
         tokenizer=dict(name="atom_coordinate"),
         task=dict(infill=0.3, conditions=True, translate=True, order="stored", loss="completion"),
         data=dict(directory=directory, seq_len=384, batch_size=4, packing_bins=4, seed=0),
@@ -136,7 +136,7 @@ def training_config(directory: str, **changes: dict[str, Any]) -> dict[str, Any]
             clip_norm=1.0,
             accumulate=1,
         ),
-        train=dict(num_steps=6, log_every=1, eval_every=3, save_every=3, eval_batches=1, keep=3, seed=0),
+        train=dict(num_steps=6, log_every=1, eval_every=3, save_every=3, eval_batches=1, max_to_keep=3, seed=0),
         mesh=dict(data=2, fsdp=2, tensor=1),
         base="",
     )

@@ -71,7 +71,10 @@ def test_bad_input_is_one_line_and_a_nonzero_exit(arguments, message, tmp_path, 
     [
         ("quantize.kind=nf4", "there is no config.quantize in crystal_tiny.py:lora; it has: base, data, execution, "),
         ("quantize=3", "there is no config.quantize in crystal_tiny.py:lora; it has: base, data, execution, "),
-        ("data.without=H", "there is no config.data.without in crystal_tiny.py:lora; it has: batch_size, directory, "),
+        (
+            "data.exclude_elements=H",
+            "there is no config.data.exclude_elements in crystal_tiny.py:lora; it has: batch_size, directory, ",
+        ),
         ("train.num_steps.x=3", "config.train.num_steps in crystal_tiny.py:lora is a value, not a section"),
         ("train.num_steps=nan", "invalid literal for int"),
         ("optimizer.peak_lr=nan", "flag --config.optimizer.peak_lr=nan: it must be a finite number"),
@@ -154,7 +157,7 @@ def test_a_tilde_elsewhere_stays(monkeypatch):
     expected = {
         "--output=~": "--output=/home/me",
         "~/x": "/home/me/x",
-        "--beside=a=~/x,b=~/y": "--beside=a=/home/me/x,b=/home/me/y",
+        "--compare=a=~/x,b=~/y": "--compare=a=/home/me/x,b=/home/me/y",
         "--config=~/c.py:lora": "--config=/home/me/c.py:lora",
         "--config.data.directory=~/data": "--config.data.directory=/home/me/data",
         "--output=x~/y": "--output=x~/y",

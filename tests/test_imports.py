@@ -20,6 +20,7 @@ ALLOWED = {
     "suppress_warnings": set(),
     "tables": set(),
     "json_files": set(),
+    "old_names": set(),
     # Ahead, inside one function: a prepared data set serves as reference too.
     "structures": {"data"},
     "config": {"text"},
@@ -51,6 +52,7 @@ LEAVES = {
     "config_key",
     "errors",
     "json_files",
+    "old_names",
     "processes",
     "provenance",
     "storage",

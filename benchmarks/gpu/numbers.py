@@ -79,7 +79,7 @@ def losses(data: Path, workdir: Path, steps: int, dtype: str = "float32", *, toy
     """The first losses of crystal-tiny's own training, on lithium's and sodium's crystals: few are read sooner."""
     config = crystal_tiny.get_config("scratch").to_dict()
     config["model"] |= dict(dtype=dtype, **(_TOY if toy else {}))
-    config["data"] |= dict(directory=str(data), containing=("Li", "Na"))
+    config["data"] |= dict(directory=str(data), include_elements=("Li", "Na"))
     config["mesh"] = dict(data=1, fsdp=1, tensor=1)
     config["train"] |= dict(num_steps=steps, log_every=1, eval_every=steps, save_every=steps, eval_batches=1)
     train(config, workdir=workdir)

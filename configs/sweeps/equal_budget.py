@@ -1,9 +1,10 @@
 """The paper's baselines and ablations at one small budget, each from two seeds: 30 runs.
 
-Afterwards launch/judge_sweep.sh samples, evaluates and scores every run, and the first command, with --into, writes the
-table of docs/RESULTS.md.
+Afterwards launch/judge_sweep.sh samples, evaluates and scores every run, and the first command, with --markdown_file,
+writes the table of docs/RESULTS.md.
 
-Command:  crystal-jax sweep --sweep=configs/sweeps/equal_budget.py --output=runs/equal_budget --into=docs/RESULTS.md
+Command:  crystal-jax sweep --sweep=configs/sweeps/equal_budget.py --output=runs/equal_budget
+              --markdown_file=docs/RESULTS.md
 """
 
 CONFIG = "configs/equal_budget.py"

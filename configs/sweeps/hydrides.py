@@ -3,7 +3,8 @@
 Train configs/hydrides.py:base first. Each run is there from two seeds, all at one learning rate: adapters are
 rank-stabilised, so that their updates are of one size.
 
-Command:  crystal-jax sweep --sweep=configs/sweeps/hydrides.py --output=runs/hydrides/sweep --into=docs/RESULTS.md
+Command:  crystal-jax sweep --sweep=configs/sweeps/hydrides.py --output=runs/hydrides/sweep
+              --markdown_file=docs/RESULTS.md
 """
 
 from crystal_jax.sweep.expand import grid

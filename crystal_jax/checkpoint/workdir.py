@@ -117,7 +117,7 @@ def open_checkpoints(workdir: Path, *, keep: int | None = None, best: str = "val
 
 def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
     """The checkpoints of a workdir whose run may still be writing."""
-    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_rank(read_experiment(workdir).train.best))
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_rank(read_experiment(workdir).train.best_metric))
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
 
@@ -128,13 +128,13 @@ def _rank(best: str) -> Callable[[Mapping[str, float]], float]:
 
 
 def best_step(workdir: Path) -> int:
-    """The step of the checkpoint that the run's `train.best` prefers.
+    """The step of the checkpoint that the run's `train.best_metric` prefers.
 
     Raises:
         UserError: there is no checkpoint, or none was measured.
     """
     existing_step(workdir, None)
-    best = read_experiment(workdir).train.best
+    best = read_experiment(workdir).train.best_metric
     with read_checkpoints(workdir) as checkpoints:
         try:
             step = checkpoints.best_step()

@@ -39,7 +39,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         upper_bound=4096,
         flag_values=flag_values,
     )
-    flags.DEFINE_enum("what", "all", ["train", "prefill", "decode", "all"], "Which program.", flag_values=flag_values)
+    programs = ["train", "prefill", "decode", "all"]
+    flags.DEFINE_enum("program", "all", programs, "Which program.", flag_values=flag_values)
     flags.DEFINE_string(
         "mesh",
         None,
@@ -47,7 +48,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
-        "rows",
+        "batch_size",
         None,
         "Rows sampled side by side; by default what fits.",
         lower_bound=1,
@@ -90,9 +91,9 @@ def main(flag_values: flags.FlagValues) -> None:
         name=config_flags.get_config_filename(flag_values["config"]),
         topology_name=flag_values.topology,
         num_slices=flag_values.num_slices,
-        whats=("train", "prefill", "decode") if flag_values.what == "all" else (flag_values.what,),
+        whats=("train", "prefill", "decode") if flag_values.program == "all" else (flag_values.program,),
         mesh=mesh,
-        rows=flag_values.rows,
+        rows=flag_values.batch_size,
         coded=flag_values.kv_cache == "int8",
         optimization_level=flag_values.optimization_level,
         compiler_options=dict(option.split("=", 1) for option in flag_values.xla),

@@ -28,6 +28,7 @@ from crystal_jax.config.training import (
     TrainConfig,
 )
 from crystal_jax.errors import UserError
+from crystal_jax.old_names import present_keys
 from crystal_jax.text.crystal_text import TextFormat
 
 
@@ -138,6 +139,7 @@ def _section(tree: Mapping[str, Any], name: str, *, vocab_size: int) -> Any:
             return MeshConfig.parse(value)
         require(isinstance(value, Mapping), f"it is {value!r:.60}, not a section with keys")
         values = {str(key): tuple(each) if isinstance(each, list) else each for key, each in dict(value).items()}
+        values = present_keys(name, values)
         if name == "model":
             return model_config(**{"vocab_size": vocab_size, **values})
         if (key := _PATHS.get(name)) and isinstance(path := values.get(key), str):

@@ -56,8 +56,8 @@ class DataConfig:
         shards: Streams that the crystals are dealt to; each gives its own rows of every batch, and a process runs
             only those whose rows its devices hold. A property of the run, not of the machine: the batches are the
             same on any number of processes. On a pod, a multiple of the number of hosts.
-        without: Crystals with any of these elements are left out, of both splits.
-        containing: Only crystals with at least one of these elements are kept; () is all.
+        exclude_elements: Crystals with any of these elements are left out, of both splits.
+        include_elements: Only crystals with at least one of these elements are kept; () is all.
     """
 
     directory: str
@@ -66,11 +66,11 @@ class DataConfig:
     packing_bins: int
     seed: int
     shards: int = 1
-    without: tuple[str, ...] = ()
-    containing: tuple[str, ...] = ()
+    exclude_elements: tuple[str, ...] = ()
+    include_elements: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("without", "containing"):
+        for name in ("exclude_elements", "include_elements"):
             symbols = getattr(self, name)
             unknown = sorted({*symbols} - {*ELEMENTS}) if isinstance(symbols, tuple) else [repr(symbols)]
             require(not unknown, f"data.{name} has {', '.join(unknown)}; it is a tuple of elements, such as ('H',)")
@@ -119,11 +119,11 @@ class TrainConfig:
         num_steps: The run's length; the learning rate's decay ends there.
         log_every, eval_every, save_every: Steps.
         eval_batches: Batches of the validation split that a validation uses.
-        keep: Checkpoints kept: the last ones, and beside them the best.
+        max_to_keep: Checkpoints kept: the last ones, and beside them the best.
         seed: Of the initial weights.
-        best: What decides which checkpoint is the best, of those whose step was validated too: `val_loss` or a part
-            of it (`val_loss_coordinate`, …), where less is better, or `sample_validity` and its kin, where more is.
-        samples: Crystals that are drawn and judged at every checkpoint; 0 is none.
+        best_metric: Metric that chooses the best checkpoint; only steps that were validated are considered. Lower is
+            better for `val_loss` and its parts (`val_loss_coordinate`, …), higher for `sample_validity` and its kin.
+        eval_num_samples: Crystals that are sampled and judged at every checkpoint; 0 is none.
         peak_tflops: What one device can do in the type it computes in, 10¹² FLOP/s, as its maker states it. The log
             has the share of it that training reaches (MFU); 0 leaves that out.
         token_features: Share of the variance of a token's first embedding that comes from what the token means
@@ -137,19 +137,19 @@ class TrainConfig:
     eval_every: int
     save_every: int
     eval_batches: int
-    keep: int
+    max_to_keep: int
     seed: int
-    best: str = "val_loss"
-    samples: int = 0
+    best_metric: str = "val_loss"
+    eval_num_samples: int = 0
     peak_tflops: float = 0.0
     token_features: float = 0.0
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name in ("num_steps", "log_every", "eval_every", "save_every", "eval_batches", "keep"):
+        for name in ("num_steps", "log_every", "eval_every", "save_every", "eval_batches", "max_to_keep"):
             require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
         check_seed("train.seed", self.seed)
-        for name in ("samples", "peak_tflops"):
+        for name in ("eval_num_samples", "peak_tflops"):
             require(getattr(self, name) >= 0, f"train.{name} must not be negative, not {getattr(self, name)}")
         require(
             0 <= self.token_features <= 1,
@@ -157,12 +157,12 @@ class TrainConfig:
         )
         require(0 <= self.dropout < 1, f"train.dropout={self.dropout} is not a share below 1")
         require(
-            self.best in LOSSES or self.best in SAMPLE_RATES,
-            f"train.best={self.best!r} is none of {', '.join((*LOSSES, *SAMPLE_RATES))}",
+            self.best_metric in LOSSES or self.best_metric in SAMPLE_RATES,
+            f"train.best_metric={self.best_metric!r} is none of {', '.join((*LOSSES, *SAMPLE_RATES))}",
         )
         require(
-            self.best in LOSSES or self.samples > 0,
-            f"train.best={self.best!r} needs samples to judge: set train.samples",
+            self.best_metric in LOSSES or self.eval_num_samples > 0,
+            f"train.best_metric={self.best_metric!r} needs samples to judge: set train.eval_num_samples",
         )
 
 

@@ -13,24 +13,24 @@ from crystal_jax.text.crystal_text import ELEMENTS
 
 
 def selected(records: Sequence[Record], cfg: DataConfig) -> Sequence[Record]:
-    """The records with at least one element of `cfg.containing`, if it names any, and none of `cfg.without`.
+    """The records with at least one element of `cfg.include_elements`, if it names any, and none of `cfg.exclude_elements`.
 
     Raises:
         UserError: there are none.
     """
-    if not cfg.without and not cfg.containing:
+    if not cfg.exclude_elements and not cfg.include_elements:
         return records
-    without, containing = _numbers(cfg.without), _numbers(cfg.containing)
+    without, containing = _numbers(cfg.exclude_elements), _numbers(cfg.include_elements)
 
     def keeps(record: Record) -> bool:
-        wanted = not cfg.containing or bool(np.isin(record.atomic_numbers, containing).any())
+        wanted = not cfg.include_elements or bool(np.isin(record.atomic_numbers, containing).any())
         return wanted and not np.isin(record.atomic_numbers, without).any()
 
     kept = [record for record in records if keeps(record)]
     if not kept:
         raise UserError(
-            f"none of {len(records)} crystals of {cfg.directory} is left by data.without={cfg.without} and "
-            f"data.containing={cfg.containing}"
+            f"none of {len(records)} crystals of {cfg.directory} is left by "
+            f"data.exclude_elements={cfg.exclude_elements} and data.include_elements={cfg.include_elements}"
         )
     return kept
 

@@ -65,14 +65,14 @@ def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str
     total = metrics.part("metastable").integer("total", least=0)
     manifest = _read_manifest(runs)
     place = {name: i for i, name in enumerate(rows["name"])}
-    rows["dft"], rows["e_above_hull_dft"] = None, float("nan")
+    rows["dft_status"], rows["e_above_hull_dft"] = None, float("nan")
     for run in tqdm(manifest, "runs", unit="run"):
         if run["name"] not in place:
             raise UserError(f"{runs}: {run['name']} is no sample of {evaluation}; these are runs of another evaluation")
         ending, above = _read(runs / run["folder"], run["formula"], hull)
-        rows.loc[place[run["name"]], "dft"] = ending
+        rows.loc[place[run["name"]], "dft_status"] = ending
         rows.loc[place[run["name"]], "e_above_hull_dft"] = above
-    if rows["dft"].isna().all():
+    if rows["dft_status"].isna().all():
         raise UserError(f"{runs}: {MANIFEST} names no run")
     added = dft_runs.metrics_of(rows, total)
     dft_runs.keep(rows, evaluation)

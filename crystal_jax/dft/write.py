@@ -38,13 +38,16 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("output", None, "Folder for the inputs; must be new.", required=True, flag_values=flag_values)
     flags.DEFINE_float(
-        "below", METASTABLE, "Only crystals below this energy above the hull, eV/atom.", flag_values=flag_values
+        "max_e_above_hull",
+        METASTABLE,
+        "Only crystals below this energy above the hull, eV/atom.",
+        flag_values=flag_values,
     )
 
 
 def main(flag_values: flags.FlagValues) -> None:
     """Runs `crystal-jax dft write`."""
-    manifest = write(Path(flag_values.evaluation), output=Path(flag_values.output), below=flag_values.below)
+    manifest = write(Path(flag_values.evaluation), output=Path(flag_values.output), below=flag_values.max_e_above_hull)
     print(f"{len(pd.read_csv(manifest))} calculations; written: {manifest}")
 
 

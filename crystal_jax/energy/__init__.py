@@ -1,1 +1,1 @@
-"""Energies of crystals: models, relaxation, corrections, the convex hull. PyTorch is loaded when a model is."""
+"""Energy models, relaxation, corrections and the convex hull. PyTorch is imported when a model is loaded."""

@@ -1,4 +1,4 @@
-"""The same relaxation by ASE, one crystal after the other: slow, and what the batched one is compared with."""
+"""Relaxes crystals with ASE, one at a time. It is slow and serves as the reference for the batched relaxation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crystal_jax.energy.relax import Relaxed, RelaxSettings, Status
 
 
 class ModelCalculator(Calculator):
-    """An energy model as ASE's calculator."""
+    """ASE calculator that calls an energy model."""
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as in ASE
 
@@ -23,7 +23,7 @@ class ModelCalculator(Calculator):
         self._model = model
 
     def calculate(self, atoms: Atoms | None = None, properties=None, system_changes=all_changes) -> None:
-        """See ASE."""
+        """Computes the energy (eV), forces (eV/Å) and stress (eV/Å^3, Voigt) of the atoms; see ASE."""
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         (found,) = self._model.predict([_cell(self.atoms)])
@@ -32,7 +32,9 @@ class ModelCalculator(Calculator):
 
 
 def relax_with_ase(model: EnergyModel, key: str, cell: Cell, settings: RelaxSettings) -> Relaxed:
-    """Relaxes one crystal with ASE's FIRE and `FrechetCellFilter`; `timeout` and `batch_atoms` are not looked at."""
+    """Relaxes one crystal with ASE's FIRE and `FrechetCellFilter`. The settings `timeout` and `batch_atoms` are
+    ignored.
+    """
     atoms = Atoms(cell.numbers, positions=cell.positions, cell=cell.lattice, pbc=True)
     atoms.calc = ModelCalculator(model)
     first = float(atoms.get_potential_energy())

@@ -1,4 +1,4 @@
-"""CHGNet 0.3.0 (Deng et al., Nat. Mach. Intell. 5, 1031, 2023), whose weights are in its package."""
+"""CHGNet 0.3.0 (Deng et al., Nat. Mach. Intell. 5, 1031, 2023). The package `chgnet` contains the weights."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from crystal_jax.energy.model import Cell, Prediction
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # one of its dependencies has invalid escape sequences
+    warnings.simplefilter("ignore")  # a dependency of chgnet has invalid escape sequences
     from chgnet.model import CHGNet as Network
 
 _GPA = 160.21766208  # in one eV/Å^3
 
 
 class CHGNet:
-    """The potential; a member of the protocol `EnergyModel`. It was trained on energies with the MP2020 corrections."""
+    """CHGNet potential; implements the protocol `EnergyModel`. Its training energies include the MP2020 corrections."""
 
     corrected = True
     elements = frozenset(range(1, 95))
 
     def __init__(self) -> None:
         """Loads the weights onto the CPU."""
-        with contextlib.redirect_stdout(io.StringIO()):  # it says where it runs
+        with contextlib.redirect_stdout(io.StringIO()):  # chgnet prints its device
             self._network = Network.load(use_device="cpu", verbose=False)
         self.name = f"CHGNet 0.3.0 (chgnet {importlib.metadata.version('chgnet')})"
 
@@ -40,7 +40,7 @@ class CHGNet:
         rows = rows if isinstance(rows, list) else [rows]
         return [
             Prediction(
-                energy=float(row["e"]) * len(cell.numbers),  # it answers per atom
+                energy=float(row["e"]) * len(cell.numbers),  # chgnet returns eV/atom
                 forces=np.asarray(row["f"], float),
                 stress=np.asarray(row["s"], float) / _GPA,
             )

@@ -1,8 +1,8 @@
-"""From a model's energy to one that can be compared with the Materials Project's: the MP2020 corrections.
+"""Applies the MP2020 corrections, which make a model's energy comparable with the Materials Project's.
 
-Potentials trained on raw PBE and PBE+U totals need them (Wang et al., Sci. Rep. 11, 15496, 2021): they make
-calculations with and without U comparable, and mend the energies of anions. CHGNet was trained with them and must not
-get them twice.
+Potentials trained on raw PBE and PBE+U total energies need the corrections (Wang et al., Sci. Rep. 11, 15496, 2021).
+They make calculations with and without U comparable, and correct the energies of anions. CHGNet was trained on
+corrected energies, so the corrections must not be applied to its energies again.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ SCHEME = "MaterialsProject2020Compatibility"
 
 @quiet()
 def corrected_energy(structure: Structure, energy: float) -> float:
-    """The energy of the cell with the corrections, in eV.
+    """Returns the energy of the cell with the corrections, in eV.
 
     Args:
-        structure: relaxed.
-        energy: of its cell, in eV, as from VASP with the settings of `MPRelaxSet`.
+        structure: the relaxed structure.
+        energy: the energy of its cell in eV, as VASP computes it with the settings of `MPRelaxSet`.
 
     Raises:
-        ValueError: the scheme does not cover it.
+        ValueError: the correction scheme does not cover the structure.
     """
     return corrected(ComputedStructureEntry(structure, energy, correction=0.0, parameters=_parameters(structure)))
 
 
 @quiet()
 def corrected(entry: ComputedEntry) -> float:
-    """The corrected energy of an entry, in eV.
+    """Returns the corrected energy of an entry, in eV.
 
     Raises:
-        ValueError: the scheme does not cover it.
+        ValueError: the correction scheme does not cover the entry.
     """
     scheme = MaterialsProject2020Compatibility(check_potcar=False)
     processed = scheme.process_entries([entry], clean=True, on_error="ignore")
@@ -46,7 +46,7 @@ def corrected(entry: ComputedEntry) -> float:
 
 
 def hubbard_values(structure: Structure) -> dict[str, float]:
-    """The U in eV that the Materials Project's settings give to each element; only those above 0."""
+    """Returns the Hubbard U in eV that the Materials Project's settings give each element; only values above 0."""
     values = MPRelaxSet.CONFIG["INCAR"]["LDAUU"]
     anion = max(structure.composition.elements, key=lambda element: element.X)
     of_anion = values.get(anion.symbol, {})

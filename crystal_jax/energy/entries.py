@@ -1,8 +1,8 @@
-"""Computed entries of known materials, read as plain JSON: composition, corrected energy and functional.
+"""Reads computed entries of known materials from plain JSON: composition, corrected energy and functional.
 
-The files are pymatgen's `ComputedEntry` and `ComputedStructureEntry` as the Materials Project, Matbench Discovery and
-Alexandria publish them. They name Python classes under "@module" and "@class"; nothing of that is imported or called,
-since a file could name any installed module.
+The files hold pymatgen's `ComputedEntry` and `ComputedStructureEntry` objects, as the Materials Project, Matbench
+Discovery and Alexandria publish them. They name Python classes under "@module" and "@class". This module imports and
+calls none of these classes, because a file could name any installed module.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pymatgen.core import Composition, Element
 from crystal_jax.errors import UserError
 from crystal_jax.json_files import JsonObject, describe, finite, read_json
 
-# Names of PBE and PBE+U, after `_functional`; only their energies compare with those of the potentials.
+# Names of PBE and PBE+U as `_functional` returns them; only their energies are comparable with the potentials'.
 _PBE = frozenset({"GGA", "PBE", "GGA+U", "PBE+U"})
-_MIXED = "R2SCAN"  # in the name of an adjustment: the energy was shifted to another functional's zero
+_MIXED = "R2SCAN"  # in the name of an adjustment, it means that the energy refers to another functional's zero
 _SYMBOLS = frozenset(element.symbol for element in Element)
 _ISOTOPES = {"D": "H", "T": "H"}
 _SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?(?:,.*)?")  # "Na", "Na+", "Fe3+", "Fe3+,spin=5"
@@ -31,12 +31,12 @@ _SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?(?:,.*)?")  # "Na", "Na+"
 
 @dataclasses.dataclass(frozen=True)
 class KnownEntry:
-    """A calculation of a known material.
+    """Calculation of a known material.
 
     Attributes:
         amounts: atoms of each element in the cell, by symbol.
         energy: corrected energy of the cell, eV.
-        is_pbe: whether the calculation is PBE or PBE+U, or its functional is not stated.
+        is_pbe: whether the functional is PBE or PBE+U, or is not stated.
     """
 
     amounts: Mapping[str, float]
@@ -45,20 +45,20 @@ class KnownEntry:
 
     @property
     def energy_per_atom(self) -> float:
-        """In eV."""
+        """Corrected energy per atom, in eV."""
         return self.energy / sum(self.amounts.values())
 
 
 def read_entries(path: Path) -> list[KnownEntry]:
-    """Reads the entries of PBE and PBE+U in a file.
+    """Reads the PBE and PBE+U entries of a file.
 
     Args:
-        path: JSON, also .gz, .bz2 or .xz: a list of entries; an object of entries by id; an object with the list under
-            "entries" (Alexandria); a table with the column "entry" (Matbench Discovery); or the Materials Project's
-            thermo documents, whose "entries" hold one entry for each functional.
+        path: JSON, also compressed as .gz, .bz2 or .xz. The content is a list of entries; an object of entries by id;
+            an object with the list under "entries" (Alexandria); a table with the column "entry" (Matbench Discovery);
+            or the Materials Project's thermo documents, whose "entries" hold one entry for each functional.
 
     Raises:
-        UserError: the file is missing or damaged, an entry lacks a number, or no entry is of PBE.
+        UserError: the file is missing or damaged, an entry lacks a number, or no entry is PBE.
     """
     entries = [_entry(name, row, path) for name, row in _rows(read_json(path), path)]
     chosen = [entry for entry in entries if entry.is_pbe]
@@ -70,7 +70,7 @@ def read_entries(path: Path) -> list[KnownEntry]:
 
 
 def _rows(found: Any, path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Names and contents of all entries, whichever layout the file has."""
+    """Yields the name and content of each entry, for all of the file layouts."""
     if isinstance(found, dict):
         found = found.get("entries", found.get("entry", found))
     if not isinstance(found, dict | list):
@@ -79,7 +79,7 @@ def _rows(found: Any, path: Path) -> Iterator[tuple[str, JsonObject]]:
     for key, value in named:
         row = JsonObject.of(value, path, where=f"entry {key}")
         documents = row.get("entries")
-        if isinstance(documents, dict):  # a thermo document: entries by functional
+        if isinstance(documents, dict):  # a thermo document holds entries by functional
             for functional, entry in documents.items():
                 yield (
                     f"{key}.{functional}",
@@ -90,7 +90,7 @@ def _rows(found: Any, path: Path) -> Iterator[tuple[str, JsonObject]]:
 
 
 def _stated_as(entry: JsonObject, functional: str) -> JsonObject:
-    """Adds the functional that a thermo document states, where the entry itself states none."""
+    """Adds the functional that a thermo document states, if the entry itself states none."""
     parameters = entry.get("parameters")
     stated = parameters if isinstance(parameters, dict) else {}
     if stated.get("run_type") is not None:
@@ -110,7 +110,7 @@ def _entry(name: str, row: JsonObject, path: Path) -> KnownEntry:
 
 
 def _adjustment(row: JsonObject) -> float:
-    """The value of an energy adjustment in eV, by the fields of pymatgen's classes of adjustments."""
+    """Returns the value of an energy adjustment in eV, from the fields of pymatgen's adjustment classes."""
     if "value" in row:
         return row.number("value")
     if "adj_per_atom" in row:
@@ -121,9 +121,9 @@ def _adjustment(row: JsonObject) -> float:
 
 
 def _functional(run_type: Any) -> str | None:
-    """A run type in capitals, with "+U" for a Hubbard U; None where the file states none.
+    """Returns a run type in capitals, with "+U" for a Hubbard U; None if the file states none.
 
-    Files hold texts ("GGA", "PBEsol"), names of enumeration members ("RunType.GGA_U") and members themselves as
+    Files hold strings ("GGA", "PBEsol"), names of enumeration members ("RunType.GGA_U"), and members themselves as
     objects with a "value".
     """
     if isinstance(run_type, dict):
@@ -135,7 +135,7 @@ def _functional(run_type: Any) -> str | None:
 
 
 def _amounts(row: JsonObject) -> dict[str, float]:
-    """Atoms of each element in the cell."""
+    """Returns the number of atoms of each element in the cell."""
     stated = row.get("composition")
     if isinstance(stated, str):
         return parse_formula(stated, row)
@@ -145,10 +145,10 @@ def _amounts(row: JsonObject) -> dict[str, float]:
 
 
 def parse_formula(formula: str, row: JsonObject) -> dict[str, float]:
-    """The amounts of a formula's elements; `row` is for messages.
+    """Returns the amount of each element in a formula. `row` is used for error messages.
 
     Raises:
-        UserError: it is no formula.
+        UserError: the string is not a formula.
     """
     amounts = _parsed(formula)
     if not amounts:
@@ -165,10 +165,10 @@ def _parsed(formula: str) -> Mapping[str, float]:
 
 
 def check_amounts(stated: Mapping[str, Any], row: JsonObject) -> dict[str, float]:
-    """Amounts by element, from amounts by species ("Na", "Na+"); `row` is for messages.
+    """Converts amounts by species ("Na", "Na+") to amounts by element. `row` is used for error messages.
 
     Raises:
-        UserError: a species is no element, or an amount is not a positive number.
+        UserError: a species is not an element, or an amount is not a positive number.
     """
     amounts: dict[str, float] = {}
     for species, value in stated.items():
@@ -187,7 +187,7 @@ def check_amounts(stated: Mapping[str, Any], row: JsonObject) -> dict[str, float
 
 
 def _of_sites(structure: JsonObject) -> dict[str, float]:
-    """Amounts from the sites of a structure; their occupancies count."""
+    """Sums the occupancies of a structure's sites by element."""
     sites = [JsonObject.of(site, structure.path, f"{structure.where}site.") for site in structure.items("sites")]
     species = itertools.chain.from_iterable(
         (JsonObject.of(each, site.path, site.where) for each in site.items("species")) for site in sites

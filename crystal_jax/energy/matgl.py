@@ -1,4 +1,4 @@
-"""Any potential of matgl, by its name on its hub or by folder."""
+"""Potentials of matgl, loaded by name from its hub or from a folder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _MODULE = re.compile(r"matgl\.(models|apps|layers)(\.\w+)*")
 
 
 class MatGL:
-    """The potential; a member of the protocol `EnergyModel`. Crystals are evaluated one by one."""
+    """Potential of matgl; implements the protocol `EnergyModel`. It evaluates crystals one at a time."""
 
     corrected = False
 
     def __init__(self, name: str):
-        """Loads it.
+        """Loads the model.
 
         Args:
-            name: of matgl's hub, or a folder with model.pt, state.pt and model.json.
+            name: name on matgl's hub, or a folder with model.pt, state.pt and model.json.
 
         Raises:
-            UserError: there is no such model, or it is no potential.
+            UserError: the model does not exist, or is not a potential.
         """
         import matgl
         from matgl.ext.ase import PESCalculator
@@ -46,7 +46,7 @@ class MatGL:
             potential = matgl.load_model(name)
             self._calculator = PESCalculator(potential, stress_unit="eV/A3")
             symbols = potential.model.element_types
-        except Exception as error:  # its loader, its hub and its networks raise nearly anything
+        except Exception as error:  # matgl's loader, hub client and networks raise many types of errors
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"matgl cannot load {name!r} as a potential: {reason}") from error
         from ase.data import atomic_numbers
@@ -55,7 +55,7 @@ class MatGL:
         self.name = f"{Path(name).name} (matgl {importlib.metadata.version('matgl')})"
 
     def predict(self, cells: Sequence[Cell]) -> list[Prediction]:
-        """See `EnergyModel`."""
+        """Predicts the crystals one at a time; see `EnergyModel`."""
         return [self._one(cell) for cell in cells]
 
     def _one(self, cell: Cell) -> Prediction:
@@ -70,10 +70,10 @@ class MatGL:
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that a matgl model's folder names no other code than matgl's models.
+    """Checks that a matgl model's folder names no code other than matgl's models.
 
-    matgl imports whichever module "@module" names, in model.json and in the pickle model.pt; both are read here first,
-    the pickle without running any code.
+    matgl imports any module that "@module" names, in model.json and in the pickle model.pt. This function reads both
+    files first; it reads the pickle without running any code.
 
     Raises:
         UserError: a file is missing or damaged, or names another module.
@@ -86,7 +86,7 @@ def check_folder(folder: Path) -> None:
     stated = read_json(folder / "model.json")
     try:
         arguments = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; all say that the file is refused
+    except Exception as error:  # torch raises many types of errors; all of them mean that the file is refused
         raise UserError(f"{folder / 'model.pt'} is refused: it holds more than plain values, or is damaged") from error
     for file, content in (("model.json", stated), ("model.pt", arguments)):
         for module in _modules_of(content):
@@ -97,7 +97,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _modules_of(content: Any) -> Iterator[Any]:
-    """Every module that a nest of dicts and lists names."""
+    """Yields every module named in nested dicts and lists."""
     members = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
     if isinstance(content, dict) and "@module" in content:
         yield content["@module"]

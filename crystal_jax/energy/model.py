@@ -1,4 +1,4 @@
-"""What relaxation asks of an energy model, and the models by name."""
+"""Interface of energy models, and the models by name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from crystal_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A periodic crystal as numbers.
+    """Periodic crystal as arrays.
 
     Attributes:
         numbers: atomic numbers.
-        positions: Cartesian, in Å.
+        positions: Cartesian coordinates, in Å.
         lattice: the lattice vectors as rows, in Å.
     """
 
@@ -30,23 +30,23 @@ class Cell:
 
     @classmethod
     def of(cls, structure: Structure) -> Cell:
-        """The same crystal; oxidation states are dropped."""
+        """Converts a structure; oxidation states are dropped."""
         numbers = np.array([site.specie.Z for site in structure])
         return cls(numbers, np.array(structure.cart_coords), np.array(structure.lattice.matrix))
 
     def to_structure(self) -> Structure:
-        """The same crystal."""
+        """Converts the cell to a structure."""
         return Structure(self.lattice, self.numbers.tolist(), self.positions, coords_are_cartesian=True)
 
     @property
     def volume(self) -> float:
-        """In Å^3."""
+        """Volume of the cell, in Å^3."""
         return float(abs(np.linalg.det(self.lattice)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Energy in eV, forces in eV/Å, and stress in eV/Å^3: ∂E/∂ε / volume, negative where the cell wants to expand."""
+    """Energy in eV, forces in eV/Å, and stress in eV/Å^3: ∂E/∂ε / volume, negative if the cell tends to expand."""
 
     energy: float
     forces: Float[np.ndarray, "atoms 3"]
@@ -54,12 +54,12 @@ class Prediction:
 
 
 class EnergyModel(Protocol):
-    """A potential.
+    """Interatomic potential.
 
     Attributes:
-        name: what it is, with its version.
-        corrected: whether its energies contain the MP2020 corrections already.
-        elements: the atomic numbers it knows.
+        name: name of the model, with its version.
+        corrected: whether the MP2020 corrections are already part of its energies.
+        elements: atomic numbers of the elements that the model covers.
     """
 
     name: str
@@ -67,19 +67,19 @@ class EnergyModel(Protocol):
     elements: frozenset[int]
 
     def predict(self, cells: Sequence[Cell]) -> list[Prediction]:
-        """Of several crystals at once."""
+        """Predicts energy, forces and stress of a batch of crystals."""
         ...
 
 
 def load_model(name: str, *, weights: Path | None = None) -> EnergyModel:
-    """Loads a model and checks it on compounds (see `guard`).
+    """Loads a model and checks its energies of known compounds (see `sanity_check`).
 
     Args:
-        name: "m3gnet", the one of the paper; "chgnet"; or "matgl:NAME", a model of matgl by name or folder.
+        name: "m3gnet", the paper's model; "chgnet"; or "matgl:NAME", a model of matgl by name or folder.
         weights: folder of M3GNet's checkpoint, instead of the cache.
 
     Raises:
-        UserError: there is no such model, a package or the weights are missing, or its energies are wrong.
+        UserError: the model does not exist, a package or the weights are missing, or the model's energies are wrong.
     """
     from crystal_jax.energy.sanity_check import check
 

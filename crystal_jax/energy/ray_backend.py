@@ -1,4 +1,4 @@
-"""Relaxations on a Ray cluster whose machines have this package; the calling process writes what comes back."""
+"""Runs relaxations on a Ray cluster whose machines have this package; the calling process writes the results."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 def stream(
     chunks: Callable[[int], list[Sequence[str]]], job: RelaxJob, address: str
 ) -> Iterator[dict[str, Any] | None]:
-    """Yields rows as crystals end, from all workers; at the end None, if a worker was lost.
+    """Yields a row for each crystal as it finishes, from all workers. Yields None at the end if a worker was lost.
 
     Args:
-        chunks: shares of the CIFs, given the number of the cluster's cores.
-        job: what to do with them.
-        address: "auto", HOST:PORT, or "local" for a cluster in this machine that is begun here.
+        chunks: function from the number of the cluster's cores to chunks of the CIFs.
+        job: the relaxation job.
+        address: "auto", HOST:PORT, or "local" to start a cluster on this machine.
 
     Raises:
-        UserError: Ray is not installed, or there is no such cluster, or the model cannot be loaded there.
+        UserError: Ray is not installed, there is no such cluster, or the model cannot be loaded on it.
     """
     try:
         import ray
@@ -52,14 +52,14 @@ def stream(
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
-        except ray.exceptions.RayError:  # its process or its machine is gone
+        except ray.exceptions.RayError:  # the worker's process or machine is gone
             lost = True
     if lost:
         yield None
 
 
 def _work(cifs: Sequence[str], job: RelaxJob) -> Iterator[dict[str, Any]]:
-    """On a worker."""
+    """Relaxes a chunk on a worker."""
     from crystal_jax.energy.runner import relax_rows
 
     yield from relax_rows(cifs, job)

@@ -1,8 +1,8 @@
-"""Moves atoms and cell to the nearest minimum of the energy, many crystals at a time.
+"""Relaxes atoms and cell to the nearest energy minimum, in batches of crystals.
 
-FIRE (Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006) with the constants of ASE, on positions and deformation gradient
-as in ASE's `UnitCellFilter`. Each crystal has its own velocities, step size, step count and time; only the model is
-called for all of them together. A crystal that is done makes room for the next one at once.
+The optimizer is FIRE (Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006) with ASE's constants, applied to positions and
+deformation gradient as in ASE's `UnitCellFilter`. Each crystal has its own velocities, step size, step count and time;
+only the model call is shared by the batch. When a crystal finishes, the next one takes its slot at once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from crystal_jax.energy.model import Cell, EnergyModel, Prediction
 from crystal_jax.errors import UserError
 
-# FIRE; the names of the paper where it names them.
-_DT, _DT_MAX, _MAX_MOVE = 0.1, 1.0, 0.2  # ASE's units of time; Å in all of one step
+# FIRE's constants; names follow the paper where it has names.
+_DT, _DT_MAX, _MAX_MOVE = 0.1, 1.0, 0.2  # time steps, in ASE's unit; largest move per step, Å (norm)
 _N_MIN, _F_INC, _F_DEC, _ALPHA, _F_ALPHA = 5, 1.1, 0.5, 0.1, 0.99
 
-# What no crystal does that is on its way to a minimum.
-_VOLUME_RATIO = (0.2, 5.0)  # of the cell, now and at the beginning
-_LEAST_VOLUME = 2.0  # Å^3 an atom; the densest real crystals have 3 to 5
+# Limits that a relaxation towards a minimum never crosses.
+_VOLUME_RATIO = (0.2, 5.0)  # current cell volume over initial cell volume
+_LEAST_VOLUME = 2.0  # Å^3/atom; the densest real crystals have 3 to 5
 _LOWEST_ENERGY = -25.0  # eV/atom; the lowest of an element is about -15
 
 Status = Literal["converged", "steps", "timeout", "exploded", "crashed"]
@@ -32,13 +32,13 @@ Status = Literal["converged", "steps", "timeout", "exploded", "crashed"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RelaxSettings:
-    """When a relaxation ends, and how many run together.
+    """Stopping criteria and batch size of relaxations.
 
     Attributes:
-        fmax: eV/Å; it is done when no force is larger, nor the stress times the volume a atom.
-        max_steps: of each crystal.
-        timeout: s, of each crystal: its share, by atoms, of the time of the batches it was in.
-        batch_atoms: atoms that are evaluated together; a larger crystal is alone.
+        fmax: eV/Å; a relaxation has converged when neither a force nor the stress times the volume per atom is larger.
+        max_steps: largest number of steps of one crystal.
+        timeout: largest time of one crystal in s: its share, by atoms, of the time of its batches.
+        batch_atoms: number of atoms evaluated together; a larger crystal forms a batch of its own.
     """
 
     fmax: float = 0.1
@@ -47,7 +47,7 @@ class RelaxSettings:
     batch_atoms: int = 160
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be.
+        """Checks that all values are positive.
 
         Raises:
             UserError: a value is not positive.
@@ -59,17 +59,18 @@ class RelaxSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Relaxed:
-    """How a relaxation ended.
+    """Result of a relaxation.
 
     Attributes:
-        key: of the crystal.
-        status: "converged"; "steps", all of them taken, and the energy counts as in the paper; or a failure.
-        reason: of a failure.
-        energy: eV, of the whole cell, as the model gives it; None for a failure.
+        key: key of the crystal.
+        status: "converged"; "steps" if `max_steps` was reached, in which case the energy counts, as in the paper; or
+            the type of failure.
+        reason: reason of a failure.
+        energy: the model's energy of the whole cell, in eV; None for a failure.
         first_energy: the same before the first step.
-        steps: taken.
-        seconds: see `RelaxSettings.timeout`.
-        cell: the last one.
+        steps: number of steps taken.
+        seconds: time of this crystal, see `RelaxSettings.timeout`.
+        cell: the final cell.
     """
 
     key: str
@@ -83,12 +84,12 @@ class Relaxed:
 
     @property
     def succeeded(self) -> bool:
-        """Whether there is an energy."""
+        """Whether the result has an energy."""
         return self.energy is not None
 
 
 class _Path:
-    """One crystal on its way."""
+    """Relaxation in progress of one crystal."""
 
     def __init__(self, key: str, cell: Cell, settings: RelaxSettings):
         self.key, self.cell, self.settings = key, cell, settings
@@ -97,7 +98,7 @@ class _Path:
         self.first_energy: float | None = None
         self._first = cell
         count = len(cell.numbers)
-        # Positions in the frame of the first cell, then the deformation gradient times the number of atoms.
+        # Rows: positions in the frame of the first cell, then the deformation gradient times the number of atoms.
         self._x = np.vstack([cell.positions, count * np.eye(3)])
         self._v = np.zeros_like(self._x)
         self._dt, self._alpha, self._uphill = _DT, _ALPHA, 0
@@ -110,7 +111,7 @@ class _Path:
         )
 
     def impossible(self) -> Relaxed | None:
-        """The end of a crystal that has left the world of crystals."""
+        """Returns the result "exploded" if the cell has reached an impossible geometry, otherwise None."""
         volume = self.cell.volume
         ratio = volume / self._first.volume if self._first.volume else np.inf
         if not np.isfinite(self.cell.positions).all() or not np.isfinite(volume):
@@ -122,7 +123,9 @@ class _Path:
         return None
 
     def advance(self, prediction: Prediction, seconds: float) -> Relaxed | None:
-        """Takes in what the model says of the present cell; the result if that was the end, or a step."""
+        """Processes the model's prediction for the current cell. Returns the result if the relaxation ends, otherwise
+        takes a step.
+        """
         self.seconds += seconds
         finite = np.isfinite(prediction.energy) and np.isfinite(prediction.forces).all()
         if not finite or not np.isfinite(prediction.stress).all():
@@ -147,7 +150,7 @@ class _Path:
         return self.impossible()
 
     def _generalised(self, prediction: Prediction, deformation: np.ndarray) -> np.ndarray:
-        """Forces on the rows of `_x`."""
+        """Returns the generalised forces on the rows of `_x`."""
         virial = -self.cell.volume * prediction.stress
         on_cell = np.linalg.solve(deformation, virial.T).T / self._count
         return np.vstack([prediction.forces @ deformation, on_cell])
@@ -171,9 +174,9 @@ class _Path:
 
 
 def relax(model: EnergyModel, cells: Iterable[tuple[str, Cell]], settings: RelaxSettings) -> Iterator[Relaxed]:
-    """Relaxes crystals, given with a key each; yields each as it ends, in no order.
+    """Relaxes crystals, each given with a key; yields each result when it is ready, in no fixed order.
 
-    Whatever a crystal does to the model ends that crystal alone.
+    An error or an impossible result of the model ends only the crystal that caused it.
     """
     waiting = collections.deque(cells)
     active: list[_Path] = []
@@ -203,13 +206,13 @@ def _unknown(model: EnergyModel, path: _Path) -> Relaxed | None:
 
 
 def _evaluate(model: EnergyModel, paths: list[_Path]) -> Iterator[tuple[_Path, Prediction | Relaxed, float]]:
-    """What the model says of each, with its share of the time."""
+    """Yields each crystal with the model's prediction, or a failed result, and its share of the time in s."""
     if not paths:
         return
     begin = time.monotonic()
     try:
         predictions: list[Prediction | Relaxed] = list(model.predict([path.cell for path in paths]))
-    except Exception as error:  # the networks raise nearly anything, for one of them
+    except Exception as error:  # networks raise many types of errors; one crystal may fail the batch
         if len(paths) > 1:
             for path in paths:
                 yield from _evaluate(model, [path])

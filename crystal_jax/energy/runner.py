@@ -1,7 +1,8 @@
-"""Relaxes many crystals on all cores or on a Ray cluster, and forgets nothing that is finished.
+"""Relaxes many crystals on all cores or on a Ray cluster, and keeps every finished result.
 
-Every crystal that ends is written at once, as one line, to a journal of the process that wrote it. Whatever is killed,
-the same call goes on with those that no journal has. Each worker loads the model once and runs on one thread.
+Each process appends a result to its own JSONL log, one line per crystal, as soon as the crystal has finished. After an
+interruption, the same call continues with the crystals that no log contains. Each worker loads the model once and runs
+on one thread.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ from crystal_jax.storage.worker_pool import available_workers
 from crystal_jax.structures import Entry, parse
 from crystal_jax.suppress_warnings import quiet
 
-_CHUNK = 64  # crystals that a worker takes at a time: some batches full, so that few batches are not
-_WORTH_A_PROCESS = 16  # crystals; loading the model takes a worker some seconds
-_FRUITLESS = 3  # crystals that may kill their process one after the other; with more, it is not the crystals
+_CHUNK = 64  # crystals per task of a worker; enough that most of its batches are full
+_WORTH_A_PROCESS = 16  # crystals per worker at least; loading the model takes each worker some seconds
+_FRUITLESS = 3  # consecutive crystals that may kill their process; after more, the crystals are not the cause
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RelaxJob:
-    """What is done with each crystal; another one needs another folder.
+    """Settings that decide the results; a different job needs a different folder.
 
     Attributes:
         model: a name for `load_model`.
         weights: folder of the model's weights, or "".
-        settings: when a relaxation ends.
+        settings: stopping criteria and batch size.
     """
 
     model: str
@@ -63,20 +64,21 @@ def relax_all(
     ray_address: str | None = None,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Relaxes crystals, each distinct CIF once, and returns the journal's row of each: see `row_of`.
+    """Relaxes each distinct CIF once and returns the log's row of each crystal by key; see `row_of`.
+
+    If workers die without finishing a crystal, the remaining crystals are relaxed one at a time in a process of their
+    own. A crystal that kills this process is recorded as `crashed`.
 
     Args:
-        cifs: readable ones.
-        job: what to do.
-        folder: of the journals; one of the same job is gone on with.
-        workers: processes on this machine; by default one for each core.
-        ray_address: of a Ray cluster to be used instead: "auto", or HOST:PORT.
+        cifs: CIFs that can be parsed.
+        job: model and settings.
+        folder: folder of the logs; a folder of the same job is continued.
+        workers: processes on this machine; by default one per core.
+        ray_address: Ray cluster to use instead of this machine: "auto", or HOST:PORT.
         progress: whether to show a progress bar.
 
     Raises:
-        UserError: the folder is of another job, the model cannot be loaded, or workers die again and again.
-
-    A crystal that kills its process is found out, since it does so alone, too, and written down as crashed.
+        UserError: the folder belongs to another job, the model cannot be loaded, or workers die repeatedly.
     """
     _claim(folder, job)
     texts = {key_of(cif): cif for cif in cifs}
@@ -88,7 +90,7 @@ def relax_all(
             bar.update(len(texts) - len(missing) - bar.n)
             if not missing:
                 return {key: rows[key] for key in texts}
-            # Few are relaxed in this process, which must not die of them.
+            # With one worker, crystals are relaxed in this process, which must not die.
             alone = died and (len(rows) == before or _workers_for(missing, workers) == 1)
             before = len(rows)
             how = _one_by_one if alone else _finished
@@ -99,17 +101,17 @@ def relax_all(
                 died = True
 
 
-class _WorkersDied(Exception):  # noqa: N818 - what is missing is done again
-    """A process that relaxed crystals was killed."""
+class _WorkersDied(Exception):  # noqa: N818 - not an error; the missing crystals are relaxed again
+    """Signals that a process that relaxed crystals was killed."""
 
 
 def key_of(cif: str) -> str:
-    """What a crystal is known by in the journals."""
+    """Returns the key of a crystal in the logs: the SHA-256 of its CIF."""
     return hashlib.sha256(cif.encode()).hexdigest()
 
 
 def read_journals(folder: Path) -> dict[str, dict[str, Any]]:
-    """All rows by their keys; a line that was cut off or damaged is left out: its crystal is relaxed again."""
+    """Reads all rows by key. Truncated or damaged lines are skipped; their crystals are relaxed again."""
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in read_bytes(path).splitlines():
@@ -124,7 +126,7 @@ def read_journals(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:
-    """Whether a row has what `row_of` writes."""
+    """Whether a row has all fields that `row_of` writes."""
     energy = row.get("energy")
     return (
         row.get("status") in get_args(Status)
@@ -138,7 +140,7 @@ def _is_whole(row: Mapping[str, Any]) -> bool:
 
 @quiet()
 def row_of(result: Relaxed) -> dict[str, Any]:
-    """A line of the journal: the result's fields, energies in eV of the cell, and the relaxed crystal as a CIF."""
+    """Returns a log row: the fields of the result, energies of the cell in eV, and the relaxed crystal as a CIF."""
     cell = result.cell.to_structure().to(fmt="cif") if result.succeeded else None
     fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "cell"}
     return fields | {"num_atoms": len(result.cell.numbers), "relaxed_cif": cell}
@@ -146,7 +148,7 @@ def row_of(result: Relaxed) -> dict[str, Any]:
 
 def _claim(folder: Path, job: RelaxJob) -> None:
     path = folder / "job.json"
-    asked = dataclasses.asdict(job) | {"weights": ""}  # the same weights may lie elsewhere
+    asked = dataclasses.asdict(job) | {"weights": ""}  # the same weights may be in another folder
     if path.exists():
         found = read_object(path, advice=f"delete the folder {folder} to relax again")
         if changed := [name for name in asked if asked[name] != found.get(name)]:
@@ -160,7 +162,7 @@ def _claim(folder: Path, job: RelaxJob) -> None:
 def _finished(
     cifs: Sequence[str], job: RelaxJob, folder: Path, workers: int | None, ray_address: str | None
 ) -> Iterator[None]:
-    """Relaxes and writes; yields once for each crystal that is written."""
+    """Relaxes and writes crystals; yields once for each crystal that is written."""
     workers = _workers_for(cifs, workers)
     if ray_address is not None:
         yield from _on_ray(cifs, job, folder, ray_address)
@@ -187,10 +189,10 @@ def _chunks(cifs: Sequence[str], workers: int) -> list[Sequence[str]]:
 def _one_by_one(
     cifs: Sequence[str], job: RelaxJob, folder: Path, workers: int | None, ray_address: str | None
 ) -> Iterator[None]:
-    """Relaxes each alone, until it has found one that kills its process; yields when one is written.
+    """Relaxes crystals one at a time until one kills its process; yields once for each crystal that is written.
 
     Raises:
-        UserError: several died, one after the other.
+        UserError: several crystals in a row killed their process.
     """
     deaths, waiting = 0, list(cifs)
     while waiting:
@@ -204,7 +206,7 @@ def _one_by_one(
                     del waiting[0]
                     yield
                     if deaths:
-                        return  # the others can go on side by side
+                        return  # the culprit is found; the rest can run in parallel
             except (_WorkersDied, BrokenProcessPool):
                 deaths += 1
         if waiting and deaths:
@@ -225,7 +227,7 @@ def _crashed(cif: str) -> dict[str, Any]:
 
 
 def _of_worker(cifs: Sequence[str], job: RelaxJob, folder: Path) -> int:
-    """What a process of this machine does with a chunk; returns how many it has written."""
+    """Relaxes a chunk in a worker process of this machine; returns the number of rows written."""
     return sum(1 for _ in _relax_and_write(cifs, job, folder))
 
 
@@ -238,11 +240,11 @@ def _relax_and_write(cifs: Sequence[str], job: RelaxJob, folder: Path) -> Iterat
 
 @contextlib.contextmanager
 def _journal(folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """What writes a row at once, to this process's own file."""
+    """Opens this process's own log file and yields a function that writes a row at once."""
     path = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
     with path.open("a", encoding="utf-8") as file:
         if path.stat().st_size:
-            file.write("\n")  # ends what a process of the same number may have left half written
+            file.write("\n")  # ends a partial line of an earlier process with the same id
 
         def write(row: Mapping[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
@@ -252,7 +254,7 @@ def _journal(folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 
 def relax_rows(cifs: Sequence[str], job: RelaxJob) -> Iterator[dict[str, Any]]:
-    """Relaxes crystals in this process, on one thread, and yields their rows as they end."""
+    """Relaxes crystals in this process, on one thread, and yields each row as it finishes."""
     model = _loaded(job.model, job.weights)
     cells = []
     for cif in cifs:
@@ -272,7 +274,7 @@ def _loaded(name: str, weights: str) -> EnergyModel:
 
 
 def _on_ray(cifs: Sequence[str], job: RelaxJob, folder: Path, address: str) -> Iterator[None]:
-    """The same on a cluster: rows come back one by one, and this process writes them."""
+    """Relaxes on a Ray cluster; rows arrive one by one, and this process writes them."""
     from crystal_jax.energy.ray_backend import stream
 
     with _journal(folder) as write:

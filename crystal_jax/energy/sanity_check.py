@@ -1,8 +1,8 @@
-"""Does a model give the energies it should? Asked of compounds whenever one is loaded.
+"""Checks that a model gives the expected energies of known compounds, each time a model is loaded.
 
-A model can be loaded wrongly without an error: matgl from version 3 on reads M3GNet weights of earlier versions and
-gives right energies for elements, wrong ones for compounds. So compounds are asked, never an element alone. A model of
-another functional than PBE, which the convex hull is made of, fails too.
+A model can be loaded wrongly without an error. matgl from version 3 on reads M3GNet weights of earlier versions and
+then gives right energies for elements but wrong ones for compounds. So the check uses compounds, never an element
+alone. A model of another functional than PBE, on which the convex hull is based, fails too.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pymatgen.core import Structure
 from crystal_jax.energy.model import Cell, EnergyModel
 from crystal_jax.errors import UserError
 
-TOLERANCE = 0.1  # eV/atom; PBE potentials agree within 0.03 here, a wrongly loaded one is off by 2
+TOLERANCE = 0.1  # eV/atom; PBE potentials agree within 0.03 here, a wrongly loaded model is off by 2
 
 
 class Known(NamedTuple):
-    """A compound's energy in eV/atom, from M3GNet MP-2021.2.8-EFS: as it is, and with the MP2020 corrections."""
+    """Compound with its energies in eV/atom from M3GNet MP-2021.2.8-EFS: uncorrected and with MP2020 corrections."""
 
     formula: str
     structure: Structure
@@ -28,9 +28,9 @@ class Known(NamedTuple):
 
 
 def known() -> tuple[Known, ...]:
-    """The compounds that are asked, in primitive cells."""
+    """Returns the compounds of the check, in primitive cells."""
     origin, half = [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]
-    corner = np.ones((3, 3)) - np.eye(3)  # of a face-centred lattice, in half its cubic lengths
+    corner = np.ones((3, 3)) - np.eye(3)  # face-centred lattice, in units of half the cubic length
     salt = Structure(5.69 / 2 * corner, ["Na", "Cl"], [origin, half])
     magnesia = Structure(4.25 / 2 * corner, ["Mg", "O"], [origin, half])
     sites = [origin, half, [0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]
@@ -43,10 +43,10 @@ def known() -> tuple[Known, ...]:
 
 
 def check(model: EnergyModel, *, tolerance: float = TOLERANCE) -> None:
-    """Asks the model for the energies of `known`.
+    """Compares the model's energies of the compounds of `known` with the expected ones.
 
     Raises:
-        UserError: one of them is wrong.
+        UserError: an energy differs by more than the tolerance (eV/atom).
     """
     compounds = known()
     for compound, prediction in zip(

@@ -1,7 +1,8 @@
-"""Reads a TensorFlow V2 checkpoint without TensorFlow: names, shapes and numbers; no code in it is run.
+"""Reads a TensorFlow V2 checkpoint without TensorFlow: names, shapes and numbers. It runs no code of the checkpoint.
 
 `NAME.index` is a LevelDB table (github.com/google/leveldb, doc/table_format.md) from variable names to protocol buffers
-`BundleEntryProto` (tensorflow/core/protobuf/tensor_bundle.proto); `NAME.data-00000-of-00001` has the tensors' bytes.
+`BundleEntryProto` (tensorflow/core/protobuf/tensor_bundle.proto). `NAME.data-00000-of-00001` contains the tensors'
+bytes.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import numpy as np
 
 from crystal_jax.errors import UserError
 
-_MAGIC = 0xDB4775248B80FB57  # of a LevelDB table; its last 8 bytes
+_MAGIC = 0xDB4775248B80FB57  # the last 8 bytes of a LevelDB table
 _FOOTER = 48  # bytes: two block handles, padding, the magic number
-_FLOAT32 = 1  # of TensorFlow's DataType; all weights have it
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # how the names of variables end
+_FLOAT32 = 1  # DT_FLOAT in TensorFlow's DataType; all weights have it
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # suffix of variable names
 
 
 def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
-    """Variable names, without their common ending, to float32 arrays; bookkeeping entries are left out.
+    """Returns float32 arrays by variable name, without the names' common suffix; bookkeeping entries are skipped.
 
     Args:
         prefix: path and name of the checkpoint, without `.index`.
 
     Raises:
-        UserError: a file is missing, or is no such checkpoint.
+        UserError: a file is missing, or is not a TensorFlow checkpoint.
     """
     index, data = (prefix.with_name(prefix.name + end) for end in (".index", ".data-00000-of-00001"))
     try:
@@ -47,11 +48,11 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
 
 
 def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of the table, block by block."""
+    """Yields the keys and values of the table, block by block."""
     if len(table) < _FOOTER or struct.unpack("<Q", table[-8:])[0] != _MAGIC:
         raise ValueError("no LevelDB table")
     position = len(table) - _FOOTER
-    for _ in range(2):  # the handle of the meta index, which is not needed
+    for _ in range(2):  # skip the handle of the meta index, which is not needed
         _, position = _varint(table, position)
     offset, position = _varint(table, position)
     size, _ = _varint(table, position)
@@ -62,7 +63,7 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Entries of a block, each key given as what it shares with the one before and the rest."""
+    """Yields the entries of a block. Each key is stored as the length shared with the previous key, and the rest."""
     if table[offset + size]:
         raise ValueError("compressed blocks are not expected")
     block = table[offset : offset + size]
@@ -79,7 +80,7 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
 
 
 def _bundle_entry(message: bytes) -> tuple[int, tuple[int, ...], int, int]:
-    """Data type, shape, offset and size in bytes."""
+    """Returns data type, shape, offset and size in bytes."""
     numbers = {1: 0, 4: 0, 5: 0}  # dtype, offset, size
     shape: tuple[int, ...] = ()
     for field, value in _fields(message):
@@ -92,7 +93,7 @@ def _bundle_entry(message: bytes) -> tuple[int, tuple[int, ...], int, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of a protocol buffer."""
+    """Yields field numbers and values of a protocol buffer."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -111,7 +112,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where it ends."""
+    """Decodes a varint (7 bits per byte); returns its value and the position after it."""
     value = shift = 0
     while True:
         byte = data[position]

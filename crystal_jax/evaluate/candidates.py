@@ -1,10 +1,11 @@
-"""Which samples are worth a closer look, the best first?
+"""Ranks the samples that are worth a closer look.
 
-A candidate is valid, repeats no earlier sample and, where a training set was given, is not in it. Where it was relaxed,
-the relaxed crystal is what is described, and columns named `generated_` describe what the model wrote.
+A candidate is valid, repeats no earlier sample and, if a training set was given, is not in it. If it was relaxed, its
+columns describe the relaxed crystal, and columns named `generated_` describe the crystal that the model wrote.
 
-Plausible crystals come first, then complete hulls before lower bounds, then low energies above the hull; of equal
-energies, those with a symmetry first. Without a height above the hull a candidate has no rank.
+Plausible crystals come first, then crystals with a complete hull before those with a lower bound, then low energies
+above the hull. At equal energies, crystals with a symmetry come first. A candidate without an energy above the hull has
+no rank.
 """
 
 from __future__ import annotations
@@ -14,43 +15,43 @@ from pathlib import Path
 
 import pandas as pd
 
-_SAME_ENERGY = 1e-3  # eV/atom; below it, models do not tell crystals apart, and the more symmetric one comes first
+_SAME_ENERGY = 1e-3  # eV/atom; models do not resolve smaller differences, so symmetry decides
 
 # Columns of `candidates.csv`.
 COLUMNS = (
-    "rank",  # by energy above the hull; empty where there is none
+    "rank",  # by energy above the hull; empty without one
     "name",
     "reduced_formula",
     "spacegroup",
     "num_atoms",
     "e_above_hull",  # eV/atom
-    "lower_bound",  # the hull is incomplete in this system: the true value is this or more
+    "lower_bound",  # the hull is incomplete in this system: the true value is at least this
     "energy_per_atom",  # eV
     "formation_energy_per_atom",  # eV
     "decomposes_to",
     "known_in_system",
     "stable_in_system",
     "stable_missing",
-    "new",  # not in the training set, and the Materials Project has no crystal of this formula
+    "new",  # not in the training set, and of a formula that the Materials Project lacks
     "known_formula",
     "plausible",
     "oxidation_states",
     "density",  # g/cm^3
-    "cell",  # "relaxed" or "generated": which crystal spacegroup, density and plausible are of
+    "cell",  # "relaxed" or "generated": the crystal that spacegroup, density and plausible describe
     "generated_spacegroup",
     "generated_density",
     "nearest_known",
     "structure_distance",
     "composition_distance",
-    "relaxation",
+    "relaxation_status",
     "perplexity",
-    "dft",
+    "dft_status",
     "e_above_hull_dft",  # eV/atom
 )
 
 
 def candidates(rows: pd.DataFrame) -> pd.DataFrame:
-    """Ranks the rows of `structures.csv` that are candidates."""
+    """Selects the candidates among the rows of `structures.csv` and ranks them."""
     chosen = rows[rows["valid"] & rows["unique"].fillna(False) & rows["novel"].fillna(True)]
     relaxed = chosen["relaxed_density"].notna()
     known = chosen["known_formula"]
@@ -78,12 +79,12 @@ def candidates(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_cifs(ranked: pd.DataFrame, cifs: Mapping[str, str], folder: Path) -> None:
-    """Writes a CIF of each candidate, named by place and formula, in place of those of an earlier evaluation.
+    """Writes a CIF file per candidate, named by rank and formula, and deletes those of an earlier evaluation.
 
     Args:
-        ranked: what `candidates` returns.
-        cifs: by the samples' names: relaxed where they were relaxed.
-        folder: to write to.
+        ranked: table returned by `candidates`.
+        cifs: CIFs by sample name; the relaxed crystal if there is one.
+        folder: folder to write to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.cif"):
@@ -93,7 +94,7 @@ def write_cifs(ranked: pd.DataFrame, cifs: Mapping[str, str], folder: Path) -> N
 
 
 def missing_for_a_rank(metrics: Mapping[str, object]) -> str | None:
-    """Says what an evaluation lacks to rank its candidates, and how to get it; None if they are ranked."""
+    """Returns what an evaluation lacks to rank its candidates, and how to get it; None if they are ranked."""
     if "metastable" in metrics:
         return None
     if "relaxed" in metrics:

@@ -1,7 +1,7 @@
-"""Did samples that were asked for something become it? Formula, space group, energy above the hull, chemical system.
+"""Measures how often samples meet their conditions: formula, space group, energy above the hull, chemical system.
 
-What was asked is read from the column `requested` of a samples file of 'crystal-jax sample', or else from the prompt
-(`gen_str`), as the paper's code writes it. A sample that forms no crystal has not become what was asked.
+The conditions are read from the column `requested` of a samples file of 'crystal-jax sample', or otherwise from the
+prompt (`gen_str`), as the paper's code writes it. A sample without a structure does not meet its conditions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from crystal_jax.evaluate.rate import Rate
 from crystal_jax.structures import Entry, Sample
 from crystal_jax.suppress_warnings import quiet
 
-SYMMETRY_PRECISION = 0.2  # Å, the paper's
-METASTABLE = 0.1  # eV/atom; asked for and found must be on the same side of it
-SIZES = (5, 10, 15, 20)  # largest numbers of atoms of the groups by size; the last group has more
+SYMMETRY_PRECISION = 0.2  # Å, as in the paper
+METASTABLE = 0.1  # eV/atom; the requested and the computed energy must be on the same side of it
+SIZES = (5, 10, 15, 20)  # upper limits of the groups by number of atoms; the last group has no limit
 
 _ASKED = {
     "formula": re.compile(r"The chemical formula is (\S+)\. "),
@@ -35,7 +35,7 @@ _ASKED = {
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a sample was asked to be; None for what it was not."""
+    """Conditions of a sample; None for those that were not given."""
 
     formula: str | None
     spacegroup: int | None
@@ -44,7 +44,9 @@ class Asked:
 
     @classmethod
     def of(cls, entry: Entry) -> Asked:
-        """Reads what a sample answers: a request, or a prompt, which may have its answer after it."""
+        """Reads the conditions of a sample from its request, or else from its prompt, which may be followed by the
+        completion.
+        """
         if entry.requested is None:
             return cls._of_prompt(entry.prompt)
         try:
@@ -71,8 +73,8 @@ class Asked:
 
 
 def metrics_of(entries: Sequence[Entry], samples: Sequence[Sample], rows: pd.DataFrame) -> dict[str, Any]:
-    """Returns rates `formula_match`, `spacegroup_match`, `e_above_hull_match` and `chemical_system_match`, each also by
-    number of atoms, and fills in the columns of these names. Empty if nothing was asked.
+    """Returns the rates `formula_match`, `spacegroup_match`, `e_above_hull_match` and `chemical_system_match`, each
+    also by number of atoms, and fills in the columns of these names. Returns nothing if no sample has a condition.
 
     `e_above_hull_match` needs the column `e_above_hull`.
     """
@@ -96,7 +98,7 @@ def metrics_of(entries: Sequence[Entry], samples: Sequence[Sample], rows: pd.Dat
 
 
 def _by_size(verdicts: pd.Series, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """A rate for each group of sizes; samples without atoms are in none."""
+    """Returns a rate for each size group; samples without atoms are in no group."""
     atoms = rows.loc[verdicts.index, "num_atoms"]
     edges = [0, *SIZES, float("inf")]
     groups = {}
@@ -109,7 +111,7 @@ def _by_size(verdicts: pd.Series, rows: pd.DataFrame) -> dict[str, dict[str, Any
 
 
 def _formula(asked: Asked, sample: Sample) -> bool | None:
-    """The reduced formulas are equal."""
+    """Whether the reduced formulas are equal; None without a condition."""
     if asked.formula is None:
         return None
     try:
@@ -126,7 +128,7 @@ def _spacegroup(asked: Asked, sample: Sample) -> bool | None:
 
 
 def _chemical_system(asked: Asked, sample: Sample) -> bool | None:
-    """The sample has all of these elements and no others."""
+    """Whether the sample has exactly these elements; None without a condition."""
     if asked.chemical_system is None:
         return None
     return sample.composition is not None and {e.symbol for e in sample.composition} == asked.chemical_system

@@ -1,9 +1,9 @@
-"""The structure fingerprint of the paper: coordination numbers and order parameters of every atom, averaged.
+"""Computes the paper's structure fingerprint: coordination numbers and order parameters, averaged over sites.
 
-CrystalNN (Pan et al., Inorg. Chem. 60, 1590, 2021) weighs the faces of an atom's Voronoi cell and turns the weights
-into a probability of each coordination number; the fingerprint "ops" lists those probabilities and, times them, the
-order parameters of the likeliest neighbours. The numbers are those of matminer's `CrystalNNFingerprint` with the preset
-"ops" (a test compares them); what differs is that the faces of a cell are measured together.
+CrystalNN (Pan et al., Inorg. Chem. 60, 1590, 2021) weights the faces of an atom's Voronoi cell and turns the weights
+into a probability of each coordination number. The fingerprint "ops" lists these probabilities and, multiplied by them,
+the order parameters of the most likely neighbours. The numbers are those of matminer's `CrystalNNFingerprint` with the
+preset "ops" (a test compares them); the only difference is that the faces of a cell are measured together.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from scipy.spatial import QhullError, Voronoi
 from crystal_jax.evaluate.order_parameters import MOTIFS, order_parameters
 from crystal_jax.suppress_warnings import quiet
 
-MAX_COORDINATION = 24  # higher coordination numbers have no place in the fingerprint
+MAX_COORDINATION = 24  # the fingerprint has no entries for higher coordination numbers
 LENGTH = MAX_COORDINATION + sum(map(len, MOTIFS.values()))  # 61
 
 # CrystalNN's defaults.
-SEARCH_RADIUS = 7.0  # Å, of the atoms that enter the tessellation; doubled until the cell is closed
-DISTANCE_CUTOFFS = (0.5, 1.0)  # Å beyond the sum of radii where a bond begins to fade, and where it is gone
+SEARCH_RADIUS = 7.0  # Å, radius of the tessellated atoms; doubled until the Voronoi cell is closed
+DISTANCE_CUTOFFS = (0.5, 1.0)  # Å beyond the sum of radii where a bond's weight starts to fall, and where it is 0
 ELECTRONEGATIVITY_WEIGHT = 3.0
 MAX_ELECTRONEGATIVITY_DIFFERENCE = 3.3  # Pauling's scale
 
-MAX_POINTS = 20_000  # atoms within the radius; a valid crystal with so many is absurd and would take minutes
+MAX_POINTS = 20_000  # atoms within the radius; a crystal with more is unphysical and would take minutes
 
 
-class NoFingerprint(Exception):  # noqa: N818 - a finding about a crystal, not a fault
-    """Says why a crystal has no fingerprint."""
+class NoFingerprint(Exception):  # noqa: N818 - a property of the crystal, not an error
+    """States why a crystal has no fingerprint."""
 
 
 @quiet()
 def structure_fingerprint(structure: Structure) -> np.ndarray:
-    """The mean over all sites of the fingerprint "ops", (61,): for each coordination number from 1 to 24 its
+    """Returns the mean over all sites of the fingerprint "ops", (61,): for each coordination number from 1 to 24 its
     probability, followed by its order parameters times that probability.
 
-    Oxidation states, if there are any, are not looked at, as in the evaluators of CDVAE and of the paper.
+    Oxidation states are ignored, as in the evaluators of CDVAE and of the paper.
 
     Raises:
         NoFingerprint: a Voronoi cell cannot be built.
@@ -54,7 +54,7 @@ def structure_fingerprint(structure: Structure) -> np.ndarray:
 
 
 def _site_fingerprint(structure: Structure, index: int) -> np.ndarray:
-    """Of one site; see `structure_fingerprint`."""
+    """Returns the fingerprint of one site, (61,); see `structure_fingerprint`."""
     vectors, weights = bond_weights(structure, index)
     parts = {}
     for count, probability in coordination_probabilities(weights).items():
@@ -67,19 +67,19 @@ def _site_fingerprint(structure: Structure, index: int) -> np.ndarray:
 
 
 def bond_weights(structure: Structure, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """The neighbours of a site that may be bonded to it, the likeliest first.
+    """Returns the possibly bonded neighbours of a site, by decreasing weight.
 
     Returns:
-        Vectors to them in Å, (n, 3), and CrystalNN's weights, (n,), in (0, 1], rounded to 3 decimals.
+        Vectors to the neighbours in Å, (n, 3), and CrystalNN's weights, (n,), in (0, 1], rounded to 3 decimals.
 
     Raises:
-        NoFingerprint: there are too many atoms around it.
-        QhullError: there is no closed Voronoi cell.
+        NoFingerprint: too many atoms surround the site.
+        QhullError: the Voronoi cell is not closed.
     """
     faces, vectors, kinds = _voronoi_cell(structure, index)
     solid_angle, area = faces
     centre = _element_of(structure, index)
-    weight = solid_angle / solid_angle.max() * (solid_angle / area)  # open structures: small faces far away count less
+    weight = solid_angle / solid_angle.max() * (solid_angle / area)  # open structures: small distant faces count less
     weight = weight * np.array([_chemical_weight(centre, kind) for kind in kinds])
     order = np.argsort(-weight, kind="stable")
     order = order[solid_angle[order] > 0]
@@ -96,9 +96,10 @@ def bond_weights(structure: Structure, index: int) -> tuple[np.ndarray, np.ndarr
 
 
 def coordination_probabilities(weights: np.ndarray) -> dict[int, float]:
-    """From bond weights, falling, to coordination number → probability: shares of a quarter circle's area.
+    """Converts bond weights, in decreasing order, to the probability of each coordination number.
 
-    The n neighbours whose weights are at least w are all bonded with the area between w and the next smaller weight.
+    The probabilities are shares of the area of a quarter circle. The share of n, the number of neighbours with weights
+    of at least w, is the area between w and the next smaller weight.
     """
     levels = [*dict.fromkeys(weights.tolist()), 0.0]
     areas = [_quarter_circle(level) for level in levels]
@@ -108,7 +109,7 @@ def coordination_probabilities(weights: np.ndarray) -> dict[int, float]:
 
 
 def _quarter_circle(x: float) -> float:
-    """The area under the unit circle between 0 and x."""
+    """Returns the area under the unit circle between 0 and x."""
     if x >= 1:
         return math.pi / 4
     height = math.sqrt(1 - x * x)
@@ -116,7 +117,9 @@ def _quarter_circle(x: float) -> float:
 
 
 def _voronoi_cell(structure: Structure, index: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, list[Element]]:
-    """Solid angles (sr) and areas (Å^2) of a site's faces, vectors to the sites behind them, and these sites' kinds."""
+    """Returns solid angles (sr) and areas (Å^2) of a site's faces, vectors to the sites behind them, and their
+    elements.
+    """
     lattice = structure.lattice
     centre = structure[index].coords
     corners = lattice.get_cartesian_coords([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]])
@@ -141,10 +144,10 @@ def _voronoi_cell(structure: Structure, index: int) -> tuple[tuple[np.ndarray, n
 
 
 def _faces(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the Voronoi cell of the first point: the points behind its faces, solid angles, areas.
+    """Returns the points behind the faces of the first point's Voronoi cell, and the faces' solid angles and areas.
 
     Raises:
-        QhullError: the cell is open, or there is none.
+        QhullError: the cell is open, or does not exist.
     """
     voronoi = Voronoi(points)
     mine = np.flatnonzero((voronoi.ridge_points == 0).any(axis=1))
@@ -152,7 +155,7 @@ def _faces(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rings = [voronoi.ridge_vertices[i] for i in mine]
     if not rings or any(-1 in ring for ring in rings):
         raise QhullError("the Voronoi cell is open")
-    # Faces are polygons with their corners in order: fans of triangles from the first corner.
+    # Faces are polygons with ordered corners; each is split into a fan of triangles from its first corner.
     fan = [(face, ring[0], a, b) for face, ring in enumerate(rings) for a, b in itertools.pairwise(ring[1:])]
     face, first, second, third = np.array(fan).T
     a, b, c = (voronoi.vertices[corner] - points[0] for corner in (first, second, third))
@@ -171,7 +174,7 @@ def _element_of(structure: Structure, index: int) -> Element:
 
 @functools.cache
 def _chemical_weight(one: Element, other: Element) -> float:
-    """Neighbours that differ more in electronegativity are likelier bonded; 1 where it is not known."""
+    """Returns a factor that grows with the difference in electronegativity; 1 if it is unknown."""
     with np.errstate(invalid="ignore"):
         difference = abs(_electronegativity(one) - _electronegativity(other))
     if math.isnan(difference):
@@ -186,5 +189,5 @@ def _electronegativity(element: Element) -> float:
 
 @functools.cache
 def _radius(element: Element) -> float:
-    """Covalent, or atomic where that is not known, in Å."""
+    """Returns the covalent radius in Å, or the atomic radius if the covalent one is unknown."""
     return float(CovalentRadius.radius.get(element.symbol) or element.atomic_radius or math.nan)

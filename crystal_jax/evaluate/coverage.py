@@ -1,9 +1,9 @@
-"""Do generated crystals cover the real ones, and are they near them? And how far are they from each other?
+"""Measures coverage of real crystals by generated ones, and distances between both sets.
 
-Coverage (CDVAE, Xie et al., ICLR 2022): a real crystal is covered if some generated structure lies within a cut-off of
-it by the structure fingerprint, and some generated composition, not necessarily of the same crystal, by the composition
-fingerprint. Recall is the share of real crystals that are covered; precision the share of generated ones that are
-covered by real ones. AMSD and AMCD are the mean distances to the nearest structure and to the nearest composition.
+Coverage (CDVAE, Xie et al., ICLR 2022): a real crystal is covered if some generated structure is within a cut-off of it
+by structure fingerprint, and some generated composition, not necessarily of the same crystal, by composition
+fingerprint. Recall is the share of real crystals that are covered. Precision is the share of generated crystals that
+are covered by real ones. AMSD and AMCD are the mean distances to the nearest structure and to the nearest composition.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crystal_jax.evaluate.rate import Rate
 
 @dataclasses.dataclass(frozen=True)
 class Cutoffs:
-    """Largest distances at which a crystal is covered; in the units of the fingerprints."""
+    """Largest distances at which a crystal is covered, in the units of the fingerprints."""
 
     structure: float
     composition: float
@@ -33,17 +33,23 @@ CUTOFFS = {
     "perov5": Cutoffs(0.2, 4.0),
     "carbon24": Cutoffs(0.2, 4.0),
 }
-# crystal-text-llm, `basic_eval.py`: further than this from every training crystal is new.
+# crystal-text-llm, `basic_eval.py`: a crystal is new if it is further than this from every training crystal.
 NOVELTY = Cutoffs(0.1, 2.0)
 
-_ROWS_AT_ONCE = 1024  # of a distance matrix: 10,000 columns of them take 80 MB
+_ROWS_AT_ONCE = 1024  # rows of a distance matrix computed together; with 10,000 columns they take 80 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """For each of n crystals the distances to the nearest of another set by structure and by composition, and which
-    ones are nearest: by structure, by composition, and by the sum of both distances in units of `CUTOFFS["mp20"]`.
-    Infinite, and -1, where the other set is empty.
+    """Nearest neighbours in another set for each of n crystals.
+
+    Attributes:
+        structure: distance to the nearest structure, (n,); infinite if the other set is empty.
+        composition: distance to the nearest composition, (n,); infinite if the other set is empty.
+        by_structure: index of the nearest structure, (n,); -1 if the other set is empty.
+        by_composition: index of the nearest composition, (n,); -1 if the other set is empty.
+        by_both: index of the crystal with the smallest sum of both distances in units of `CUTOFFS["mp20"]`, (n,); -1 if
+            the other set is empty.
     """
 
     structure: np.ndarray
@@ -57,13 +63,13 @@ class Nearest:
         return (self.structure <= cutoffs.structure) & (self.composition <= cutoffs.composition)
 
     def mean(self, kind: str) -> float | None:
-        """The mean distance by "structure" or "composition"; None if there is none."""
+        """Returns the mean distance by "structure" or "composition"; None if there is none."""
         distances = getattr(self, kind)
         return float(distances.mean()) if len(distances) and np.isfinite(distances).all() else None
 
 
 def nearest(of: Fingerprints, among: Fingerprints) -> Nearest:
-    """Looks for the nearest crystals by Euclidean distance, exactly."""
+    """Finds the nearest crystals by Euclidean distance, exactly."""
     count = len(of)
     if not len(among) or not count:
         nothing = np.full(count, -1)
@@ -85,13 +91,13 @@ def nearest(of: Fingerprints, among: Fingerprints) -> Nearest:
 def coverage(
     generated: Fingerprints, real: Fingerprints, cutoffs: Cutoffs, *, num_generated: int
 ) -> dict[str, dict[str, Any]]:
-    """`coverage_recall` and `coverage_precision` as rates, `amsd_*` and `amcd_*` as mean distances.
+    """Returns `coverage_recall` and `coverage_precision` as rates, `amsd_*` and `amcd_*` as mean distances.
 
     Args:
-        generated: of the samples that count.
-        real: of the reference.
+        generated: fingerprints of the scored samples.
+        real: fingerprints of the reference.
         cutoffs: see `CUTOFFS`.
-        num_generated: the denominator of precision, which counts samples without a fingerprint as not covered.
+        num_generated: the denominator of precision; samples without a fingerprint count as not covered.
     """
     precision, recall = nearest(generated, real), nearest(real, generated)
     distances = {}
@@ -107,7 +113,7 @@ def coverage(
 
 
 def diversity(rows: np.ndarray) -> float | None:
-    """The mean Euclidean distance of all pairs of distinct rows; None for fewer than two."""
+    """Returns the mean Euclidean distance of all pairs of distinct rows; None for fewer than two rows."""
     count = len(rows)
     if count < 2:
         return None
@@ -116,6 +122,6 @@ def diversity(rows: np.ndarray) -> float | None:
 
 
 def _distance_blocks(rows: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of rows of the distance matrix."""
+    """Yields the distance matrix in blocks of rows."""
     for begin in range(0, len(rows), _ROWS_AT_ONCE):
         yield cdist(rows[begin : begin + _ROWS_AT_ONCE], others)

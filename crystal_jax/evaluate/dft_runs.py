@@ -1,6 +1,6 @@
-"""What density-functional theory found, kept beside an evaluation, so that judging the samples again does not lose it.
+"""Stores DFT results in an evaluation's folder, so that evaluating the samples again does not lose them.
 
-`crystal-jax dft collect` writes the file; the columns `dft` and `e_above_hull_dft` are filled from it.
+`crystal-jax dft collect` writes the file; the columns `dft` and `e_above_hull_dft` are filled in from it.
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ from crystal_jax.storage.files import write_text
 from crystal_jax.tables import read_frame, to_csv
 
 FILE = "dft.csv"
-_COLUMNS = {"name": "str", "formula": "str", "dft": "str", "e_above_hull_dft": "float64"}
+_COLUMNS = {"name": "str", "formula": "str", "dft_status": "str", "e_above_hull_dft": "float64"}
 
 
 def keep(rows: pd.DataFrame, folder: Path) -> None:
-    """Writes what is known of the samples that were computed."""
-    write_text(folder / FILE, to_csv(rows.loc[rows["dft"].notna(), list(_COLUMNS)]))
+    """Writes the DFT results of the samples that were computed."""
+    write_text(folder / FILE, to_csv(rows.loc[rows["dft_status"].notna(), list(_COLUMNS)]))
 
 
 def fill_in(rows: pd.DataFrame, folder: Path) -> None:
-    """Fills the columns of the samples that the folder knows: those of the same name and formula."""
+    """Fills in the DFT columns of the samples whose name and formula are in the folder's file."""
     if not (folder / FILE).exists():
         return
     known = read_frame(folder / FILE, _COLUMNS).set_index(["name", "formula"])
     keys = pd.MultiIndex.from_frame(rows[["name", "formula"]])
-    for column in ("dft", "e_above_hull_dft"):
+    for column in ("dft_status", "e_above_hull_dft"):
         rows[column] = known[column].reindex(keys).astype(rows[column].dtype).to_numpy()
 
 
 def metrics_of(rows: pd.DataFrame, total: int) -> dict[str, Any]:
-    """`stable_dft`: samples below 0 eV/atom, of `total`; `dft_endings`: how runs ended. Nothing if there are none."""
-    if rows["dft"].isna().all():
+    """Returns `stable_dft`, the samples below 0 eV/atom of `total`, and `dft_endings`, counts of how runs ended.
+    Returns nothing if there are no DFT results.
+    """
+    if rows["dft_status"].isna().all():
         return {}
     return {
         "stable_dft": Rate(int((rows["e_above_hull_dft"] < STABLE).sum()), total).as_dict(),
-        "dft_endings": rows["dft"].value_counts().to_dict(),
+        "dft_endings": rows["dft_status"].value_counts().to_dict(),
     }

@@ -1,7 +1,7 @@
-"""Do generated crystals follow the distributions of real ones? Wasserstein-1 distances and histograms.
+"""Compares distributions of generated and real crystals: Wasserstein-1 distances and histograms.
 
-The published figures (CDVAE, table 2; LLaMA-2 paper, table 1) compare *valid* samples with *all* crystals of
-the test set. So does this file, with every valid sample; CDVAE draws 1,000 of them.
+The published figures (CDVAE, table 2; LLaMA-2 paper, table 1) compare *valid* samples with *all* crystals of the test
+set. This module does the same with all valid samples; CDVAE draws 1,000 of them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 import pandas as pd
 from scipy.stats import wasserstein_distance
 
-MAX_BINS = 40  # of a histogram; enough to show its shape, few enough to read
+MAX_BINS = 40  # bins of a histogram; enough to show its shape, few enough to read
 
 
 @dataclasses.dataclass(frozen=True)
 class Property:
-    """A number that every crystal has."""
+    """Number that every crystal has."""
 
     column: str
     unit: str
     label: str
-    whole: bool  # takes whole numbers only
+    whole: bool  # whether all values are whole numbers
 
 
 PROPERTIES = (
@@ -35,19 +35,19 @@ PROPERTIES = (
 
 
 def wasserstein(samples: pd.Series, reference: pd.Series, unit: str) -> dict[str, Any]:
-    """The Wasserstein-1 distance of two sets of numbers, in `unit`, with the sizes of both sets.
+    """Returns the Wasserstein-1 distance of two sets of numbers, in `unit`, with the sizes of both sets.
 
-    The value is None when either set is empty.
+    The value is None if either set is empty.
     """
     value = float(wasserstein_distance(samples, reference)) if len(samples) and len(reference) else None
     return {"value": value, "unit": unit, "samples": len(samples), "reference": len(reference)}
 
 
 def histogram(samples: pd.Series, reference: pd.Series, kind: Property) -> dict[str, Any]:
-    """Counts of both sets in common bins, `edges[i] <= x < edges[i + 1]`, as plain lists.
+    """Returns counts of both sets in common bins, `edges[i] <= x < edges[i + 1]`, as plain lists.
 
-    The bins span the reference, if there is one, so that a few absurd samples do not squeeze all others into
-    one bin; what lies beyond is counted in the outermost bins.
+    The bins span the reference, if there is one, so that a few extreme samples do not squeeze all others into one bin.
+    Values beyond the bins are counted in the outermost ones.
     """
     edges = _edges(np.asarray(reference if len(reference) else samples, float), whole=kind.whole)
     inside = (edges[:-1] + edges[1:])[[0, -1]] / 2
@@ -61,7 +61,7 @@ def histogram(samples: pd.Series, reference: pd.Series, kind: Property) -> dict[
 
 
 def _edges(values: np.ndarray, *, whole: bool) -> np.ndarray:
-    """Edges of at most `MAX_BINS` equal bins; those of whole numbers lie half-way between them."""
+    """Returns the edges of at most `MAX_BINS` equal bins; edges for whole numbers lie half-way between them."""
     if not values.size:
         return np.array([0.0, 1.0])
     if whole:

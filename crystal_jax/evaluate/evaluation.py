@@ -1,7 +1,7 @@
-"""An evaluation on disk: `metrics.json`, `structures.csv`, `candidates.csv` and `candidates/`.
+"""Reads and writes an evaluation: `metrics.json`, `structures.csv`, `candidates.csv` and `candidates/`.
 
-`metrics.json` is written last and states the SHA-256 of the tables. So an evaluation that was stopped halfway, beside
-the metrics of an earlier one, is noticed by whoever reads it.
+`metrics.json` is written last and contains the SHA-256 of the tables. So a reader notices tables of an interrupted
+evaluation beside the metrics of an earlier one.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from typing import Any
 
 import pandas as pd
 
+from crystal_jax import old_names
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, write_cifs
 from crystal_jax.evaluate.structures import COLUMNS
 from crystal_jax.json_files import JsonObject, read_object
+from crystal_jax.old_names import present_columns
 from crystal_jax.storage.files import write_text
 from crystal_jax.tables import read_bytes, read_frame, read_rows, to_csv
 
 METRICS, STRUCTURES, CANDIDATES = "metrics.json", "structures.csv", "candidates.csv"
 _AGAIN = "run 'crystal-jax evaluate' again"
-_NEEDED = ("name", "formula", "reduced_formula", "valid", "unique", "spacegroup", "e_above_hull", "failure")
+_NEEDED = ("name", "formula", "reduced_formula", "valid", "unique", "spacegroup", "e_above_hull", "failure_reason")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `crystal-jax evaluate` wrote.
+    """Evaluation that `crystal-jax evaluate` wrote.
 
     Attributes:
         metrics: the object in `metrics.json`.
@@ -43,13 +45,13 @@ class Evaluation:
 def write_evaluation(
     folder: Path, rows: pd.DataFrame, metrics: Mapping[str, Any], cifs: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Writes an evaluation, `metrics.json` last, and returns what that holds.
+    """Writes an evaluation, `metrics.json` last, and returns the content of `metrics.json`.
 
     Args:
-        folder: made if it does not exist.
-        rows: one a sample, see `structures.COLUMNS`.
+        folder: created if it does not exist.
+        rows: one row per sample, see `structures.COLUMNS`.
         metrics: the measured values.
-        cifs: of the samples by name, relaxed where they were relaxed; None leaves `candidates/` as it is.
+        cifs: CIFs by sample name, of the relaxed crystal if there is one; None leaves `candidates/` as it is.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -70,7 +72,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Reads the folder of an evaluation.
 
     Raises:
-        UserError: a file is missing or damaged, or the table is not of the same run as the metrics.
+        UserError: a file is missing or damaged, or table and metrics are from different runs.
     """
     for name in (METRICS, STRUCTURES):
         if not (folder / name).is_file():
@@ -80,11 +82,16 @@ def read_evaluation(folder: Path) -> Evaluation:
     found = hashlib.sha256(read_bytes(folder / STRUCTURES)).hexdigest()
     if digests is not None and (not isinstance(digests, dict) or digests.get(STRUCTURES) != found):
         raise UserError(f"{folder}: {STRUCTURES} is not of the same run as {METRICS}; {_AGAIN}")
-    table = read_rows(folder / STRUCTURES)
-    if missing := [name for name in _NEEDED if name not in table.columns]:
+    renamed = present_columns(metrics.content, old_names.METRICS)
+    content = {renamed.get(name, name): value for name, value in metrics.content.items()}
+    metrics = dataclasses.replace(metrics, content=content)
+    columns = read_rows(folder / STRUCTURES).columns
+    present = present_columns(columns, old_names.COLUMNS)
+    names = {column: present.get(column, column) for column in columns}
+    if missing := [name for name in _NEEDED if name not in names.values()]:
         raise UserError(f"{folder / STRUCTURES} lacks the column {missing[0]}; {_AGAIN}")
-    types = {name: kind for name, kind in COLUMNS.items() if name in table.columns}
-    rows = read_frame(folder / STRUCTURES, types)
+    types = {column: COLUMNS[name] for column, name in names.items() if name in COLUMNS}
+    rows = read_frame(folder / STRUCTURES, types).rename(columns=present)
     for name in COLUMNS:
         if name not in rows:
             empty = pd.DataFrame({name: [False if COLUMNS[name] == "bool" else None] * len(rows)})

@@ -1,7 +1,7 @@
-"""What the model's own commands left behind: scores of crystals, and proposals for masked elements.
+"""Reads results of the model's own commands: scores of crystals, and proposals for masked elements.
 
-'crystal-jax score' and 'crystal-jax infill' run where the model runs; their files are read here, so that an evaluation
-needs no JAX.
+'crystal-jax score' and 'crystal-jax infill' run where the model runs. An evaluation reads their files, so it needs no
+JAX.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from crystal_jax.tables import read_frame
 
 
 def scores(path: Path, rows: pd.DataFrame) -> dict[str, Any]:
-    """Mean perplexity, and mean increase of it under translation (IPT), of the samples; fills in `perplexity` and
-    `ipt`.
+    """Returns the mean perplexity of the samples and its mean increase under translation (IPT); fills in the columns
+    `perplexity` and `ipt`.
 
     Args:
-        path: `scores.jsonl` of 'crystal-jax score', of the same samples in the same order.
-        rows: one a sample.
+        path: `scores.jsonl` of 'crystal-jax score' for the same samples in the same order.
+        rows: one row per sample.
 
     Raises:
-        UserError: it is no such file, or of other samples.
+        UserError: the file is not a scores file, or belongs to other samples.
     """
     advice = "score the samples again"
     if not path.is_file():
@@ -53,19 +53,20 @@ def scores(path: Path, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def infilling(folders: Sequence[Path], rows: pd.DataFrame) -> dict[str, Any]:
-    """How well masked elements are guessed, and how good the crystals are that follow from the guesses.
+    """Measures how well masked elements are predicted, and how good the resulting crystals are.
 
-    `infill_accuracy`: the likeliest element is the one that was masked; `infill_probability`: its mean probability. If
-    the crystals that infilling wrote are the samples, `infill_valid` and `infill_metastable`: the probability that a
-    proposal, drawn from the model, or uniformly from the swaps that the radius rule admits (the paper's baseline), is
-    valid or metastable; over the proposals that were written, whose share of each distribution is stated.
+    `infill_accuracy` is the rate at which the most likely element is the masked one; `infill_probability` is the mean
+    probability of the masked one. If the samples are the crystals that infilling wrote, `infill_valid` and
+    `infill_metastable` are added. They are the probability that a proposal is valid or metastable if it is drawn from
+    the model, or uniformly from the swaps that the radius rule admits (the paper's baseline). Both are taken over the
+    proposals that were written; the share of each distribution that these cover is stated.
 
     Args:
-        folders: outputs of 'crystal-jax infill', one for each masked element.
-        rows: one a sample; its `name` is that of a file in `cif/`.
+        folders: outputs of 'crystal-jax infill', one per masked element.
+        rows: one row per sample; its `name` is the name of a file in `cif/`.
 
     Raises:
-        UserError: a folder is none of these.
+        UserError: a folder is not an output of 'crystal-jax infill'.
     """
     hits, probabilities, drawn = [], [], []
     by_name = {str(row["name"]): row for _, row in rows.iterrows()}
@@ -94,7 +95,7 @@ def infilling(folders: Sequence[Path], rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _expected(drawn: list[tuple[float, float, pd.Series]], good: Any, masked: int) -> dict[str, Any]:
-    """The share of good proposals under both distributions."""
+    """Returns the share of good proposals under both distributions."""
     weights = np.array([[model, baseline] for model, baseline, _ in drawn])
     verdicts = np.array([bool(good(row)) for _, _, row in drawn])
     totals = weights.sum(axis=0)
@@ -108,10 +109,10 @@ def _expected(drawn: list[tuple[float, float, pd.Series]], good: Any, masked: in
 
 
 def _proposals(folder: Path) -> tuple[pd.DataFrame, str]:
-    """The table of elements, and the one that was masked.
+    """Returns the table of elements, and the masked element.
 
     Raises:
-        UserError: the folder is not what infilling writes, or damaged.
+        UserError: the folder is not an output of infilling, or is damaged.
     """
     advice = "give a folder that 'crystal-jax infill' wrote"
     for name in ("elements.csv", "run.json"):

@@ -1,4 +1,4 @@
-"""What fingerprints say of an evaluation: coverage, diversity, and the paper's novelty."""
+"""Computes the metrics that use fingerprints: coverage, diversity, and the paper's novelty."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class FingerprintSets:
     """Fingerprints of the three sets that are compared.
 
     Attributes:
-        generated: of the samples, by their place among all samples: as in CDVAE of all that have a structure, in the
-            mode "paper" of the valid ones.
-        real: of the reference.
-        train: of the training set, if its fingerprints were asked for.
-        names: of the training set's crystals, with their formulas, if it has fingerprints, else of the reference's.
+        generated: fingerprints of the samples, by their index among all samples. By default, as in CDVAE, all samples
+            with a structure are included; in the mode "paper" only the valid ones.
+        real: fingerprints of the reference.
+        train: fingerprints of the training set, if they were requested.
+        names: names of the training set's crystals, with formulas, if its fingerprints are present; otherwise of the
+            reference's.
     """
 
     generated: Fingerprints
@@ -45,8 +46,10 @@ def compute_fingerprints(
     workers: int | None = None,
     progress: bool = False,
 ) -> FingerprintSets:
-    """Computes what is compared. In the mode "paper", as published, a sample without a fingerprint is not valid, which
-    is written into `rows`, and of the reference only valid crystals count.
+    """Computes the fingerprints of samples, reference and training set.
+
+    In the mode "paper", as published, a sample without a fingerprint is not valid, which is recorded in `rows`, and
+    only valid crystals of the reference are used.
     """
     of = samples
     if mode == "paper":
@@ -55,7 +58,7 @@ def compute_fingerprints(
     if mode == "paper":
         lost = [place for place in generated.failures if rows.loc[place, "valid"]]
         rows.loc[lost, "valid"] = False
-        rows.loc[lost, "failure"] = "no fingerprint"
+        rows.loc[lost, "failure_reason"] = "no fingerprint"
         real = [s for s in real if s.structure and s.composition and not _fault(s, table)]
     of_real = fingerprints(real, what="fingerprints, reference", workers=workers, progress=progress)
     of_train = None
@@ -81,17 +84,17 @@ def _without_structure(sample: Sample) -> Sample:
 def metrics_of(
     rows: pd.DataFrame, judged: pd.DataFrame, prints: FingerprintSets, *, cutoffs: Cutoffs, mode: str
 ) -> dict[str, Any]:
-    """Returns coverage of the judged rows, and diversity and novelty of the valid ones; fills in the columns of `rows`.
+    """Returns coverage of the scored rows, and diversity and novelty of the valid ones; fills in the columns of `rows`.
 
-    By default coverage is CDVAE's: of all samples that have fingerprints, valid or not, and precision is a share of all
-    judged ones. In the mode "paper" it is of valid samples, and precision a share of these. A sample without a
-    fingerprint is neither covered nor new.
+    By default coverage is CDVAE's: it includes all samples with fingerprints, valid or not, and the denominator of
+    precision is the number of scored rows. In the mode "paper" it includes valid samples only, and the denominator is
+    the number of valid samples with fingerprints. A sample without a fingerprint is neither covered nor new.
 
     Args:
-        rows: one a sample.
-        judged: those that count, see `scored_rows`.
+        rows: one row per sample.
+        judged: the scored rows, see `scored_rows`.
         prints: see `FingerprintSets`.
-        cutoffs: of coverage.
+        cutoffs: cut-offs of coverage.
         mode: "default" or "paper".
     """
     valid = judged.index[judged["valid"]]
@@ -123,7 +126,7 @@ def metrics_of(
 def _novelty(
     rows: pd.DataFrame, chosen: Fingerprints, generated: Fingerprints, train: Fingerprints, total: int
 ) -> dict[str, Any]:
-    """The paper's: far from every training crystal by structure, by composition, or by either."""
+    """Computes the paper's novelty: far from every training crystal by structure, by composition, or by either."""
     near = nearest(generated, train)
     new = {
         "structure_novelty": near.structure > NOVELTY.structure,

@@ -1,6 +1,6 @@
-"""Fingerprints of many crystals: structure (61 numbers) and composition (132), computed once and kept.
+"""Computes fingerprints of structures (61 numbers) and compositions (132 numbers), with a cache.
 
-A structure's fingerprint takes some 10 ms an atom: it is computed on all cores, and kept in the cache by its CIF text.
+A structure's fingerprint takes some 10 ms per atom. It is computed on all cores and cached by CIF text.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from crystal_jax.storage.content_cache import Cache
 from crystal_jax.storage.worker_pool import map_in_order
 from crystal_jax.structures import Entry, Sample, parse
 
-CACHE = "structure_fingerprints_2"  # the number goes up when `coordination` or `order_parameters` give other numbers
+CACHE = "structure_fingerprints_2"  # increase the number when `coordination` or `order_parameters` change their results
 _SAVE_EVERY = 100  # crystals
 
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:
-    """Of n crystals that have both.
+    """Fingerprints of the n crystals that have both.
 
     Attributes:
         structure: (n, 61), not scaled.
         composition: (n, 132), scaled.
-        places: where each stands among the crystals that were asked for.
-        failures: for each of these that has none, its place and the reason.
+        places: index of each crystal in the input.
+        failures: reason by input index, for each crystal without fingerprints.
     """
 
     structure: np.ndarray
@@ -39,11 +39,11 @@ class Fingerprints:
     failures: dict[int, str]
 
     def __len__(self) -> int:
-        """How many crystals have fingerprints."""
+        """Returns the number of crystals with fingerprints."""
         return len(self.places)
 
     def at(self, places: Iterable[int]) -> Fingerprints:
-        """Those of the crystals at these places, as often as they are named; without those that have none."""
+        """Selects the crystals with these input indices, repeats included; indices without fingerprints are skipped."""
         rows = {int(place): row for row, place in enumerate(self.places)}
         keep = [rows[place] for place in places if place in rows]
         return Fingerprints(self.structure[keep], self.composition[keep], self.places[keep], self.failures)
@@ -52,7 +52,7 @@ class Fingerprints:
 def fingerprints(
     samples: Sequence[Sample], *, what: str = "fingerprints", progress: bool = False, workers: int | None = None
 ) -> Fingerprints:
-    """Of all samples that have a structure; what has none, or fails, is named in `failures`."""
+    """Computes fingerprints of all samples with a structure; `failures` names the others and those that fail."""
     failures = {i: sample.failure or "no structure" for i, sample in enumerate(samples) if sample.structure is None}
     found = _structure_fingerprints(
         [sample.cif for sample in samples if sample.structure], what=what, progress=progress, workers=workers
@@ -79,7 +79,7 @@ def fingerprints(
 def _structure_fingerprints(
     cifs: Sequence[str], *, what: str, progress: bool, workers: int | None
 ) -> dict[str, np.ndarray | str]:
-    """CIF text to its fingerprint, or to the reason why there is none."""
+    """Returns, for each CIF text, its fingerprint or the reason why it has none."""
     cache = Cache(CACHE)
     try:
         known = cache.get(cifs)
@@ -93,7 +93,7 @@ def _structure_fingerprints(
                 if len(fresh) >= _SAVE_EVERY:
                     cache.put(fresh)
                     known, fresh = known | fresh, {}
-        finally:  # what was computed is kept, however this ends
+        finally:  # keep computed results even after an error
             cache.put(fresh)
         return {cif: _read(value) for cif, value in (known | fresh).items()}
     finally:
@@ -105,7 +105,7 @@ def _lost(cif: str) -> bytes:
 
 
 def _compute(cif: str) -> bytes:
-    """What the cache keeps: the numbers, or a reason."""
+    """Returns the value for the cache: the encoded numbers, or a reason."""
     sample = parse(Entry("", cif))
     try:
         if sample.structure is None:

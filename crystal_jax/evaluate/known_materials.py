@@ -1,6 +1,6 @@
-"""Which formulas does the Materials Project have, and how complete is a hull of known materials?
+"""Tells which formulas the Materials Project has, and how complete a hull of known materials is.
 
-The list comes with the package dara-xrd (MIT): the reduced formulas of 132,285 crystals with their energies above the
+The list is part of the package dara-xrd (MIT): the reduced formulas of 132,285 crystals with their energies above the
 hull. It is optional, and read without importing the package: `pip install --no-deps dara-xrd`.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from crystal_jax.errors import UserError
 
 INSTALL = "pip install --no-deps dara-xrd"
-STABLE = 0.0  # eV/atom; the list has the hull's own materials at 0
+STABLE = 0.0  # eV/atom above the hull; the list has materials on the hull at 0
 
 Formula = frozenset[tuple[str, int]]  # elements with their numbers of atoms in the reduced formula
 
@@ -28,14 +28,14 @@ _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 
 class KnownMaterials:
-    """The formulas of a list of known crystals, and which of them are stable."""
+    """Formulas of a list of known crystals, and which of them are stable."""
 
     def __init__(self, energies: Mapping[str, float], source: str):
-        """Indexes a list.
+        """Indexes a list of known crystals.
 
         Args:
-            energies: reduced formula to the lowest energy above the hull among its crystals, eV/atom.
-            source: what reports say.
+            energies: lowest energy above the hull among the crystals of each reduced formula, eV/atom.
+            source: description of the list, for reports.
         """
         self.source = source
         self._formulas: set[Formula] = set()
@@ -55,7 +55,7 @@ class KnownMaterials:
         return formula in self._formulas
 
     def stable_in(self, elements: Iterable[str]) -> list[Formula]:
-        """Returns the stable compounds of some of these elements; the elements themselves are left out."""
+        """Returns the stable compounds of two or more of these elements."""
         symbols = sorted(set(elements))
         systems = (c for size in range(2, len(symbols) + 1) for c in itertools.combinations(symbols, size))
         return [formula for system in systems for formula in self._stable.get(frozenset(system), ())]
@@ -70,7 +70,7 @@ def reduced(counts: Mapping[str, float]) -> Formula:
 
 @functools.cache
 def load_known_materials() -> KnownMaterials | None:
-    """Reads the list of the package dara-xrd; None where it is not installed.
+    """Reads the list of the package dara-xrd; returns None if the package is not installed.
 
     Raises:
         UserError: the package's file is damaged.
@@ -86,7 +86,7 @@ def load_known_materials() -> KnownMaterials | None:
 def _read(path: Path) -> KnownMaterials:
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
-        # A formula without crystals is known, and nothing is known of its energy.
+        # A formula without crystals is known, but has no known energy.
         energies = {
             formula: min((float(crystal[0]) for crystal in crystals), default=math.inf)
             for formula, crystals in content.items()

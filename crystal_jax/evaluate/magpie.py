@@ -1,8 +1,8 @@
-"""The composition fingerprint of the paper: statistics of 22 properties of the elements (Magpie), scaled.
+"""Computes the paper's composition fingerprint: scaled statistics of 22 element properties (Magpie).
 
-Ward et al., npj Comput. Mater. 2, 16028 (2016), in matminer's choice "magpie" of properties and statistics. What is not
-known, such as the electronegativity of argon, is not guessed: matminer does so by default since January 2026, the
-published figures did not. It becomes 0, the mean, after scaling. The scaler is the fixed one of CDVAE
+Ward et al., npj Comput. Mater. 2, 16028 (2016), with the properties and statistics of matminer's preset "magpie".
+Unknown properties, such as the electronegativity of argon, are not imputed: matminer imputes them by default since
+January 2026, the published figures did not. After scaling they become 0, the mean. The scaler is CDVAE's fixed one
 (`cdvae/common/constants.py`), which the paper's evaluator uses too.
 """
 
@@ -20,14 +20,14 @@ TABLES = ("magpie", "magpie_scaler")  # files of the folder `tables`
 STATISTICS = ("minimum", "maximum", "range", "mean", "avg_dev", "mode")
 LENGTH = 132  # 22 properties times 6 statistics
 
-_TIED = 1e-5  # relative difference of amounts up to which they are equal, in the statistic "mode"; NumPy's `isclose`
+_TIED = 1e-5  # relative tolerance for equal amounts in the statistic "mode"; the default of NumPy's `isclose`
 
 
 def composition_fingerprints(compositions: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Scaled fingerprints of compositions, (n, 132), property by property.
+    """Returns scaled fingerprints of compositions, (n, 132), ordered by property.
 
     Args:
-        compositions: each from element symbols to amounts, which need not sum to 1.
+        compositions: amounts by element symbol of each composition; they need not sum to 1.
 
     Raises:
         KeyError: an element is beyond oganesson.
@@ -38,7 +38,7 @@ def composition_fingerprints(compositions: Sequence[Mapping[str, float]]) -> np.
 
 
 def raw_fingerprints(compositions: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """The same before scaling, (n, 132); NaN where a property of one of the elements is not known."""
+    """Returns the fingerprints before scaling, (n, 132); NaN if a property of one of the elements is unknown."""
     rows = np.empty((len(compositions), LENGTH))
     for size in {len(composition) for composition in compositions}:
         chosen = [i for i, composition in enumerate(compositions) if len(composition) == size]
@@ -47,7 +47,7 @@ def raw_fingerprints(compositions: Sequence[Mapping[str, float]]) -> np.ndarray:
 
 
 def _of_equal_size(compositions: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Of compositions with the same number of elements. Axes: composition, element, property."""
+    """Computes fingerprints of compositions with equally many elements. Axes: composition, element, property."""
     table, rows = _properties()
     values = table[[[rows[symbol] for symbol in composition] for composition in compositions]]
     amounts = np.array([list(composition.values()) for composition in compositions], float)
@@ -64,7 +64,7 @@ def _of_equal_size(compositions: Sequence[Mapping[str, float]]) -> np.ndarray:
 
 @functools.cache
 def _properties() -> tuple[np.ndarray, dict[str, int]]:
-    """The properties, (118, 22), NaN where not known, and the row of each element."""
+    """Returns the properties, (118, 22), NaN where unknown, and the row of each element."""
     rows = _read("magpie")
     values = [[float(word) if word else np.nan for word in row[1:]] for row in rows]
     return np.array(values), {row[0]: i for i, row in enumerate(rows)}
@@ -72,7 +72,7 @@ def _properties() -> tuple[np.ndarray, dict[str, int]]:
 
 @functools.cache
 def _scaler() -> tuple[np.ndarray, np.ndarray]:
-    """Means and standard deviations, (132,) each."""
+    """Returns means and standard deviations, (132,) each."""
     columns = np.array([[float(row[2]), float(row[3])] for row in _read("magpie_scaler")])
     return columns[:, 0], columns[:, 1]
 

@@ -1,4 +1,4 @@
-"""From one row a sample (`structures`) to the numbers of `metrics.json`."""
+"""Computes the numbers of `metrics.json` from a table with one row per sample (`structures`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 from crystal_jax.evaluate.distributions import PROPERTIES, histogram, wasserstein
 from crystal_jax.evaluate.rate import Rate
 
-PAPER_NUM_SAMPLES = 10_000  # the published figures are over this many
-PAPER_DRAW_SEED = 0  # the reference implementation draws unseeded
+PAPER_NUM_SAMPLES = 10_000  # number of samples behind the published figures
+PAPER_DRAW_SEED = 0  # the reference implementation uses no seed
 RATES = (
     "structural_validity",
     "compositional_validity",
@@ -44,10 +44,10 @@ RATES = (
 
 
 def scored_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
-    """The rows that enter validity and distributions.
+    """Returns the rows that enter validity and distributions.
 
-    By default these are all. In the mode "paper" samples without a structure are left out, and more than
-    10,000 are replaced by 10,000 drawn with replacement (crystal-text-llm, `basic_eval.py`).
+    By default these are all rows. In the mode "paper" samples without a structure are left out, and more than 10,000
+    rows are replaced by 10,000 drawn with replacement (crystal-text-llm, `basic_eval.py`).
     """
     if mode != "paper":
         return rows
@@ -58,7 +58,9 @@ def scored_rows(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
 
 
 def rates(rows: pd.DataFrame, judged: pd.DataFrame, *, with_novelty: bool) -> dict[str, dict[str, Any] | None]:
-    """Validity of the judged rows; symmetry, uniqueness and novelty of all valid ones; None is not measured."""
+    """Returns validity of the scored rows, and symmetry, uniqueness and novelty of all valid rows; None if not
+    measured.
+    """
     valid = rows[rows["valid"]]
     found = {
         "structural_validity": Rate.of(judged["structurally_valid"]),
@@ -75,10 +77,10 @@ def rates(rows: pd.DataFrame, judged: pd.DataFrame, *, with_novelty: bool) -> di
 
 
 def distances(judged: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
-    """Compares the valid ones of the judged rows with all reference crystals; histograms show the same sets.
+    """Compares the valid scored rows with all reference crystals; histograms show the same sets.
 
     Args:
-        judged: the rows that count.
+        judged: the scored rows.
         reference: columns `density` (g/cm^3), `num_elements` and `num_atoms`.
     """
     valid = judged[judged["valid"]]
@@ -90,13 +92,13 @@ def distances(judged: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
 
 
 def failures(rows: pd.DataFrame) -> dict[str, int]:
-    """Counts each reason up to its colon, the most frequent first; a sample may fail for two reasons."""
-    reasons = (reason.split(":")[0] for text in rows["failure"] if text for reason in text.split("; "))
+    """Counts failure reasons up to their colon, in decreasing order; a sample may fail for two reasons."""
+    reasons = (reason.split(":")[0] for text in rows["failure_reason"] if text for reason in text.split("; "))
     return dict(Counter(reasons).most_common())
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """A small table for the terminal."""
+    """Formats a small table for the terminal."""
     lines = []
     for name in RATES:
         if name not in metrics:

@@ -1,8 +1,8 @@
-"""Which crystals repeat one another, and which are in the training set? By pymatgen's StructureMatcher.
+"""Finds duplicate crystals, and crystals of the training set, with pymatgen's StructureMatcher.
 
 Two crystals are the same if the matcher says so at given tolerances, on primitive cells scaled to equal volume. Only
-crystals of one reduced formula are compared. What the matcher fails on counts against the sample: a crystal without a
-primitive cell is neither unique nor new, and a pair that cannot be compared is taken as the same.
+crystals of the same reduced formula are compared. A failure of the matcher counts against the sample: a crystal without
+a primitive cell is neither unique nor new, and two crystals that cannot be compared count as the same.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Tolerances = Mapping[str, Any]  # arguments of StructureMatcher
 # pymatgen's defaults, which MatterGen uses too, written out because uniqueness and novelty depend on them.
 MATCHER: Tolerances = {
     "ltol": 0.2,  # relative difference of lengths
-    "stol": 0.3,  # distance of sites, in units of (volume / atoms)^(1/3)
+    "stol": 0.3,  # distance between sites, in units of (volume / atoms)^(1/3)
     "angle_tol": 5,  # degrees
-    "scale": True,  # to equal volume per atom
+    "scale": True,  # scale to equal volume per atom
 }
-# CDVAE's, of its reconstruction metrics; crystal structure prediction uses them as well.
+# Tolerances of CDVAE's reconstruction metrics; crystal structure prediction uses them as well.
 LOOSE_MATCHER: Tolerances = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10, "scale": True}
 
 _MATCHER_FAILURES = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
@@ -38,7 +38,7 @@ _MATCHER_FAILURES = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgEr
 
 @quiet()
 def reduce_cell(structure: Structure) -> Structure | None:
-    """The Niggli-reduced primitive cell, which is what is compared; None if there is none to be found."""
+    """Returns the Niggli-reduced primitive cell, which is used in comparisons; None if it cannot be found."""
     try:
         return structure.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
     except _MATCHER_FAILURES:
@@ -48,9 +48,9 @@ def reduce_cell(structure: Structure) -> Structure | None:
 def is_first_occurrence(
     cells: Sequence[Structure | None], *, tolerances: Tolerances = MATCHER, progress: bool = False
 ) -> list[bool]:
-    """Says of each reduced cell whether no earlier one is the same crystal.
+    """Returns, for each reduced cell, whether no earlier cell is the same crystal.
 
-    The number of true ones is the number of distinct crystals.
+    The number of true values is the number of distinct crystals.
     """
     distinct: dict[str, list[Structure]] = defaultdict(list)
     verdicts = []
@@ -68,15 +68,15 @@ Known = Mapping[str, Sequence[tuple[str, Structure]]]  # reduced formula to name
 def group_by_formula(entries: Iterable[Entry], cells: Sequence[Structure | None], *, progress: bool = False) -> Known:
     """Returns the crystals of `entries`, a training set, that have the formula of one of the cells.
 
-    Only those are parsed that state such a formula (or state none): `parse` fails where other elements differ. What
-    cannot be read is known to nobody, and a line on stderr says how many there are.
+    Only entries that state such a formula, or state none, are parsed: `parse` fails if the sites have other elements
+    than stated. Crystals that cannot be read are skipped, and a line on stderr gives their number.
     """
     wanted: set[str] = {cell.reduced_formula for cell in cells if cell is not None}
     known: dict[str, list[tuple[str, Structure]]] = defaultdict(list)
     parsed, unread = 0, []
     for entry in tqdm(list(entries), "training set", unit="crystal", disable=not progress):
         stated = entry.stated_composition()
-        # A crystal may lack hydrogens that it states.
+        # A crystal may lack hydrogens that its stated formula has.
         if stated is not None and not wanted & {stated.reduced_formula, without_hydrogen(stated).reduced_formula}:
             continue
         parsed += 1
@@ -95,7 +95,7 @@ def group_by_formula(entries: Iterable[Entry], cells: Sequence[Structure | None]
 def find_matches(
     known: Known, cells: Sequence[Structure | None], *, tolerances: Tolerances = MATCHER, progress: bool = False
 ) -> list[str | None]:
-    """For each reduced cell the name of the first known crystal that is the same; None where there is none."""
+    """Returns, for each reduced cell, the name of the first known crystal that is the same, or None."""
     return [
         None if cell is None else _first(known.get(cell.reduced_formula, ()), cell, tolerances)
         for cell in tqdm(cells, "novelty", unit="crystal", disable=not progress)
@@ -103,7 +103,7 @@ def find_matches(
 
 
 def absent_from(entries: Iterable[Entry], cells: Sequence[Structure | None]) -> list[bool]:
-    """Says of each reduced cell whether it is no crystal of `entries`."""
+    """Returns, for each reduced cell, whether no crystal of `entries` is the same."""
     names = find_matches(group_by_formula(entries, cells), cells)
     return [cell is not None and name is None for cell, name in zip(cells, names, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The flags of `crystal-jax evaluate`, and what those about energies say together."""
+"""Flags of `crystal-jax evaluate`, and the energy options that they define."""
 
 from __future__ import annotations
 
@@ -130,15 +130,15 @@ def _define_file_flags(flag_values: flags.FlagValues) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnergyOptions:
-    """How crystals are relaxed and compared with known materials.
+    """Settings for relaxing crystals and comparing them with known materials.
 
     Attributes:
         model: "m3gnet", "chgnet" or "matgl:NAME".
         weights: folder of M3GNet's checkpoint; by default the cache.
-        hull: file of known materials, see `energy.hull.read_hull`; without it there is no energy above the hull.
+        hull: file of known materials, see `energy.hull.read_hull`; without it, no energy above the hull is computed.
         hull_elements: file of the elements' energies, if `hull` is a CSV.
-        settings: when a relaxation ends.
-        ray_address: of a Ray cluster; by default the cores of this machine.
+        settings: stopping criteria and batch size of relaxations.
+        ray_address: address of a Ray cluster; by default the cores of this machine are used.
     """
 
     model: str
@@ -150,10 +150,10 @@ class EnergyOptions:
 
 
 def energy_options(flag_values: flags.FlagValues) -> EnergyOptions | None:
-    """The options for energies; None where none are wanted.
+    """Returns the energy options of the flags; None without an energy model.
 
     Raises:
-        UserError: a hull without an energy model.
+        UserError: a hull is given without an energy model.
     """
     if flag_values.energy_model == "none":
         if flag_values.hull:

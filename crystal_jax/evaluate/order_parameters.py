@@ -1,9 +1,9 @@
-"""How much do the neighbours of an atom look like an octahedron, a see-saw, a cuboctahedron?
+"""Computes local order parameters: how similar an atom's neighbours are to an octahedron, a see-saw, etc.
 
-The 37 local order parameters of the fingerprint "ops" (Zimmermann and Jain, RSC Adv. 10, 6063, 2020), as pymatgen's
-`LocalStructOrderParams` computes them, for all pairs and triples of neighbours at once: a tenth of the time. Each takes
-every neighbour j in turn as the north pole and every other neighbour k as the prime meridian, and asks where the
-neighbours m then lie.
+These are the 37 order parameters of the fingerprint "ops" (Zimmermann and Jain, RSC Adv. 10, 6063, 2020), as pymatgen's
+`LocalStructOrderParams` computes them, but for all pairs and triples of neighbours at once, in a tenth of the time.
+Each takes every neighbour j in turn as the north pole and every other neighbour k as the prime meridian, and rates the
+positions of the neighbours m in these coordinates.
 
 Axis letters: j the neighbour at the north pole, k the one on the prime meridian, m any third one.
 """
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from pymatgen.core.local_env import CN_OPT_PARAMS, DEFAULT_OP_PARAMS
 from scipy.special import sph_harm_y
 
-_COLLINEAR = 1e-12  # a neighbour whose unit vector is this close to the polar axis has no azimuth
+_COLLINEAR = 1e-12  # a unit vector this close to the polar axis has no azimuth
 
 # The motifs of each coordination number, in the fingerprint's order; names as in pymatgen's table of parameters.
 MOTIFS: Mapping[int, tuple[str, ...]] = {
@@ -47,9 +47,9 @@ class Neighbours:
         units: unit vectors to the neighbours.
         theta: angle of j and k at the atom, radians.
         cos_phi: cosine of the azimuth of m, with j at the pole and k on the meridian.
-        meridian: k is another neighbour than j.
-        third: m is neither j nor k, and k is not collinear with j, so that there is a meridian.
-        azimuth: the same, and m is not collinear with j either.
+        meridian: whether k is another neighbour than j.
+        third: whether m is neither j nor k, and k is not collinear with j, so that there is a meridian.
+        azimuth: whether `third` holds and m is not collinear with j either.
     """
 
     units: Float[np.ndarray, " n xyz"]
@@ -61,10 +61,10 @@ class Neighbours:
 
     @classmethod
     def of(cls, vectors: Float[np.ndarray, " n xyz"]) -> Neighbours:
-        """Of the vectors from an atom to its neighbours, in Å."""
+        """Computes the angles from the vectors from an atom to its neighbours, in Å."""
         units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         cos = units @ units.T
-        # What is left of u_k when its part along u_j is taken away: where k lies as seen from the pole j.
+        # Component of u_k perpendicular to u_j: the direction of k as seen from the pole j.
         across = units[None] - (cos / np.diag(cos)[:, None])[:, :, None] * units[:, None]
         length = np.linalg.norm(across, axis=2)
         off_axis = length >= _COLLINEAR
@@ -82,19 +82,19 @@ class Neighbours:
 
 
 def order_parameters(vectors: Float[np.ndarray, " n xyz"]) -> list[float]:
-    """The order parameters of the motifs of coordination number n, in the order of `MOTIFS`; none for n above 12."""
+    """Returns the order parameters for coordination number n, in the order of `MOTIFS`; none for n above 12."""
     count = len(vectors)
     if count not in MOTIFS:
         return []
     if count == 1:
-        return [1.0]  # a single bond is a single bond
+        return [1.0]  # "sgl_bd" is always 1 for a single neighbour
     neighbours = Neighbours.of(vectors)
     return [_value(count, motif, neighbours) for motif in MOTIFS[count]]
 
 
 @functools.cache
 def _definition(count: int, motif: str) -> tuple[str, dict[Any, float]]:
-    """The kind of parameter behind a motif, and its constants, from pymatgen's tables."""
+    """Returns the type of order parameter of a motif, and its constants, from pymatgen's tables."""
     kind, *constants = CN_OPT_PARAMS.get(count, {}).get(motif, [motif])
     found: Any = constants[0] if constants else DEFAULT_OP_PARAMS[str(kind)]
     return str(kind), dict(found or {})
@@ -114,7 +114,7 @@ def _value(count: int, motif: str, neighbours: Neighbours) -> float:
 
 
 def _steinhardt(degree: int, units: np.ndarray) -> float:
-    """The bond-orientational order parameter of that degree (Steinhardt et al., Phys. Rev. B 28, 784, 1983)."""
+    """Computes the bond-orientational order parameter of a degree (Steinhardt et al., Phys. Rev. B 28, 784, 1983)."""
     x, y, z = units.T
     theta, phi = np.arccos(np.clip(z, -1.0, 1.0)), np.arctan2(y, x)
     orders = np.arange(degree + 1)[:, None]
@@ -123,7 +123,7 @@ def _steinhardt(degree: int, units: np.ndarray) -> float:
 
 
 def _gauss(theta: np.ndarray, target: float | np.ndarray, inverse_width: float) -> np.ndarray:
-    """1 where an angle is the target, which like the width is in units of π."""
+    """Returns a Gaussian of the angle that is 1 at the target; target and width are in units of π."""
     return np.exp(-0.5 * (inverse_width * (theta / np.pi - target)) ** 2)
 
 
@@ -140,7 +140,7 @@ def _bent(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarray, n
 
 
 def _cone(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
-    """All others at one polar angle and at equal azimuths: planes, tetrahedra, pyramids."""
+    """Rates other neighbours at one polar angle and equal azimuths: planes, tetrahedra, pyramids."""
     target, width = (p["TA"], p["IGW_TA"]) if "TA" in p else (0.5, p["IGW_EP"])
     polar = _gauss(neighbours.theta, target, width)
     seen = neighbours.azimuth
@@ -149,7 +149,7 @@ def _cone(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarray, n
 
 
 def _pentagon(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The others at two polar angles, 72° and 144°, in one plane."""
+    """Rates other neighbours at two polar angles, 72° and 144°, in one plane."""
     target = np.where(neighbours.theta <= p["TA"] * np.pi, 0.4, 0.8)
     polar = _gauss(neighbours.theta, target, p["IGW_TA"])
     seen = neighbours.azimuth
@@ -158,7 +158,9 @@ def _pentagon(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarra
 
 
 def _bipyramid(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
-    """One at the south pole, the others on the equator (or, for the flat hexagon, near it) at equal azimuths."""
+    """Rates one neighbour at the south pole and the others on the equator at equal azimuths (for the flat hexagon, near
+    the equator).
+    """
     if "TA" in p:
         folded = np.abs(neighbours.theta / np.pi - 0.5) * np.pi
         polar = _gauss(folded, p["TA"], p["IGW_TA"])
@@ -167,7 +169,7 @@ def _bipyramid(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarr
     north = neighbours.theta < p["min_SPP"]
     pole = neighbours.third & ~north[:, None, :]
     ring = neighbours.azimuth & north[:, None, :] & north[:, :, None]
-    if "w_SPP" not in p:  # the see-saw, whose ring is open
+    if "w_SPP" not in p:  # the see-saw has an open ring
         ring &= np.arccos(neighbours.cos_phi) < 0.75 * np.pi
     south = _gauss(neighbours.theta, 1.0, p["IGW_SPP"])
     total = np.where(north, polar, 0.0)
@@ -177,10 +179,10 @@ def _bipyramid(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarr
 
 
 def _body_centred(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
-    """One at the south pole, the others in two rings (Peters, J. Chem. Phys. 131, 244103, 2009)."""
+    """Rates one neighbour at the south pole and the others in two rings (Peters, J. Chem. Phys. 131, 244103, 2009)."""
     theta = neighbours.theta
     south = theta >= p["min_SPP"]
-    once = np.triu(np.ones_like(south), k=1)  # each pair j, k once
+    once = np.triu(np.ones_like(south), k=1)  # count each pair j, k once
     total = np.where(south, p["w_SPP"] * _gauss(theta, 1.0, p["IGW_SPP"]), 0.0)
     rings = (theta - np.pi / 2) / np.arcsin(1 / 3)
     rings = np.exp(0.5) * rings * np.exp(-0.5 * rings**2)
@@ -192,7 +194,7 @@ def _body_centred(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.nd
 
 
 def _cuboctahedron(neighbours: Neighbours, p: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
-    """One at the south pole, a ring at the equator, and a ring on either side of it."""
+    """Rates one neighbour at the south pole, a ring at the equator, and a ring on either side of it."""
     theta, low, high = neighbours.theta, p[4], p[2]
     south = theta >= p["min_SPP"]
     total = np.where(south, p["w_SPP"] * _gauss(theta, 1.0, p["IGW_SPP"]), 0.0)

@@ -1,9 +1,9 @@
-"""Can the elements of a composition take charges that balance? The rule of SMACT, decided exactly and fast.
+"""Checks whether the elements of a composition have balancing charges: SMACT's rule, decided exactly and fast.
 
-A composition is balanced if each element can be given one of its known oxidation states (the same for all its
-atoms) such that the charges sum to zero and every cation is less electronegative than every anion
-(Davies et al., Chem 1, 617, 2016). Trying all choices costs the product of the lists' lengths; here the signs
-are fixed first, and for fixed signs the reachable sums of charges are few.
+A composition is balanced if each element can be given one of its known oxidation states (the same for all its atoms)
+such that the charges sum to zero and every cation is less electronegative than every anion (Davies et al., Chem 1, 617,
+2016). Trying all choices costs the product of the lists' lengths. Here the signs are fixed first; for fixed signs, the
+number of reachable charge sums is small.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from crystal_jax.errors import UserError
 
 OXIDATION_STATES = ("smact14", "icsd24")  # names of the tables, files of the folder `tables`
 
-# χ of Zr in SMACT before 2023-10-19, and so in the paper and in CDVAE; a typing error for 1.33.
+# χ of Zr in SMACT before 2023-10-19, and so in the paper and in CDVAE: a typing error for 1.33.
 ZR_ELECTRONEGATIVITY_IN_PAPER = 0.33
 
 
 @dataclasses.dataclass(frozen=True)
 class OxidationTable:
-    """What is known of each element.
+    """Oxidation states and electronegativities of the elements.
 
     Attributes:
-        name: which list of oxidation states this is.
+        name: name of the list of oxidation states.
         states: element symbol to its non-zero oxidation states, in units of the elementary charge.
         electronegativity: element symbol to χ on Pauling's scale; elements without a value are absent.
-        metals: symbols of the elements whose alloys need no balance.
+        metals: symbols of the elements whose alloys need no charge balance.
     """
 
     name: str
@@ -41,11 +41,11 @@ class OxidationTable:
     metals: frozenset[str]
 
     def is_balanced(self, counts: Mapping[str, int]) -> bool:
-        """Whether some choice of states is neutral and passes Pauling's test.
+        """Whether some choice of oxidation states is neutral and passes Pauling's test.
 
-        A missing electronegativity makes the Pauling test fail where it is compared within a pair of the same sign, as
-        in every SMACT, and pass where it is compared between a cation and an anion, as in the evaluator of CDVAE. An
-        element without states has no choice.
+        A missing electronegativity makes the Pauling test fail if it is compared within a pair of the same sign, as in
+        every SMACT, and pass if it is compared between a cation and an anion, as in the evaluator of CDVAE. An element
+        without oxidation states has no choice.
 
         Args:
             counts: element symbol, in the order of atomic numbers, to its number of atoms.
@@ -53,9 +53,10 @@ class OxidationTable:
         return any(_reaches_zero(states, list(counts.values())) for states in self._choices(counts))
 
     def balanced_states(self, counts: Mapping[str, int]) -> dict[str, int] | None:
-        """Returns the most usual of the choices that `is_balanced` accepts: element to its charge; None if none is.
+        """Returns the most common of the choices that `is_balanced` accepts, as charges by element; None if there is
+        none.
 
-        Most usual is the choice with the fewest elements in states that pymatgen does not call common.
+        The most common choice is the one with the fewest elements in states that pymatgen does not list as common.
 
         Args:
             counts: as in `is_balanced`.
@@ -71,7 +72,7 @@ class OxidationTable:
         return dict(zip(counts, charges, strict=True))
 
     def _choices(self, counts: Mapping[str, int]) -> Iterator[list[list[int]]]:
-        """Yields the states that are left to each element, for every way to pass Pauling's test."""
+        """Yields the allowed states of each element, for every way to pass Pauling's test."""
         states = [self.states.get(element, ()) for element in counts]
         chi = [self.electronegativity.get(element) for element in counts]
         for signs in _sign_patterns(states, chi):
@@ -79,7 +80,7 @@ class OxidationTable:
 
 
 def load_oxidation_table(name: str = "smact14", *, zr_as_in_paper: bool = False) -> OxidationTable:
-    """Reads the tables shipped with the package.
+    """Reads the tables that the package contains.
 
     Args:
         name: "smact14", the list behind the published figures, or "icsd24", SMACT's default since version 3.
@@ -105,8 +106,8 @@ def _rows(name: str) -> Iterator[list[str]]:
 def _sign_patterns(states: Sequence[Sequence[int]], chi: Sequence[float | None]) -> Iterator[tuple[int, ...]]:
     """Yields, for every way to pass Pauling's test, the sign (+1 or -1) of each element's charge.
 
-    With all electronegativities known, passing means that a threshold separates cations (at or below it) from
-    anions (above it), so there are at most as many patterns as elements.
+    If all electronegativities are known, passing means that a threshold separates cations (at or below it) from anions
+    (above it), so there are at most as many patterns as elements.
     """
     known = [x for x in chi if x is not None]
     if len(known) == len(chi):
@@ -117,7 +118,7 @@ def _sign_patterns(states: Sequence[Sequence[int]], chi: Sequence[float | None])
 
 
 def _passes_pauling(signs: Sequence[int], chi: Sequence[float | None]) -> bool:
-    """Compares pairs in order of atomic number until one decides; a missing χ decides, too (see `is_balanced`)."""
+    """Compares pairs in order of atomic number until one decides; a missing χ also decides (see `is_balanced`)."""
     for (sign, x), (other_sign, y) in itertools.combinations(zip(signs, chi, strict=True), 2):
         if x is None or y is None:
             return sign != other_sign
@@ -129,7 +130,7 @@ def _passes_pauling(signs: Sequence[int], chi: Sequence[float | None]) -> bool:
 
 
 def _reaches_zero(states: Sequence[Sequence[int]], counts: Sequence[int]) -> bool:
-    """Whether one state per element can be picked so that Σ state · count = 0."""
+    """Whether one state per element can be chosen so that Σ state · count = 0."""
     sums = {0}
     for qs, count in zip(states, counts, strict=True):
         sums = {total + q * count for total in sums for q in qs}
@@ -139,7 +140,7 @@ def _reaches_zero(states: Sequence[Sequence[int]], counts: Sequence[int]) -> boo
 def _cheapest_neutral(
     elements: Sequence[str], states: Sequence[Sequence[int]], counts: Sequence[int]
 ) -> tuple[int, tuple[int, ...]] | None:
-    """Returns the cost and the charges of the most usual neutral choice; None if no choice is neutral."""
+    """Returns the cost and the charges of the most common neutral choice; None if no choice is neutral."""
     sums: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     for element, qs, count in zip(elements, states, counts, strict=True):
         grown: dict[int, tuple[int, tuple[int, ...]]] = {}
@@ -155,7 +156,9 @@ def _cheapest_neutral(
 
 @functools.cache
 def _rarity(element: str, charge: int) -> int:
-    """Returns 0 for a common oxidation state of an element, 1 for one that occurs in the ICSD, 3 for another."""
+    """Returns 0 for a common oxidation state of an element, 1 for another state that occurs in the ICSD, 3 for any
+    other.
+    """
     known = Element(element)
     if charge in known.common_oxidation_states:
         return 0

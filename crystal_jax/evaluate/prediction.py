@@ -1,8 +1,8 @@
-"""Crystal structure prediction: is the known structure of a composition among the samples made for it?
+"""Measures crystal structure prediction: how often samples for a composition include its known structure.
 
-CDVAE's reconstruction metric and DiffCSP's for prediction: StructureMatcher at CDVAE's tolerances; the match rate is
-the share of targets that some sample matches, the RMSE the mean over these of the smallest root mean square distance of
-sites, in units of (volume / atoms)^(1/3).
+These are CDVAE's reconstruction metric and DiffCSP's prediction metric: StructureMatcher at CDVAE's tolerances. The
+match rate is the share of targets that some sample matches. The RMSE is the mean, over matched targets, of the smallest
+root mean square distance of sites, in units of (volume / atoms)^(1/3).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ MATCHER = {name: value for name, value in LOOSE_MATCHER.items() if name != "scal
 
 
 def assign(samples: Sequence[Sample], targets: Sequence[Sample], entries: Sequence[Entry]) -> list[list[int]]:
-    """Returns which samples were made for each target.
+    """Assigns samples to targets; returns the indices of each target's samples.
 
-    Samples whose names, or the names of whose requests, are names of targets belong to these. Otherwise those that say
-    which request they answer belong to the target of that number. Otherwise the first so many belong to the first
-    target, the next so many to the second.
+    If the samples' names, or the names of their requests, are all names of targets, they decide. Otherwise, if all
+    samples state a request number and there is more than one number, it is the index of the target. Otherwise samples
+    are divided into equal groups in order: the first group belongs to the first target, the second to the second.
 
     Args:
-        samples: what was made.
+        samples: the generated crystals.
         targets: known structures, in the order of the requests.
-        entries: the samples' entries, which say which request they answer, by number and name.
+        entries: the samples' entries, which state the number and name of their request.
 
     Raises:
-        UserError: none of this is possible.
+        UserError: none of the three ways is possible.
     """
     places: dict[str, list[int]] = {target.name: [] for target in targets}
     for names in [sample.name for sample in samples], [entry.request_name for entry in entries]:
@@ -69,7 +69,7 @@ def assign(samples: Sequence[Sample], targets: Sequence[Sample], entries: Sequen
 def check_compositions(
     samples: Sequence[Sample], targets: Sequence[Sample], groups: Sequence[Sequence[int]]
 ) -> list[str]:
-    """Returns the names of targets none of whose samples has the target's reduced formula.
+    """Returns the names of targets without a sample of the target's reduced formula.
 
     Raises:
         UserError: most samples have another formula than their target, so they do not belong together.
@@ -102,12 +102,12 @@ def metrics_of(
     *,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Returns `match_rate` over all targets, and `match_rmse` over those that were matched.
+    """Returns `match_rate` over all targets, and `match_rmse` over the matched targets.
 
-    Targets none of whose samples has their formula are counted, and named on standard error.
+    Targets without a sample of their formula are counted, and named on standard error.
 
     Args:
-        samples: what was made.
+        samples: the generated crystals.
         targets: known structures.
         entries: see `assign`.
         progress: whether to show a progress bar.
@@ -138,7 +138,7 @@ def metrics_of(
 
 
 def _distance(one: Structure | None, other: Structure | None) -> float:
-    """The matcher's, infinite if they do not match."""
+    """Returns the matcher's root mean square distance; infinite if the structures do not match."""
     if one is None or other is None:
         return np.inf
     try:

@@ -1,26 +1,26 @@
-"""Judges generated crystals: validity, distributions, uniqueness, novelty.
+"""Evaluates generated crystals: validity, distributions, uniqueness, novelty, stability.
 
 Reads samples (`samples.csv` of 'crystal-jax sample', any CSV with a column `cif`, CIF files, folders and archives of
 them, POSCAR, extended XYZ, JSON of pymatgen's structures, or CDVAE's eval_gen_*.pt) and writes to --output:
 
   metrics.json     every rate with its value, hits and total; distances; histograms; versions and settings
-  structures.csv   one row for each sample: formula, density, space group, which checks it passes and why not
-  candidates.csv   the valid, unique and new ones; ranked, if there are energies above the hull
-  candidates/      their CIF files, relaxed where they were relaxed
+  structures.csv   one row per sample: formula, density, space group, the checks it passes and reasons for failures
+  candidates.csv   the valid, unique and new samples; ranked if there are energies above the hull
+  candidates/      their CIF files; relaxed crystals where there was a relaxation
 
-With --reference the valid samples are compared with real crystals: densities, numbers of elements, and coverage by
-fingerprints of structure and composition; with --train_reference the share of valid samples that are not in the
-training set is measured. Both take a CSV, a folder of *.cif, or a data set of
-'crystal-jax prepare' as DIR or DIR:split.
+--reference compares the valid samples with real crystals: densities, numbers of elements, and coverage by
+fingerprints of structure and composition. --train_reference measures the share of valid samples that are not in the
+training set. Both take a CSV, a folder of *.cif, or a data set of 'crystal-jax prepare' as DIR or DIR:split.
 
-With --energy_model the valid samples are relaxed and, with --hull, placed above the convex hull of known materials:
-the rates metastable (below 0.1 eV/atom), stable (below 0), and of those that are also unique and new. Each relaxation
-is kept in OUTPUT/relaxations as soon as it is finished; the same command goes on where it was stopped.
+--energy_model relaxes the valid samples. With --hull, their energies above the convex hull of known materials are
+computed: the rates metastable (below 0.1 eV/atom), stable (below 0), and the rates of samples that are also unique and
+new. Each relaxation is saved in OUTPUT/relaxations as soon as it has finished; after an interruption, the same command
+continues from there.
 
 --mode=default   a sample that does not parse counts as a failure in the rates
---mode=paper     as published: samples that do not parse leave the rates, more than 10,000 samples are
+--mode=paper     as published: samples that do not parse are left out of the rates, more than 10,000 samples are
                  replaced by 10,000 drawn with replacement, Zr has SMACT's old electronegativity of 0.33, a sample
-                 without a fingerprint is not valid, and coverage is of valid crystals by valid crystals
+                 without a fingerprint is not valid, and coverage compares valid samples with valid real crystals
 """
 
 from __future__ import annotations
@@ -112,25 +112,25 @@ def evaluate(
     progress: bool = True,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Judges crystals and writes `metrics.json` and `structures.csv`.
+    """Evaluates crystals and writes `metrics.json`, `structures.csv`, `candidates.csv` and `candidates/`.
 
     Args:
-        samples: What `structures.read_entries` reads; in a CSV an empty `cif` is a sample that did not parse.
+        samples: path that `structures.read_entries` reads; in a CSV, an empty `cif` is a sample that did not parse.
         output: folder to write to.
         reference: crystals to compare distributions with: CSV, folder, or prepared data set as "DIR[:split]".
-        train_reference: crystals the model has seen, given likewise; without it there is no novelty.
+        train_reference: crystals of the training set, in the same form; without it, novelty is not measured.
         mode: "default" or "paper", see the module's docstring.
         oxidation_states: "smact14" or "icsd24".
-        fingerprints_of: "none", "reference" (samples and reference: coverage, diversity) or "all" (the training set
-            too: novelty by fingerprint).
+        fingerprints_of: "none", "reference" (samples and reference: coverage, diversity) or "all" (also the training
+            set: novelty by fingerprint).
         coverage_cutoffs: the data set whose published cut-offs are used: "mp20", "perov5" or "carbon24".
-        energy: how the valid samples are relaxed; by default they are not.
-        targets: known structures that the samples are predictions of, given as `reference`.
-        scores: `scores.jsonl` of 'crystal-jax score' on the same samples.
+        energy: settings for relaxing the valid samples; by default they are not relaxed.
+        targets: known structures that the samples predict, in the form of `reference`.
+        scores: `scores.jsonl` of 'crystal-jax score' for the same samples.
         infill: folders that 'crystal-jax infill' wrote.
-        workers: processes; by default one for each core.
+        workers: processes; by default one per core.
         progress: whether to show progress bars.
-        command: the command line that asked for it, for the report.
+        command: the command line of this evaluation, for the report.
 
     Returns:
         The contents of `metrics.json`.
@@ -248,7 +248,7 @@ def _predicted(
 
 
 def _sampling(samples: Path) -> dict[str, Any] | None:
-    """Returns how samples were made, from the `run.json` beside them; None where there is none that can be read."""
+    """Returns request and provenance of the samples, from the `run.json` beside them; None without a readable one."""
     folder = samples if samples.is_dir() else samples.parent
     path = next((path for path in (folder / "run.json", folder.parent / "run.json") if path.is_file()), None)
     if path is None:
@@ -263,7 +263,9 @@ def _sampling(samples: Path) -> dict[str, Any] | None:
 
 @dataclasses.dataclass
 class _Stability:
-    """The part of an evaluation that needs energies; loads what it needs when it is made, so that errors come early."""
+    """Relaxations, hull and energies of an evaluation. Model and hull are loaded first, so that errors are raised
+    early.
+    """
 
     job: Any
     folder: Path
@@ -314,12 +316,12 @@ class _Stability:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Those that compute energies, where they are here: on a cluster they need not be."""
+        """Installed packages that compute energies; with a cluster they need not be installed on this machine."""
         names = ("torch", *_PACKAGE_OF.get(self.job.model.partition(":")[0], ()))
         return tuple(name for name in names if importlib.util.find_spec(name))
 
     def relaxed_cif(self, sample: Sample) -> str | None:
-        """None where it was not relaxed, or could not be."""
+        """Returns the relaxed crystal; None if the sample was not relaxed, or its relaxation failed."""
         row = self.found.of(sample)
         return row and row["relaxed_cif"]
 

@@ -1,7 +1,8 @@
-"""Which crystals are stable? Relaxation, MP2020 corrections, height above the convex hull, and the rates of them.
+"""Computes stability: relaxation, MP2020 corrections, energy above the convex hull, and the rates of these.
 
-By default a rate is over all judged samples: what is not valid, or does not relax, is not stable. In the mode "paper"
-it is over the valid samples of more than one atom that relaxed, as far as the published evaluator tells.
+By default a rate's denominator is the number of scored rows: samples that are not valid or do not relax count as not
+stable. In the mode "paper" the denominator is the number of valid samples of more than one atom that relaxed, as far as
+the published evaluator tells.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from crystal_jax.evaluate.symmetry import spacegroup
 from crystal_jax.evaluate.validity import implausible_reason, structural_invalid_reason
 from crystal_jax.structures import Entry, Sample, parse
 
-MIN_COMPLETENESS = 0.9  # share of the known stable compounds of a sample's elements that a complete hull has
-MIN_PHASES = 2  # materials with exactly these elements, where there is no list of known ones
+MIN_COMPLETENESS = 0.9  # share of the known stable compounds of a sample's elements that a complete hull contains
+MIN_PHASES = 2  # materials with exactly these elements that a complete hull contains, without a list of known materials
 
 
 @dataclasses.dataclass(frozen=True)
 class Energies:
-    """What relaxation found: the journal's rows by their keys, and who computed them."""
+    """Results of relaxation: rows of the log by key, and the job that computed them."""
 
     rows: Mapping[str, Mapping[str, Any]]
     job: RelaxJob
-    corrected: bool  # the model's energies contain the corrections
+    corrected: bool  # whether the model's energies contain the MP2020 corrections
 
     def of(self, sample: Sample) -> Mapping[str, Any] | None:
-        """The row of a sample; None if it was not relaxed."""
+        """Returns the row of a sample; None if it was not relaxed."""
         return self.rows.get(key_of(sample.cif))
 
 
@@ -54,7 +55,7 @@ def relax_valid(
     ray_address: str | None = None,
     progress: bool = False,
 ) -> Energies:
-    """Relaxes the valid samples; in the mode "paper" those of more than one atom.
+    """Relaxes the valid samples; in the mode "paper" only those of more than one atom.
 
     Raises:
         UserError: see `relax_all`.
@@ -74,28 +75,28 @@ def fill_in(
     *,
     progress: bool = False,
 ) -> None:
-    """Writes what relaxation found into the columns of `rows`; reasons go to `failure`.
+    """Writes the results of relaxation into the columns of `rows`; reasons of failures go to `failure`.
 
     Args:
-        rows: one a sample.
-        samples: those samples.
-        energies: what relaxation found.
+        rows: one row per sample.
+        samples: the samples.
+        energies: results of relaxation.
         hull: the known materials with energies.
-        known: a list of known materials, by which the hull's completeness is judged.
+        known: a list of known materials, which decides whether the hull is complete.
         progress: whether to show a progress bar.
     """
     relaxed = [(i, row) for i, sample in enumerate(samples) if (row := energies.of(sample)) and rows.loc[i, "valid"]]
     for i, row in tqdm(relaxed, "energies above the hull", unit="crystal", disable=not progress):
-        rows.loc[i, "relaxation"] = row["status"]
+        rows.loc[i, "relaxation_status"] = row["status"]
         rows.loc[i, "relaxation_steps"] = row["steps"]
         if row["energy"] is None:
-            rows.loc[i, "failure"] = f"relaxation {row['status']}: {row['reason']}"
+            rows.loc[i, "failure_reason"] = f"relaxation {row['status']}: {row['reason']}"
             continue
         structure = parse(Entry(samples[i].name, row["relaxed_cif"])).structure
         if structure is None or samples[i].structure is None:
-            rows.loc[i, "failure"] = "the relaxed crystal cannot be read"
+            rows.loc[i, "failure_reason"] = "the relaxed crystal cannot be read"
             continue
-        # What is known of the crystal is written even where the corrections or the hull do not cover it.
+        # These columns are filled in even if the corrections or the hull do not cover the crystal.
         _write(rows, i, _relaxed_facts(samples[i], structure))
         try:
             energy = row["energy"] if energies.corrected else corrected_energy(structure, row["energy"])
@@ -103,7 +104,7 @@ def fill_in(
             if hull is not None:
                 _write(rows, i, _height_facts(structure, energy / len(structure), hull, known))
         except ValueError as reason:
-            rows.loc[i, "failure"] = f"no energy above the hull: {reason}"
+            rows.loc[i, "failure_reason"] = f"no energy above the hull: {reason}"
 
 
 def _write(rows: pd.DataFrame, i: Any, facts: Mapping[str, Any]) -> None:
@@ -123,10 +124,10 @@ def _relaxed_facts(sample: Sample, structure: Structure) -> dict[str, Any]:
 
 
 def _height_facts(structure: Structure, energy: float, hull: Hull, known: KnownMaterials | None) -> dict[str, Any]:
-    """Returns the columns of a crystal of this energy (eV/atom) that the hull decides.
+    """Returns the columns that depend on the hull, for a crystal of this energy (eV/atom).
 
     Raises:
-        ValueError: the hull does not cover it.
+        ValueError: the hull does not cover the crystal.
     """
     height = hull.height(structure.composition, energy)
     return {
@@ -139,10 +140,11 @@ def _height_facts(structure: Structure, energy: float, hull: Hull, known: KnownM
 
 
 def completeness(counts: Mapping[str, float], hull: Hull, known: KnownMaterials | None) -> dict[str, Any]:
-    """Judges whether the hull has the competing phases of a composition: `lower_bound` says that it does not.
+    """Decides whether the hull contains the competing phases of a composition; if not, `lower_bound` is True.
 
-    Given a list of known materials, it is complete where it has at least 90 % of the stable compounds of the elements.
-    Without one, where it has at least two materials with exactly these elements; of elements it is always complete.
+    With a list of known materials, the hull is complete if it has at least 90 % of the stable compounds of the
+    elements. Without a list, it is complete if it has at least two materials with exactly these elements. For a single
+    element it is always complete.
 
     Args:
         counts: atoms by element.
@@ -155,13 +157,13 @@ def completeness(counts: Mapping[str, float], hull: Hull, known: KnownMaterials 
         return {"lower_bound": hull.num_in_system(counts) < MIN_PHASES}
     stable = known.stable_in(counts)
     missing = sum(not hull.has(dict(formula)) for formula in stable)
-    # A system of which nothing is known at all may hold anything.
+    # A system without any known stable compound may have unknown ones.
     enough = bool(stable) and len(stable) - missing >= MIN_COMPLETENESS * len(stable)
     return {"stable_in_system": len(stable), "stable_missing": missing, "lower_bound": not enough}
 
 
 def _moved(sample: Sample, after: np.ndarray, lattice: np.ndarray) -> float:
-    """How far the atoms moved in the relaxed cell, apart from a common drift."""
+    """Returns the root mean square move of the atoms in the relaxed cell in Å, without their common drift."""
     assert sample.structure is not None
     moves = after - sample.structure.frac_coords
     moves -= np.round(moves)
@@ -170,15 +172,15 @@ def _moved(sample: Sample, after: np.ndarray, lattice: np.ndarray) -> float:
 
 
 def metrics_of(rows: pd.DataFrame, judged: pd.DataFrame, hull: Hull | None, *, mode: str) -> dict[str, Any]:
-    """Returns rates of the judged rows: relaxed, stable, and those that are also unique and new.
+    """Returns rates of the scored rows: relaxed, stable, and those that are also unique and new.
 
-    Of `*_complete_hull` are those whose height is no lower bound.
+    The rates `*_complete_hull` count only crystals whose energy above the hull is not a lower bound.
     """
     valid = judged[judged["valid"]]
-    tried = valid[valid["relaxation"].notna()]
+    tried = valid[valid["relaxation_status"].notna()]
     found: dict[str, Any] = {
         "relaxed": Rate.of(tried["energy_per_atom"].notna()).as_dict(),
-        "relaxation_status_counts": dict(Counter(tried["relaxation"]).most_common()),
+        "relaxation_status_counts": dict(Counter(tried["relaxation_status"]).most_common()),
     }
     if hull is None:
         return found
@@ -198,9 +200,9 @@ def metrics_of(rows: pd.DataFrame, judged: pd.DataFrame, hull: Hull | None, *, m
 
 
 def hull_coverage(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Of the chemical systems that occur, by number of elements: how many there are, how many the hull knows.
+    """Counts the chemical systems of the rows, and those with known materials in the hull, by number of elements.
 
-    The height of a crystal in a system that the hull does not know is too low rather than too high.
+    In a system without known materials, the energy above the hull tends to be too low.
     """
     systems: dict[int, dict[frozenset[str], bool]] = defaultdict(dict)
     for formula, known in zip(rows["reduced_formula"], rows["known_in_system"], strict=True):
@@ -213,7 +215,7 @@ def hull_coverage(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def settings_of(energies: Energies, hull: Hull | None) -> dict[str, Any]:
-    """What `metrics.json` says of how it was done."""
+    """Returns the settings of the energies, for `metrics.json`."""
     return {
         "model": energies.job.model,
         **dataclasses.asdict(energies.job.settings),

@@ -1,4 +1,4 @@
-"""One row for each sample: what it is, which checks it passes, and why not."""
+"""Builds the table of `structures.csv`: one row per sample with its properties, checks, and reasons for failures."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ COLUMNS = {
     "valid": "bool",
     "plausible": "bool",  # valid, and within the chemical limits of `validity.implausible_reason`
     "implausible_reason": "str",  # of valid samples
-    "min_distance": "float64",  # Å, of any two atoms, own images included
-    "oxidation_states": "str",  # the most usual choice that balances, such as "Li+1 Fe+2 P+5 O-2"
-    "unique": "boolean",  # of valid samples: no earlier row is the same crystal
+    "min_distance": "float64",  # Å, between any two atoms, periodic images included
+    "oxidation_states": "str",  # the most common balanced choice, such as "Li+1 Fe+2 P+5 O-2"
+    "unique": "boolean",  # for valid samples: no earlier row is the same crystal
     "unique_loose": "boolean",  # the same at CDVAE's tolerances
-    "novel": "boolean",  # of valid samples, given a training set: it is not in there
+    "novel": "boolean",  # for valid samples, given a training set: the crystal is not in it
     "novel_loose": "boolean",  # the same at CDVAE's tolerances
-    "matched_train_id": "str",  # its name in the training set, if it is in there
-    "covered": "boolean",  # of samples with a structure, by fingerprints: the reference has crystals near it
+    "matched_train_id": "str",  # name of the same crystal in the training set
+    "covered": "boolean",  # for samples with a structure: the reference has crystals near it by fingerprint
     "structure_distance": "float64",  # of fingerprints, to the nearest reference crystal
     "composition_distance": "float64",
-    "novel_by_fingerprint": "boolean",  # of valid samples, given the training set's fingerprints: far from all
-    "nearest_known": "str",  # by fingerprints: of the training set if they are known, else of the reference
-    "known_formula": "boolean",  # of valid samples, given a list: the Materials Project has this formula
-    # Of samples that were asked for it:
+    "novel_by_fingerprint": "boolean",  # for valid samples, given the training set's fingerprints: far from all of them
+    "nearest_known": "str",  # nearest crystal by fingerprint, of the training set or else of the reference
+    "known_formula": "boolean",  # for valid samples, given the list: the Materials Project has this formula
+    # For samples with this condition:
     "formula_match": "boolean",
     "spacegroup_match": "boolean",
     "e_above_hull_match": "boolean",
@@ -60,34 +60,34 @@ COLUMNS = {
     # From a file of scores:
     "perplexity": "float64",
     "ipt": "float64",  # increase in perplexity under translation
-    # Of valid samples, given an energy model:
-    "relaxation": "str",  # "converged", "steps" (all taken; the energy counts), or how it failed
+    # For valid samples, given an energy model:
+    "relaxation_status": "str",  # "converged", "steps" (limit reached; the energy counts), or the type of failure
     "relaxation_steps": "Int64",
     "energy_per_atom": "float64",  # eV, relaxed, with the MP2020 corrections
     "formation_energy_per_atom": "float64",  # eV, relaxed
     "e_above_hull": "float64",  # eV/atom, relaxed
     "known_in_system": "Int64",  # materials of the hull with exactly these elements
-    "stable_in_system": "Int64",  # compounds of some of these elements that the Materials Project has as stable,
-    "stable_missing": "Int64",  # and how many of them the hull lacks; given a list of known materials
-    "lower_bound": "boolean",  # the hull is incomplete here: the true energy above it is this or more
+    "stable_in_system": "Int64",  # stable compounds of these elements in the Materials Project
+    "stable_missing": "Int64",  # how many of these compounds the hull lacks
+    "lower_bound": "boolean",  # the hull is incomplete: the true energy above the hull is at least this
     "decomposes_to": "str",  # the hull's materials at this composition
     "relaxed_spacegroup": "Int64",
     "relaxed_density": "float64",  # g/cm^3
     "relaxed_volume": "float64",  # Å^3, of the cell
-    "relaxed_plausible": "boolean",  # as `plausible`, of the relaxed crystal
-    "relaxation_rmsd": "float64",  # Å, root mean square of the atoms' moves, without the cell's
+    "relaxed_plausible": "boolean",  # `plausible` for the relaxed crystal
+    "relaxation_rmsd": "float64",  # Å, root mean square move of the atoms, without the change of the cell
     # From density-functional theory, by 'crystal-jax dft collect':
-    "dft": "str",  # how the run ended
+    "dft_status": "str",  # how the DFT run ended
     "e_above_hull_dft": "float64",  # eV/atom
-    "failure": "str",  # reasons, joined by "; "
-    "remark": "str",  # hydrogens that are stated and missing
+    "failure_reason": "str",  # reasons, joined by "; "
+    "remark": "str",  # hydrogens that are stated in the formula and missing in the sites
 }
 
 
 def parse_all(
     entries: Sequence[Entry], *, what: str = "reading", workers: int | None = None, progress: bool = False
 ) -> list[Sample]:
-    """Parses every entry, on as many cores; failures stay in the list."""
+    """Parses every entry on all cores; entries that fail stay in the list."""
     samples = map_in_order(parse, entries, workers=workers, lost=died)
     return list(tqdm(samples, what, len(entries), unit="crystal", disable=not progress))
 
@@ -95,7 +95,7 @@ def parse_all(
 def tabulate(
     samples: Sequence[Sample], table: OxidationTable, *, workers: int | None = None, progress: bool = False
 ) -> pd.DataFrame:
-    """Tabulates all but `unique` and `novel`, one row a sample in the samples' order (see `COLUMNS`)."""
+    """Fills in all columns but uniqueness and novelty, one row per sample in the samples' order (see `COLUMNS`)."""
     judge, lost = functools.partial(_row, table=table), functools.partial(_row_of_dead, table=table)
     rows = map_in_order(judge, samples, workers=workers, lost=lost)
     rows = tqdm(rows, "validity", len(samples), unit="crystal", disable=not progress)
@@ -127,11 +127,11 @@ def add_uniqueness(
                 rows.loc[valid, "matched_train_id"] = names
     for i, cell in zip(valid, cells, strict=True):
         if cell is None:
-            rows.loc[i, "failure"] = "no primitive cell to compare"
+            rows.loc[i, "failure_reason"] = "no primitive cell to compare"
 
 
 def properties(samples: Sequence[Sample]) -> pd.DataFrame:
-    """Density (g/cm^3), number of elements and number of atoms of every sample that has a structure."""
+    """Returns density (g/cm^3), number of elements and number of atoms of every sample with a structure."""
     rows = [_properties(sample.structure) for sample in samples if sample.structure]
     return pd.DataFrame(rows, columns=["density", "num_elements", "num_atoms"])
 
@@ -160,13 +160,13 @@ def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
         "structurally_valid": not faults[0],
         "compositionally_valid": not faults[1],
         "valid": valid,
-        "failure": "; ".join(dict.fromkeys(fault for fault in faults if fault)),
+        "failure_reason": "; ".join(dict.fromkeys(fault for fault in faults if fault)),
         "remark": sample.remark,
     }
 
 
 def _row_of_dead(sample: Sample, table: OxidationTable) -> dict[str, Any]:
-    """The row of a sample on which the process that judged it died."""
+    """Returns the row of a sample whose process died."""
     return _row(dataclasses.replace(sample, structure=None, failure="the process that judged it died"), table)
 
 

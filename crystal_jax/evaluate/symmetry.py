@@ -1,4 +1,4 @@
-"""Space groups of many crystals, found once on all cores and kept."""
+"""Finds space groups of many crystals on all cores, with a cache."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from crystal_jax.structures import Entry, Sample, parse
 from crystal_jax.suppress_warnings import quiet
 
 PRECISION = 0.1  # Å; the value the Materials Project uses
-CACHE = "spacegroups_1"  # the number goes up with the precision
-SHOWN = 12  # space groups in the comparison
+CACHE = "spacegroups_1"  # increase the number when the precision changes
+SHOWN = 12  # space groups shown in the comparison
 
 
 @quiet()
 def spacegroup(structure: Structure) -> int | None:
-    """The number of the space group, or None where spglib finds none."""
+    """Returns the number of the space group, or None if spglib finds none."""
     try:
         return SpacegroupAnalyzer(structure, symprec=PRECISION).get_space_group_number()
-    except Exception:  # spglib's error types change between versions; a missing number is no failure
+    except Exception:  # spglib's error types change between versions; a missing number is not a failure
         return None
 
 
 def spacegroups(samples: Sequence[Sample], *, workers: int | None = None) -> list[int | None]:
-    """Of every sample that has a structure."""
+    """Returns the space group of every sample with a structure."""
     cifs = [sample.cif for sample in samples if sample.structure]
     cache = Cache(CACHE)
     try:
@@ -45,7 +45,7 @@ def spacegroups(samples: Sequence[Sample], *, workers: int | None = None) -> lis
 
 
 def comparison(samples: Sequence[int | None], reference: Sequence[int | None]) -> dict[str, Any]:
-    """Returns counts of the commonest space groups, by number, in both sets; both sets' sizes; and how many are P1."""
+    """Returns counts of the most frequent space groups in both sets, the sizes of the sets, and their counts of P1."""
     counts = {name: Counter(x for x in some if x) for name, some in (("samples", samples), ("reference", reference))}
     sizes = {name: sum(of.values()) for name, of in counts.items()}
     shares: dict[int, float] = defaultdict(float)

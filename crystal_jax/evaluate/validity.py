@@ -1,10 +1,10 @@
-"""The two validity checks of the paper (as in CDVAE), and a stricter one that a chemist would apply.
+"""Implements the paper's two validity checks (as in CDVAE), and a stricter chemical plausibility check.
 
-CDVAE's structural check only asks for 0.5 Å between atoms, so lithium and sulfur 0.9 Å apart pass. The stricter check
-scales with the atoms: no two are closer than a share of the sum of their covalent radii, and the cell is not much
-larger than its atoms. Its constants are chosen so that real crystals pass: of the 15,491 of mp20_open 0.15 % have atoms
-closer than 0.70 of the sum of radii (all but two contain U, Np, Pu or Ce), and 0.10 % a cell of more than twice the
-volume of their van der Waals spheres (layers far apart, solid HI3, Xe); together 0.25 %.
+CDVAE's structural check only requires 0.5 Å between atoms, so lithium and sulfur 0.9 Å apart pass. The stricter check
+scales with the atoms: no two atoms are closer than a share of the sum of their covalent radii, and the cell is not much
+larger than its atoms. Its constants are chosen so that real crystals pass. Of the 15,491 crystals of mp20_open, 0.15 %
+have atoms closer than 0.70 of the sum of radii (all but two contain U, Np, Pu or Ce), and 0.10 % have a cell of more
+than twice the volume of their van der Waals spheres (layers far apart, solid HI3, Xe); together 0.25 %.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from crystal_jax.suppress_warnings import quiet
 
 MIN_DISTANCE = 0.5  # Å between two different sites; CDVAE, `structure_validity`
 MIN_VOLUME = 0.1  # Å^3 of the cell; CDVAE, `structure_validity`
-MIN_RADIUS_FACTOR = 0.7  # least distance of two atoms, in units of the sum of their covalent radii
-_USUAL_RADIUS = 2.4  # Å, van der Waals, of the actinides beside the few elements without one
+MIN_RADIUS_FACTOR = 0.7  # smallest distance of two atoms, in units of the sum of their covalent radii
+_USUAL_RADIUS = 2.4  # Å, van der Waals; for the few elements without a known one, taken from the actinides beside them
 MAX_VOLUME_FACTOR = 2.0  # largest volume of a cell, in units of the volume of its van der Waals spheres
 
 
 def structural_invalid_reason(structure: Structure) -> str | None:
-    """Says why a structure is impossible, or None if it is not.
+    """Returns why a structure is invalid, or None if it is valid.
 
-    The distance is the shortest between two different sites over all periodic images. As in CDVAE, an atom is
-    not compared with its own images, so that a cell of one atom can fail by its volume only.
+    The distance is the shortest between two different sites over all periodic images. As in CDVAE, an atom is not
+    compared with its own images, so a cell of one atom can fail only by its volume.
     """
     if not structure.volume >= MIN_VOLUME:
         return f"cell volume below {MIN_VOLUME} Å^3"
@@ -46,10 +46,10 @@ def structural_invalid_reason(structure: Structure) -> str | None:
 
 
 def implausible_reason(structure: Structure) -> str | None:
-    """Says which chemical limit a structure breaks, or returns None if it breaks none.
+    """Returns which chemical limit a structure violates, or None.
 
     Covalent radii are those of Cordero et al. (Dalton Trans. 2008, 2832) and van der Waals radii those of Alvarez
-    (Dalton Trans. 2013, 8617), as pymatgen has them. An atom's own images count as other atoms.
+    (Dalton Trans. 2013, 8617), as in pymatgen. An atom's own images count as other atoms.
     """
     symbols = [site.specie.symbol for site in structure]
     try:
@@ -68,7 +68,7 @@ def implausible_reason(structure: Structure) -> str | None:
 
 
 def interatomic_distances(structure: Structure) -> Float[np.ndarray, "n n"]:
-    """Returns the shortest distances in Å of all pairs of sites over all images; of one site, to its nearest image."""
+    """Returns the shortest distances in Å of all pairs of sites over all images; for one site, to its nearest image."""
     distances = np.array(structure.distance_matrix)
     np.fill_diagonal(distances, shortest_vector(structure.lattice.get_lll_reduced_lattice().matrix))
     return distances
@@ -81,7 +81,7 @@ def shortest_vector(matrix: Float[np.ndarray, "3 3"]) -> float:
 
 
 def covalent_radius(symbol: str) -> float:
-    """Returns an element's covalent radius in Å; 0 where none is known (beyond curium)."""
+    """Returns an element's covalent radius in Å; 0 if it is unknown (beyond curium)."""
     return CovalentRadius.radius.get(symbol, 0.0)
 
 
@@ -98,9 +98,9 @@ def _sphere_volume_of(symbol: str) -> float:
 
 
 def compositional_invalid_reason(composition: Composition, table: OxidationTable) -> str | None:
-    """Says why a composition is implausible by the SMACT rule, or None if it is plausible.
+    """Returns why a composition is invalid by the SMACT rule, or None if it is valid.
 
-    Elements and alloys of metals are plausible; anything else must balance its charges (see `oxidation`).
+    Elements and alloys of metals are valid; other compositions must have balanced charges (see `oxidation`).
     """
     counts = reduced_counts(composition)
     if len(counts) == 1 or table.metals.issuperset(counts) or table.is_balanced(counts):
@@ -109,7 +109,9 @@ def compositional_invalid_reason(composition: Composition, table: OxidationTable
 
 
 def reduced_counts(composition: Composition) -> Mapping[str, int]:
-    """Atoms of each element, in the order of atomic numbers, divided by their greatest common divisor."""
+    """Returns the number of atoms of each element, in the order of atomic numbers, divided by the greatest common
+    divisor.
+    """
     atoms: dict[int, int] = {}
     for specie, amount in composition.items():
         atoms[specie.Z] = atoms.get(specie.Z, 0) + round(amount)

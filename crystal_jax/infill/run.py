@@ -18,6 +18,7 @@ from absl import flags
 from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
+from crystal_jax import arguments
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, OxidationTable, load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_invalid_reason
@@ -54,10 +55,11 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "temperature", 1.0, "Probabilities are raised to 1/temperature, then normalised.", flag_values=flag_values
     )
     flags.DEFINE_integer("top_k", 10, "How many elements are shown and written as CIF.", flag_values=flag_values)
-    flags.DEFINE_boolean(
-        "radius_rule",
-        False,
-        "Allow elements of a similar ionic radius only (see --radius_tolerance).",
+    flags.DEFINE_list(
+        "constraints",
+        [],
+        "Allow only elements of a similar ionic radius (radius; see --radius_tolerance), only elements with which "
+        "charges can balance (charge), or both.",
         flag_values=flag_values,
     )
     flags.DEFINE_float(
@@ -66,11 +68,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "Radii in Å differ by less, in a shared oxidation state.",
         flag_values=flag_values,
     )
-    flags.DEFINE_boolean(
-        "charge_rule", False, "Allow elements only with which charges can balance.", flag_values=flag_values
-    )
     flags.DEFINE_enum(
-        "oxidation_states", "smact14", OXIDATION_STATES, "The table for --charge_rule.", flag_values=flag_values
+        "oxidation_states", "smact14", OXIDATION_STATES, "The table for --constraints=charge.", flag_values=flag_values
     )
     flags.DEFINE_integer("batch_size", 32, "Elements scored side by side.", flag_values=flag_values)
     flags.DEFINE_string("output", None, "Directory for elements.csv, cif/ and run.json.", flag_values=flag_values)
@@ -87,9 +86,8 @@ def main(flag_values: flags.FlagValues) -> None:
         site=flag_values.site,
         temperature=flag_values.temperature,
         top_k=flag_values.top_k,
-        radius_rule=flag_values.radius_rule,
+        constraints=flag_values.constraints,
         radius_tolerance=flag_values.radius_tolerance,
-        charge_rule=flag_values.charge_rule,
         oxidation_states=flag_values.oxidation_states,
         batch_size=flag_values.batch_size,
         step=flag_values.step,
@@ -129,9 +127,8 @@ def infill(
     site: int | None = None,
     temperature: float = 1.0,
     top_k: int = 10,
-    radius_rule: bool = False,
+    constraints: Sequence[str] = (),
     radius_tolerance: float = TOLERANCE,
-    charge_rule: bool = False,
     oxidation_states: str = "smact14",
     batch_size: int = 32,
     step: int | None = None,
@@ -149,9 +146,9 @@ def infill(
         site: A site whose element it is, from 0, as pymatgen reads the file.
         temperature: p^(1/temperature), normalised over the allowed elements.
         top_k: How many become CIF files.
-        radius_rule: Allow only what `elements_of_similar_radius` admits.
+        constraints: Which elements are allowed: `radius`, those that `elements_of_similar_radius` admits; `charge`,
+            those with which the whole composition is valid by the evaluator's rule; or both.
         radius_tolerance: Of the rule, and of the baseline, in Å.
-        charge_rule: Allow only elements with which the whole composition is valid by the evaluator's rule.
         oxidation_states: Its table: smact14 or icsd24.
         batch_size: Elements scored side by side.
         step: A checkpoint's step; the last by default.
@@ -164,19 +161,22 @@ def infill(
         raise UserError(f"temperature must be positive, not {temperature}")
     if top_k < 1 or batch_size < 1:
         raise UserError(f"top_k={top_k} and batch_size={batch_size} must be positive")
+    constraints = arguments.words("constraints", constraints)
+    if unknown := sorted(set(constraints) - {"radius", "charge"}):
+        raise UserError(f"constraints has {', '.join(unknown)}; there are radius and charge")
     crystal, content = _read(cif)
     symbol = _asked(crystal, element, site)
     admitted = elements_of_similar_radius(symbol, tolerance=radius_tolerance)
-    if radius_rule and not admitted:
+    if "radius" in constraints and not admitted:
         raise UserError(
             f"no element has an ionic radius within {radius_tolerance} Å of {symbol}'s in a shared oxidation state; "
-            "raise --radius_tolerance or leave out --radius_rule"
+            "raise --radius_tolerance or leave out --constraints=radius"
         )
-    allowed = set(admitted if radius_rule else ELEMENTS)
-    if charge_rule:
+    allowed = set(admitted if "radius" in constraints else ELEMENTS)
+    if "charge" in constraints:
         allowed &= _balanced(crystal, symbol, load_oxidation_table(oxidation_states))
         if not allowed:
-            raise UserError(f"charges balance with no allowed element for {symbol}; leave out --charge_rule")
+            raise UserError(f"charges balance with no allowed element for {symbol}; leave out --constraints=charge")
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint.models import describe, load_for_inference
     from crystal_jax.checkpoint.pretrained import locate
@@ -211,9 +211,9 @@ def infill(
         "prompt": prompt,
         "temperature": temperature,
         "top_k": top_k,
-        "radius_rule": radius_rule,
+        "constraints": sorted(constraints),
         "radius_tolerance": radius_tolerance,
-        "charge_rule": charge_rule and oxidation_states,
+        "oxidation_states": oxidation_states if "charge" in constraints else None,
         "text_format": experiment.text.version,
         "coordinates": experiment.text.coordinates,
         "order": experiment.task.order,

@@ -27,7 +27,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_list(
-        "beside",
+        "compare",
         [],
         "NAME=FOLDER of further evaluations, to be rows of the table of comparisons.",
         flag_values=flag_values,
@@ -36,9 +36,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(flag_values: flags.FlagValues) -> None:
     """Runs `crystal-jax report`."""
-    beside = dict(text.rpartition("=")[::2] for text in flag_values.beside)
+    beside = dict(text.rpartition("=")[::2] for text in flag_values.compare)
     if not all(beside):
-        raise UserError(f"--beside={','.join(flag_values.beside)} is not written NAME=FOLDER")
+        raise UserError(f"--compare={','.join(flag_values.compare)} is not written NAME=FOLDER")
     path = write_report(
         Path(flag_values.evaluation),
         output=Path(flag_values.output) if flag_values.output else None,

@@ -1,1 +1,1 @@
-"""New crystals from a trained model."""
+"""Samples new crystals from a trained model."""

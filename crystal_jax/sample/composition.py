@@ -1,10 +1,10 @@
-"""Draws the composition line of texts that begin with one, before the sites, which are then constrained to it.
+"""Draws the composition line of a sequence before its sites, which are then constrained to that composition.
 
-Without constraints the lines follow the model's distribution. Under constraints each token is drawn under a mask, which
-alone would distort it: a model that may write Li, Fe, P and O only would mostly stop after lithium, since ending the
-line is the one continuation whose probability the mask does not take away. So several lines are proposed, and one is
-chosen with the probability that the masks removed put back as its weight (sampling-importance-resampling, Rubin 1988).
-The more proposals, the nearer the result is to the model's distribution restricted to the constraints.
+Without constraints, the lines follow the model's distribution. With constraints, each token is drawn under a mask,
+which alone would distort the distribution: a model that may write only Li, Fe, P and O would mostly stop after lithium,
+since ending the line is the one continuation that keeps all of its probability. So several lines are proposed, and one
+is chosen by its importance weight: the probability mass that the masks left (sampling-importance-resampling, Rubin
+1988). With more proposals, the result approaches the model's distribution restricted to the constraints.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from crystal_jax.sharding import BATCH, LAYOUTS, cache_rules, on_mesh, platform_
 from crystal_jax.text.grammar.composition import CompositionGrammar, ParserState
 from crystal_jax.text.grammar.composition_constraint import CompositionConstraint, Parts
 
-_ATTEMPTS = 1000  # at a composition that is admitted
-# Lines of which one is chosen, under constraints; of a formula, which the prompt states, only the multiple is open.
+_ATTEMPTS = 1000  # per composition, until one is admitted
+# Proposals per chosen line, under constraints. If the prompt states the formula, only its multiple is open.
 _PROPOSALS, _FORMULA_PROPOSALS = 16, 4
 Admit = Callable[[Mapping[str, int]], bool]
-_STREAM = 0x434F4D50  # a composition's random numbers are not those of its crystal
+_STREAM = 0x434F4D50  # keeps the random numbers of a composition apart from those of its crystal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompositionRequest:
-    """A first line to be drawn.
+    """A request for one composition line.
 
     Attributes:
-        index: Of its sample.
+        index: Number of the sample.
         prompt: Token ids, BOS included.
-        wanted: What it must be.
-        admit: What else its composition must be; others are drawn again.
-        first: Number of its first attempt, which like `index` decides the random numbers.
+        wanted: Constraint on the composition, enforced by masks.
+        admit: Further test of a whole composition; compositions that fail it are drawn again.
+        first: Number of the first attempt; like `index`, the number of an attempt decides its random numbers.
     """
 
     index: int
@@ -56,17 +56,19 @@ class CompositionRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompositionDraw:
-    """A first line.
+    """A composition line.
 
     Attributes:
-        composition: What it says.
-        ids: Token ids.
-        log_probs: Of them and of the line's end, which is not among them: see `DecodeState` in sample/engine/decode_step.py.
-        log_allowed_mass: Natural logarithm of the share of probability that `ToState.wanted` left.
-        next_attempt: The first number of an attempt that is still unused.
-        rejected: Attempts that were not admitted.
-        admitted: Whether it is; if not, none of 1,000 was, and this is the last of them.
-        weight: Natural logarithm of the probability that the masks removed, as the temperature has it.
+        composition: The composition that the line states.
+        ids: Token ids of the line.
+        log_probs: Log-probability of each token and of the line's end, which is not in `ids`; see `DecodeState` in
+            sample/engine/decode_step.py.
+        log_allowed_mass: Natural logarithm of the probability mass that `CompositionRequest.wanted` leaves, summed over
+            the tokens.
+        next_attempt: Number of the first attempt that is still unused.
+        rejected: Number of attempts that were not admitted.
+        admitted: Whether the composition is admitted; if not, none of 1,000 attempts was, and this is the last one.
+        weight: Logarithm of the importance weight: as `log_allowed_mass`, at the sampling temperature.
     """
 
     composition: Parts
@@ -79,12 +81,12 @@ class CompositionDraw:
     weight: float = 0.0
 
 
-# The line of a sample for which no composition was found.
+# The result for a sample for which no composition was found.
 NOTHING = CompositionDraw(composition=(), ids=(), log_probs=(0.0,), log_allowed_mass=0.0, admitted=False)
 
 
 class _Read(NamedTuple):
-    """What has been read, and the logits of what follows: of the language's columns."""
+    """The KV cache of the tokens read, and the logits of the next token over the grammar's columns."""
 
     cache: Cache
     logits: Float[Array, "b k"]
@@ -92,7 +94,7 @@ class _Read(NamedTuple):
 
 @dataclasses.dataclass
 class _Row:
-    """A line being written."""
+    """A composition line in the batch."""
 
     place: ParserState = dataclasses.field(default_factory=ParserState)
     ids: list[int] = dataclasses.field(default_factory=list)
@@ -104,16 +106,16 @@ class _Row:
 
 
 class CompositionSampler:
-    """Draws the first line of sample i, which depends on the seed and on i alone.
+    """Draws the composition line of sample i, which depends on the seed and on i alone.
 
     Args:
-        graph: Of the model.
-        cfg: Its configuration.
-        language: Of its first lines.
-        mesh: Where its parameters are.
+        graph: Graph definition of the model.
+        cfg: Configuration of the model.
+        language: Grammar of composition lines.
+        mesh: Device mesh that holds the parameters.
         prompt_tokens: Length of the longest prompt, BOS included.
-        seed: Of the job.
-        at_once: Lines drawn side by side; no influence on them.
+        seed: Random seed of the run.
+        at_once: Lines decoded side by side; no influence on the lines.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class CompositionSampler:
             numbers: Int[Array, "b 3"],
             settings: tuple[Array, Array],
         ) -> tuple[_Read, tuple[Array, Array, Array, Array]]:
-            """Draws a column in each row and reads it; `masks` are the grammar's and what is wanted."""
+            """Draws a column per row and runs the model on it; `masks` are the grammar's and the constraints'."""
             with on_mesh(mesh):
                 model: Transformer = nnx.merge(graph, params)
                 logits = past.logits
@@ -184,15 +186,22 @@ class CompositionSampler:
     def __call__(
         self, params: nnx.State, asked: Sequence[CompositionRequest], *, temperature: float, top_p: float
     ) -> Iterator[CompositionDraw]:
-        """The line of each, in order; `params` are the model's."""
+        """Yields the composition line of each request, in order.
+
+        Args:
+            params: Parameters of the model.
+            asked: Requests.
+            temperature: Logits are divided by it; 0 takes the most likely token.
+            top_p: Draw from the smallest set of tokens that holds this share of the probability.
+        """
         settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
         for begin in range(0, len(asked), self._at_once):
             some = asked[begin : begin + self._at_once]
-            # How many lines are proposed together, of which one is chosen.
+            # Number of proposals of which one is chosen.
             sizes = [self._num_proposals(one) if temperature else 1 for one in some]
             found: dict[int, CompositionDraw] = {}
             made = [0] * len(some)  # attempts
-            most = _ATTEMPTS if temperature else 1  # the most likely line is always the same
+            most = _ATTEMPTS if temperature else 1  # at temperature 0 every attempt gives the same line
             while missing := [i for i in range(len(some)) if i not in found]:
                 groups = max(1, self._at_once // sum(sizes[i] for i in missing))
                 tries = [
@@ -214,21 +223,21 @@ class CompositionSampler:
             yield from (found[i] for i in range(len(some)))
 
     def _num_proposals(self, one: CompositionRequest) -> int:
-        if one.wanted == self._language.anything:  # masks remove nothing
+        if one.wanted == self._language.anything:  # the constraint masks nothing
             return 1
         return _FORMULA_PROPOSALS if one.wanted.formula else _PROPOSALS
 
     def _choose(
         self, one: CompositionRequest, made: int, lines: Sequence[CompositionDraw], size: int, *, most: int
     ) -> CompositionDraw | None:
-        """Chooses a line of the first group in which one is admitted; the last line if attempts run out, else None.
+        """Chooses a line of the first group with an admitted one; returns the last line if attempts run out, else None.
 
         Args:
-            one: What is drawn.
-            made: Attempts before these lines.
-            lines: The proposals of whole groups.
-            size: Lines of a group.
-            most: Attempts that are made at all.
+            one: The request.
+            made: Number of attempts before these lines.
+            lines: The proposals, in whole groups.
+            size: Lines per group.
+            most: Maximum number of attempts.
         """
         for begin in range(0, len(lines), size):
             group = lines[begin : begin + size]
@@ -248,9 +257,9 @@ class CompositionSampler:
     def _write(
         self, params: nnx.State, tries: Sequence[tuple[CompositionRequest, int]], settings: tuple[Array, Array]
     ) -> list[_Row]:
-        """A line for each of these, with the number of its attempt."""
+        """Decodes one line for each request and number of its attempt."""
         language = self._language
-        # Always as many as were compiled for.
+        # Padded to the compiled batch size.
         tokens = np.zeros((self._at_once, self._prompt_tokens), np.int32)
         count = np.ones(self._at_once, np.int32)
         numbers = np.zeros((self._at_once, 3), np.int32)
@@ -264,7 +273,7 @@ class CompositionSampler:
             if not going:
                 break
             masks = np.zeros((2, self._at_once, language.end + 1), bool)
-            masks[:, :, language.end] = True  # of rows that have ended
+            masks[:, :, language.end] = True  # for rows that are finished: some column must be allowed
             masks[:, going] = False
             for i in going:
                 masks[0, i] = language.open(rows[i].place, language.anything)
@@ -280,7 +289,7 @@ class CompositionSampler:
         return rows
 
     def _note(self, row: _Row, column: int, log_prob: float, kept: float, weight: float) -> None:
-        """Adds what was drawn to a line."""
+        """Adds the drawn column to a line."""
         row.log_probs.append(log_prob)
         row.log_allowed_mass += kept
         row.weight += weight

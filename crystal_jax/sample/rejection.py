@@ -1,7 +1,7 @@
-"""Draws the samples of a job by rejection: each follows the model's distribution among texts that keep its rules.
+"""Draws the samples of a run by rejection: they follow the model's distribution conditioned on the constraints.
 
-A composition is drawn, then a crystal of it. A text that violates its rules is rejected and drawn again, up to
-`max_retries` times; then another composition is drawn. Only if that fails, too, are the rules enforced by masks.
+A composition is drawn, then a crystal of that composition. A sequence that violates its constraints is rejected and
+retried, up to `max_retries` times; then another composition is drawn. If this fails too, masks enforce the constraints.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from crystal_jax.sample.engine.request import MAX_ATTEMPTS, Completion, Generati
 from crystal_jax.sample.engine.scheduler import Engine
 from crystal_jax.sample.sample_spec import DRAFT, SampleSpec, SampleSpecBuilder
 
-_COMPOSITIONS = 4  # that are tried, at most; the last one is kept to
-_DRAFTS = 256  # crystals that are drawn for their formulas before those that are asked for
+_COMPOSITIONS = 4  # compositions tried per sample, at most; for the last one, masks enforce the constraints in the end
+_DRAFTS = 256  # crystals that are drawn for their formulas in one batch
 
 
 class SampleResult(NamedTuple):
-    """One sample.
+    """The result of one sample.
 
     Attributes:
-        question: What was asked, with the composition that was stated last.
-        drawn: What was written.
-        num_restarts: How often a composition or a crystal was rejected.
+        question: Specification of the sample, with the composition line that was drawn last.
+        drawn: The completion.
+        num_restarts: Number of rejected compositions and crystals.
     """
 
     question: SampleSpec
@@ -50,19 +50,19 @@ def draw_samples(
     top_p: float,
     max_retries: int,
 ) -> Generator[SampleResult, None, None]:
-    """Yields the answers of these samples as they are finished, in no particular order.
+    """Yields the result of each sample as soon as it is finished, in no particular order.
 
     Args:
-        engine: Writes the crystals.
-        params: The model's.
-        questions: What is asked of each.
-        compositions: Draws composition lines, if the texts have them.
-        indices: Numbers of the samples. A sample depends on its own and on the settings below alone.
-        symbols_of: Returns the element of each site of a finished text.
-        seed: Of the job.
-        temperature: Of compositions and crystals.
-        top_p: Likewise.
-        max_retries: How often a crystal that violates its rules is drawn again.
+        engine: Decodes the crystals.
+        params: Parameters of the model.
+        questions: Builds the specification of each sample.
+        compositions: Draws composition lines, if the text format has them.
+        indices: Numbers of the samples. A sample depends only on its own number and on the settings below.
+        symbols_of: Returns the element of each site of a complete sequence.
+        seed: Random seed of the run.
+        temperature: Temperature for compositions and crystals.
+        top_p: Share of the probability to draw from, for compositions and crystals.
+        max_retries: Maximum number of retries of a crystal that violates its constraints, per composition.
     """
     settings: dict[str, Any] = dict(seed=seed, temperature=temperature, top_p=top_p, max_retries=max_retries)
     state = None
@@ -86,13 +86,13 @@ def draw_samples(
             yield from draw_samples(engine, params, questions, compositions, some, symbols_of=symbols_of, **settings)
         return
     rounds = _COMPOSITIONS if state and max_retries and temperature > 0 else 1
-    attempts, begun = dict.fromkeys(indices, 0), dict.fromkeys(indices, 0)  # before this round
+    attempts, begun = dict.fromkeys(indices, 0), dict.fromkeys(indices, 0)  # of the earlier rounds
     rejected = dict.fromkeys(indices, 0)
     for left in reversed(range(rounds)):
         asked: dict[int, SampleSpec] = {}
         numbered = questions(sorted(attempts), state, draft=draft, first=attempts)
         if state is None and questions.draws_formulas:
-            numbered = iter(list(numbered))  # one engine at a time: two would need twice the memory
+            numbered = iter(list(numbered))  # one run of the engine at a time: two would need twice the memory
         requests = _requests(numbered, asked, begun, attempts=0 if left else MAX_ATTEMPTS, **settings)
         attempts = {}
         with contextlib.closing(engine.run(params, requests)) as texts:
@@ -106,7 +106,7 @@ def draw_samples(
                 else:
                     attempts[index] = question.next_attempt
                     rejected[index] += 1
-        for index, question in asked.items():  # no composition is admitted
+        for index, question in asked.items():  # no composition was admitted
             nothing = Completion(
                 request=GenerationRequest(index=index, prompt=()),
                 ids=(),
@@ -125,7 +125,9 @@ def _requests(
     attempts: int,
     **settings: Any,
 ) -> Iterator[GenerationRequest]:
-    """What is asked of the engine, noted in `asked`; nothing where no composition is admitted."""
+    """Yields the engine's request for each sample with an admitted composition, and records all specifications in
+    `asked`.
+    """
     for index, question in numbered:
         asked[index] = question
         if question.stated is None or question.stated.admitted:

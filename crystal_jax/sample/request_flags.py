@@ -49,7 +49,7 @@ def define_request_flags(flag_values: flags.FlagValues) -> None:
         "chemical_system", None, "Limit: all of these elements and no others, such as Li-P-S.", flag_values=flag_values
     )
     flags.DEFINE_list("elements", None, "Limit: these elements only, such as Li,Fe,P,O.", flag_values=flag_values)
-    flags.DEFINE_list("without", None, "Limit: none of these elements.", flag_values=flag_values)
+    flags.DEFINE_list("exclude_elements", None, "Limit: none of these elements.", flag_values=flag_values)
     flags.DEFINE_integer("min_elements", None, "Limit: fewest different elements.", flag_values=flag_values)
     flags.DEFINE_integer("max_elements", None, "Limit: most different elements.", flag_values=flag_values)
     flags.DEFINE_integer("min_atoms", None, "Limit: fewest atoms in a cell.", flag_values=flag_values)
@@ -63,7 +63,8 @@ def hints_in(flag_values: flags.FlagValues) -> dict[str, Any]:
 
 def limits_in(flag_values: flags.FlagValues) -> dict[str, Any]:
     """Returns the limits that flags ask for, as arguments of `sample` and `search`."""
-    names = ("chemical_system", "elements", "without", "min_elements", "max_elements", "min_atoms", "max_atoms")
+    of_elements = ("chemical_system", "elements", "exclude_elements", "min_elements", "max_elements")
+    names = (*of_elements, "min_atoms", "max_atoms")
     return {name: value for name in names if (value := flag_values[name].value) is not None}
 
 

@@ -1,12 +1,12 @@
-"""What samples are asked for, by flags, by Python arguments, or by a CSV file with a request a line.
+"""Sampling requests, from flags, Python arguments, or a CSV file with one request per line.
 
 A request is a mapping. Its keys are of two kinds:
 
-- hints (`CONDITIONS`): properties that stand in the prompt. The model follows them more or less; nothing enforces them.
-- limits (`CONSTRAINT_COLUMNS`): elements, chemical system, numbers of atoms and elements, constraints. Every sample keeps to them,
-  in addition to those of the whole job.
+- hints (`CONDITIONS`): properties in the prompt. The model follows them more or less; they are not enforced.
+- limits (`CONSTRAINT_COLUMNS`): elements, chemical system, numbers of atoms and elements, constraints. They are
+  enforced for every sample, in addition to those of the whole run.
 
-A formula is both: it stands in the prompt, and the composition is a multiple of it unless the job has `hints_only`.
+A formula is both: it is in the prompt, and the composition is a multiple of it unless the run has `hints_only`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from crystal_jax import arguments
 from crystal_jax.errors import UserError
+from crystal_jax.old_names import REQUEST_COLUMNS, present_columns
 from crystal_jax.tables import read_rows
 from crystal_jax.text.conditions import parse_chemical_system, parse_elements, parse_formula, parse_spacegroup
 from crystal_jax.text.prompts import CONDITIONS
@@ -26,18 +27,18 @@ from crystal_jax.text.prompts import CONDITIONS
 Asked = Mapping[str, Any]
 
 FORMULA, SPACEGROUP = "pretty_formula", "spacegroup.number"
-# Keys of a request that every sample keeps to, by the names of the flags.
+# Keys of a request that are enforced for every sample; they are named as the flags.
 CONSTRAINT_COLUMNS = (
     "chemical_system",
     "elements",
-    "without",
+    "exclude_elements",
     "min_elements",
     "max_elements",
     "min_atoms",
     "max_atoms",
     "constraints",
 )
-NAME = "name"  # of the request, for the outputs
+NAME = "name"  # the request's name in the outputs
 _NAME_COLUMNS = (NAME, "material_id")
 
 
@@ -59,7 +60,7 @@ def _number(value: Any) -> float:
 
 
 def _words(value: Any) -> list[str]:
-    """Returns the words of a list, or of a cell that holds one: "Li Fe P O" or "['Fe', 'O']"."""
+    """Returns the words of a list, or of a cell that holds a list: "Li Fe P O" or "['Fe', 'O']"."""
     return re.findall(r"[\w.+-]+", value) if isinstance(value, str) else arguments.words("the list", value)
 
 
@@ -71,7 +72,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "e_above_hull": _number,
     "chemical_system": lambda value: parse_chemical_system(value if isinstance(value, str) else _words(value)),
     "elements": lambda value: parse_elements(_words(value)),
-    "without": lambda value: parse_elements(_words(value), name="without"),
+    "exclude_elements": lambda value: parse_elements(_words(value), name="exclude_elements"),
     "min_elements": _count,
     "max_elements": _count,
     "min_atoms": _count,
@@ -100,38 +101,41 @@ def parse_request(request: Asked) -> Asked:
 
 
 def read_requests(path: Path) -> list[Asked]:
-    """Reads the request of each line of a CSV file.
+    """Reads the requests in a CSV file, one per line.
 
-    Its columns are those of the CDVAE data files: pretty_formula, formation_energy_per_atom (eV/atom), band_gap (eV),
-    e_above_hull (eV/atom), spacegroup.number; and `CONSTRAINT_COLUMNS`, of which some are lists, written as in "Li Fe P O" or as in
-    "['Fe', 'O']". A column `name` or `material_id` names the requests. An empty cell asks for nothing; other columns
-    are passed over.
+    The columns are those of the CDVAE data files: pretty_formula, formation_energy_per_atom (eV/atom), band_gap (eV),
+    e_above_hull (eV/atom), spacegroup.number; and `CONSTRAINT_COLUMNS`, of which some hold lists, written as "Li Fe P
+    O" or "['Fe', 'O']". A column `name` or `material_id` names the requests. An empty cell adds nothing to the request;
+    other columns are ignored.
 
     Raises:
-        UserError: no file, none of these columns, no lines, or a value that cannot be read, by its row.
+        UserError: there is no such file, it has none of these columns or no lines, or a value cannot be read; the
+            message names the row.
     """
     table = read_rows(path)
-    known = [column for column in table.columns if column in (*CONDITIONS, *CONSTRAINT_COLUMNS)]
+    present = present_columns(table.columns, REQUEST_COLUMNS)
+    known = {column: present.get(column, column) for column in table.columns}
+    known = {column: name for column, name in known.items() if name in (*CONDITIONS, *CONSTRAINT_COLUMNS)}
     if not known:
         raise UserError(f"--requests={path} has none of the columns {', '.join((*CONDITIONS, *CONSTRAINT_COLUMNS))}")
     if not table.rows:
         raise UserError(f"--requests={path} has no lines but its header")
-    name = next((column for column in _NAME_COLUMNS if column in table.columns), None)
+    own_name = next((column for column in _NAME_COLUMNS if column in table.columns), None)
     requests = []
     for number, row in enumerate(table.records(), start=1):
-        cells = {column: row[column].strip() for column in known if row[column].strip()}
+        cells = {name: row[column].strip() for column, name in known.items() if row[column].strip()}
         try:
-            requests.append(parse_request(cells | ({NAME: row[name]} if name else {})))
+            requests.append(parse_request(cells | ({NAME: row[own_name]} if own_name else {})))
         except UserError as error:
             raise UserError(f"--requests={path}, row {number}: {error}") from None
     return requests
 
 
 def parse_requests(conditions: Asked | Sequence[Asked]) -> list[Asked]:
-    """Returns one request or several as a list of checked ones; no request at all is one that asks for nothing.
+    """Returns one request, or several, as a list of checked requests; an empty sequence becomes one empty request.
 
     Raises:
-        UserError: see `parse_request`; of several, the message says which one.
+        UserError: see `parse_request`; if there are several requests, the message gives the number of the bad one.
     """
     if isinstance(conditions, Mapping):
         return [parse_request(conditions)]
@@ -147,6 +151,6 @@ def parse_requests(conditions: Asked | Sequence[Asked]) -> list[Asked]:
 
 
 def conditions_of(request: Asked) -> dict[str, Any]:
-    """Returns the part of a request that stands in its prompt, the formula first, as in training."""
+    """Returns the conditions of a request that its prompt states, the formula first, as in training."""
     stated = {key: value for key, value in request.items() if key not in CONSTRAINT_COLUMNS and key != NAME}
     return {key: stated[key] for key in sorted(stated, key=lambda key: key != FORMULA)}

@@ -2,8 +2,8 @@
 
 Each text is drawn under the grammar of crystals, so that every one can be read. What you ask for is of two kinds:
 
-  limits   kept to by every sample, exactly: --formula, --chemical_system, --elements, --without, numbers of atoms and
-           elements, and --constraints
+  limits   kept to by every sample, exactly: --formula, --chemical_system, --elements, --exclude_elements, numbers of
+           atoms and elements, and --constraints
   hints    stand in the prompt, and the model follows them more or less: --spacegroup, --e_above_hull, --band_gap,
            --formation_energy_per_atom; with --hints_only the formula, too
 
@@ -85,7 +85,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "requests",
         None,
         "Ask for what each line of this CSV file says. Columns: hints by MP-20's names (pretty_formula, "
-        f"spacegroup.number, ...); limits ({', '.join(CONSTRAINT_COLUMNS)}), in addition to the flags of these names; name.",
+        f"spacegroup.number, ...); limits ({', '.join(CONSTRAINT_COLUMNS)}), in addition to the flags of these names; "
+        "name.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -198,7 +199,7 @@ def sample(
     constraints: Sequence[str] | None = None,
     chemical_system: str | Sequence[str] | None = None,
     elements: Sequence[str] | None = None,
-    without: Sequence[str] | None = None,
+    exclude_elements: Sequence[str] | None = None,
     min_elements: int | None = None,
     max_elements: int | None = None,
     min_atoms: int | None = None,
@@ -225,13 +226,13 @@ def sample(
         temperature: Logits are divided by it; 0 takes the most likely token.
         top_p: Draw from the smallest set of tokens that holds this share of the probability.
         conditions: Properties to ask for, by the names of `CONDITIONS`; or several such requests. A request may also
-            have limits of its own, by the names of `CONSTRAINT_COLUMNS` in `sample/requests.py`, which add to those below. A space
-            group is a number or a symbol.
-        constraints: Which of `CONSTRAINTS` in `sample/constraints/rules.py` every sample keeps to. By default `distance`, unless
-            texts have Cartesian coordinates or the tokenizer joins numbers; () or "none" is none.
+            have limits of its own, by the names of `CONSTRAINT_COLUMNS` in `sample/requests.py`, which add to those
+            below. A space group is a number or a symbol.
+        constraints: Which of `CONSTRAINTS` in `sample/constraints/rules.py` every sample satisfies. The default is
+            `distance`, unless texts have Cartesian coordinates or the tokenizer joins numbers; () or "none" is none.
         chemical_system: Elements that all occur, and no others: "Li-P-S".
         elements: Elements that may occur; all by default.
-        without: Elements that may not.
+        exclude_elements: Elements that may not.
         min_elements: Fewest different elements.
         max_elements: Most different elements.
         min_atoms: Fewest atoms in the cell.
@@ -239,11 +240,11 @@ def sample(
         hints_only: A requested formula is a hint, as properties are; by default the composition is a multiple of it.
         oxidation_states: The table for the constraint `charge`: smact14 or icsd24.
         min_distance: For the constraint `distance`, in Å.
-        min_radius_factor: For it, too: or this share of the sum of two covalent radii, if that is more. With 0, cells may also
-            be as empty as they like.
-        max_retries: How often a crystal is begun again that does not keep to its rules, or to the order of its sites, by
-            itself, before another composition is tried; see sample/rejection.py. 0: it is made to keep to them at once.
-        batch_size: DecodeState decoded side by side; no influence on the samples.
+        min_radius_factor: For the constraint `distance`, too: this share of the sum of two covalent radii, if that is
+            more. With 0, the volume of the cell is not limited either.
+        max_retries: How often a sample that violates its constraints, or the order of its sites, is retried before a
+            new composition is drawn (`sample/rejection.py`). 0: the constraints are enforced by masking from the start.
+        batch_size: Slots decoded side by side; no influence on the samples.
         kv_cache: Keep keys and values in the model's type or, rounded, in 8 bits.
         seed: Sample i depends on it and on i alone.
         step: A checkpoint's step, or the best one; the last by default.
@@ -264,7 +265,7 @@ def sample(
     given = dict(
         chemical_system=chemical_system,
         elements=elements,
-        without=without,
+        exclude_elements=exclude_elements,
         min_elements=min_elements,
         max_elements=max_elements,
         min_atoms=min_atoms,

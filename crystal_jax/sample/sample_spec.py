@@ -1,10 +1,10 @@
-"""What each sample of a job answers: a prompt, and what the answer must keep to.
+"""Specifications of samples: the prompt of each sample, and the constraints that it must satisfy.
 
-A model learns properties after a formula: the formula always comes first in a prompt (Gruver et al., section 3). Asked
-for a property alone, it was never trained on such a prompt and mostly writes pure elements. So where properties are
-asked for without a formula, the formula is drawn first, by the model itself without any request, under the limits on
-the composition; then formula and properties are asked for together. The formulas of such samples therefore follow the
-model's unconditional distribution, restricted to the limits.
+A model learns properties after a formula: the formula always comes first in a prompt (Gruver et al., section 3). It was
+never trained on a prompt with a property alone, and then mostly writes pure elements. So if a request has properties
+without a formula, a formula is drawn first, by the model itself from the prompt without conditions, under the limits on
+the composition. Then the prompt states formula and properties together. The formulas of such samples therefore follow
+the model's unconditional distribution, restricted to the limits.
 """
 
 from __future__ import annotations
@@ -32,30 +32,32 @@ from crystal_jax.text.grammar.composition_constraint import CompositionConstrain
 from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import Tokenizer, prompt_ids
 
-_AT_ONCE = 256  # questions whose compositions are drawn together
-# Attempts are numbered, and their numbers decide the random numbers: the second line of a sample, after its formula
-# was drawn, and a crystal that is drawn for its formula only, must not repeat the numbers of others. There are at most
-# 4,000 attempts at first lines.
+_AT_ONCE = 256  # specifications whose compositions are drawn in one batch
+# The number of an attempt decides its random numbers. Two kinds of draws must not repeat those of other attempts: the
+# composition line of a sample whose formula was drawn before, and a crystal that is drawn only for its formula. There
+# are at most 4,000 attempts at composition lines.
 _SECOND_LINE = 1 << 16
 DRAFT = 1 << 20
-_USUAL_ATOMS = 20  # of cells that models are trained on: fewer are a limit, not another language
-# About the longest formula of such a cell; it decides how much room prompts get.
+_USUAL_ATOMS = 20  # the largest cells of the training data: a smaller maximum is a limit, not another grammar
+# About the longest formula of such a cell; it decides how many tokens prompts may have.
 _LONG_FORMULA = "Li2Fe2Mn2Co2(Si2B2P2S2O2F2)10"
 
 
 class SampleSpec(NamedTuple):
-    """What one sample answers.
+    """The specification of one sample.
 
     Attributes:
-        asked: What the user asks for.
-        rules: What the answer keeps to, by name.
-        text, prompt: The prompt, and its ids with BOS.
-        constraint: What the composition must be.
-        limits, guide: The rules for what is written after the composition line, if there is one.
-        admit: A further test of the composition.
-        formula_is_drawn: Properties are asked for without a formula: the model draws one first.
-        stated: The composition line, which stands between the prompt and what is yet to be written.
-        draft: Where the formula was drawn, the line that it comes from.
+        asked: The user's request.
+        rules: Constraints, as given by name.
+        text, prompt: The prompt as text, and its ids with BOS.
+        constraint: Constraint on the composition.
+        limits, guide: Constraints on the tokens after the composition line, or after the prompt if there is no such
+            line.
+        admit: Further test of a whole composition.
+        formula_is_drawn: The request has properties without a formula, so a formula is drawn first.
+        stated: The composition line, which follows the prompt; None if it is not drawn yet, or the text format has
+            none.
+        draft: If the formula was drawn by a composition line, that line.
     """
 
     asked: Asked
@@ -77,20 +79,21 @@ class SampleSpec(NamedTuple):
 
     @property
     def next_attempt(self) -> int:
-        """Returns the number of the first attempt at a composition that was not made yet."""
+        """Returns the number of the first unused attempt at a composition."""
         line = self.draft or self.stated
         return line.next_attempt if line else 0
 
     @property
     def head(self) -> tuple[int, ...]:
-        """Returns the ids after which writing begins."""
+        """Returns the ids of the prompt and of the composition line: the engine decodes what follows them."""
         return self.prompt + (self.stated.ids if self.stated else ())
 
     def log_probs(self, drawn: Completion) -> tuple[list[float], float]:
-        """Returns `log_probs` and `log_allowed_mass` of a whole answer, its composition line included."""
+        """Returns `log_probs` and `log_allowed_mass` of a whole completion, its composition line included."""
         if self.stated is None:
             return list(drawn.log_probs), drawn.log_allowed_mass
-        # The first token after a line is one of those that end it.
+        # `end` is the total log-probability of the tokens that may follow the line; `first` is that of one of them,
+        # given that.
         *line, end = self.stated.log_probs
         first, *others = drawn.log_probs or (0.0,)
         return [*line, end + first, *others], self.stated.log_allowed_mass + drawn.log_allowed_mass
@@ -98,29 +101,32 @@ class SampleSpec(NamedTuple):
 
 # Draws composition lines, in order.
 StateLines = Callable[[Sequence[CompositionRequest]], Iterator[CompositionDraw]]
-# Draws crystals without a request under the limits of these questions, and returns their compositions: None where it
-# comes to nothing. For texts without a composition line.
+# Draws crystals without conditions, under the limits of these specifications, and returns their compositions; None
+# where no crystal was completed. For text formats without a composition line.
 DraftCompositions = Callable[[Mapping[int, SampleSpec]], Mapping[int, Mapping[str, int] | None]]
 
 
 class SampleSpecBuilder:
-    """Answers which question each sample has: the requests in turn, so that more samples rename none.
+    """Builds the specification of each sample; sample i answers request i modulo the number of requests.
+
+    Adding samples to a run therefore leaves the requests of earlier samples unchanged.
 
     Args:
         asked: Requests (see sample/requests.py).
-        rules: Of the whole job; a request may add to them.
+        rules: Constraints of the whole run; a request may add to them.
         automaton: The grammar, without a composition line.
-        tokenizer, text_format: Of the texts. Those that begin with a composition are held to it, and it is drawn first.
+        tokenizer, text_format: Tokenizer and text format of the model. If the format has a composition line, it is
+            drawn first, and the sites are constrained to it.
 
     Attributes:
-        texts: The prompts, of `asked`; where a formula is drawn, without it.
-        constraints: All that are in use, by name.
+        texts: The prompt of each request; if its formula is drawn, the prompt without the formula.
+        constraints: Names of all constraints in use.
         prompt_tokens: Length of the longest prompt, BOS included.
-        first_line: The language of composition lines, if texts have them.
-        head_tokens: Length of the longest `Question.head`.
+        first_line: Grammar of composition lines; None if the text format has none.
+        head_tokens: Length of the longest `SampleSpec.head`.
 
     Raises:
-        ValueError: a condition is unknown or impossible, or a rule needs one that is not asked for.
+        ValueError: a condition is unknown or impossible, or a constraint needs a condition that is not requested.
     """
 
     def __init__(
@@ -165,7 +171,7 @@ class SampleSpecBuilder:
         conditions = conditions_of(asked)
         formula = kept_formula(rules, conditions.get(FORMULA))
         constraint = rules.composition(formula)
-        if rules not in self._admissions:  # which remembers what it has found out
+        if rules not in self._admissions:  # shared, since it caches its results
             self._admissions[rules] = make_admission(rules, self._automaton)
         text = generation_prompt(conditions)
         return SampleSpec(
@@ -193,13 +199,13 @@ class SampleSpecBuilder:
         )
 
     def _longest_prompt(self, question: SampleSpec) -> int:
-        """Returns how many tokens a question's prompt may have, with the formula that is drawn for it."""
+        """Returns the maximum number of tokens of a prompt, with the formula that may be drawn for it."""
         if not question.formula_is_drawn:
             return len(question.prompt)
         return len(self._prompt_with(question, _LONG_FORMULA)[1])
 
     def _prompt_with(self, question: SampleSpec, formula: str) -> tuple[str, tuple[int, ...]]:
-        """Returns the prompt that asks for a formula, and then for what the question asks for."""
+        """Returns the prompt that states a formula, and then the conditions of the request."""
         text = generation_prompt({FORMULA: formula, **conditions_of(question.asked)})
         return text, prompt_ids(self._tokenizer, text)
 
@@ -212,7 +218,7 @@ class SampleSpecBuilder:
         seed: int,
         at_once: int = 64,
     ) -> CompositionSampler | None:
-        """Returns what draws these questions' composition lines (see there); None where texts have none."""
+        """Returns the sampler of composition lines; None if the text format has none."""
         if self.first_line is None:
             return None
         most = self.prompt_tokens
@@ -226,13 +232,13 @@ class SampleSpecBuilder:
         draft: DraftCompositions | None = None,
         first: Mapping[int, int] = MappingProxyType({}),
     ) -> Iterator[tuple[int, SampleSpec]]:
-        """Yields each sample's number and its question, with its composition line where texts have one.
+        """Yields the number and the specification of each sample, with its composition line if the text format has one.
 
         Args:
             indices: Numbers of the samples.
-            state: Draws composition lines; needed where texts have them.
-            draft: Draws compositions where texts have no such line; needed if a formula is drawn there.
-            first: How many attempts at a sample's composition were made before.
+            state: Draws composition lines; needed if the text format has them.
+            draft: Draws compositions if the text format has no such line; needed if a formula is drawn.
+            first: Attempts already made at the composition of each sample; 0 by default.
         """
         for begin in range(0, len(indices), _AT_ONCE):
             some = {index: self._questions[self.number_of(index)] for index in indices[begin : begin + _AT_ONCE]}
@@ -253,7 +259,7 @@ class SampleSpecBuilder:
     def _state(
         self, state: StateLines, some: Mapping[int, SampleSpec], first: Mapping[int, int], *, drafting: bool
     ) -> Iterator[tuple[int, CompositionDraw]]:
-        """Draws the composition lines of questions: those that formulas come from, or those that stand in the texts."""
+        """Draws composition lines: with `drafting`, those that supply formulas; else those that start the sequences."""
         if drafting:
             asked = {i: q for i, q in some.items() if q.formula_is_drawn}
         else:
@@ -271,7 +277,7 @@ class SampleSpecBuilder:
         yield from zip(asked, state(lines), strict=True)
 
     def _fitting(self, question: SampleSpec) -> Admit:
-        """Returns the question's test of compositions, to which a prompt that would be too long is added."""
+        """Returns the specification's test of compositions, extended to refuse formulas whose prompt is too long."""
 
         def admit(composition: Mapping[str, int]) -> bool:
             if not question.admit(composition):
@@ -281,9 +287,9 @@ class SampleSpecBuilder:
         return admit
 
     def _with_formula(self, question: SampleSpec, draft: CompositionDraw) -> SampleSpec:
-        """Returns the question that asks for the drawn formula, too; how many formula units there are is left open."""
+        """Returns the specification with the drawn formula added to the prompt; the number of formula units is open."""
         if not draft.admitted:
-            return question._replace(stated=draft, formula_is_drawn=False)  # a dead end
+            return question._replace(stated=draft, formula_is_drawn=False)  # no composition was admitted
         return self._asking_for(question, dict(draft.composition))._replace(draft=draft)
 
     def _asking_for(self, question: SampleSpec, composition: Mapping[str, int]) -> SampleSpec:
@@ -296,7 +302,7 @@ class SampleSpecBuilder:
         )
 
     def _with_drafts(self, some: Mapping[int, SampleSpec], draft: DraftCompositions | None) -> Mapping[int, SampleSpec]:
-        """Returns questions whose formulas are those of crystals that were drawn without a request."""
+        """Returns the specifications with formulas taken from crystals that were drawn without conditions."""
         asked = {index: question for index, question in some.items() if question.formula_is_drawn}
         if not asked:
             return some
@@ -313,5 +319,5 @@ class SampleSpecBuilder:
 
 
 def _reduced(composition: Mapping[str, int]) -> str:
-    """Returns the formula as data sets and prompts have it."""
+    """Returns the reduced formula, as data sets and prompts write it."""
     return Composition(composition).reduced_formula

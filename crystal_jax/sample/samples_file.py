@@ -1,14 +1,14 @@
-"""The samples on disk.
+"""The output directory of a sampling run.
 
-    run.json        the request, and what answered it
-    samples.jsonl   one sample a line, as they are finished, and in order when all are; a stopped job goes on with
-                    those that are missing
+    run.json        the request, and the versions that ran it
+    samples.jsonl   one sample per line, in the order in which they are finished, sorted at the end; an interrupted run
+                    continues with the samples that are missing
     samples.csv     the reference's columns, gen_str (prompt and text), cif, model_name, and the formula; then
-                    request_number (from 0), request_name and requested (JSON): what the sample answers
-    cif/            one file a sample that has a CIF
+                    request_number (from 0), request_name and requested (JSON): the request of the sample
+    cif/            one file per sample that has a CIF
 
-A sample has no CIF where its angles form no cell, where two of its atoms are on one site (no reader would accept the
-file), or where it came to a dead end. It keeps its row, so that no rate loses it from the denominator.
+A sample has no CIF if its angles form no cell, if two of its atoms are on one site (no reader would accept the file),
+or if it was not completed. It keeps its row, so that it counts in the denominator of every rate.
 """
 
 from __future__ import annotations
@@ -36,31 +36,38 @@ from crystal_jax.tables import write_rows
 from crystal_jax.text.crystal_text import Crystal, TextFormat
 
 _COLUMNS = ("gen_str", "cif", "model_name", "formula", "request_number", "request_name", "requested")
-_FIELDS = {"index": int, "status": str, "prompt": str, "text": str}  # of a row
+_FIELDS = {"index": int, "status": str, "prompt": str, "text": str}  # required fields of a row
 _SAME_SITE = 1e-3  # fractional; coordinates have two decimals, and pymatgen merges sites within 1e-4
 
 
 class SamplesFile(JsonlLog):
-    """An output directory and how far it has come: the journal of its `samples.jsonl`."""
+    """The JSONL log `samples.jsonl` of a sampling run, with its output directory."""
 
     def __init__(self, directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any]):
-        """Begins the directory, or continues it if it holds samples of the same request.
+        """Creates the directory, or continues it if it holds samples of the same request.
 
         Raises:
-            UserError: it holds something else.
+            UserError: the directory holds something else.
         """
         ensure_same_run(directory, request, made_by, what="samples")
         super().__init__(directory / "samples.jsonl", _FIELDS)
         self.directory = directory
 
     def rows(self) -> list[dict[str, Any]]:
-        """The samples written so far, by their numbers: they are not finished in that order."""
+        """Returns the samples written so far, sorted by number: they are not finished in that order."""
         return sorted(super().rows(), key=lambda row: row["index"])
 
     def finish(self, text_format: TextFormat, *, limit: int, model_name: str, extxyz: bool = False) -> Path:
-        """Puts the samples in order, writes the CSV and the CIF files of the first `limit`; returns the CSV's path.
+        """Sorts the samples, writes the CSV and the CIF files, and returns the path of the CSV.
 
-        With `extxyz`, those that have a cell are written to `samples.extxyz`, too, with their numbers as `index`.
+        Args:
+            text_format: Text format of the samples.
+            limit: CSV and CIF files hold the samples with a number below it.
+            model_name: Name of the model, for the CSV.
+            extxyz: Also write the samples that have a CIF to `samples.extxyz`, with their numbers as `index`.
+
+        Raises:
+            UserError: a line of the log is damaged.
         """
         rows = self.rows()
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -69,7 +76,7 @@ class SamplesFile(JsonlLog):
         table: list[list[Any]] = []
         cells: list[Atoms] = []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pymatgen remarks on every noble gas
+            warnings.simplefilter("ignore")  # pymatgen warns about every noble gas
             for row in tqdm([row for row in rows if row["index"] < limit], desc="write CIF", unit="crystal"):
                 asked = row.get("request") or {}
                 requested = json.dumps(asked) if asked else ""
@@ -105,14 +112,14 @@ class SamplesFile(JsonlLog):
 
 
 def to_cif(crystal: Crystal) -> str:
-    """Returns the crystal's CIF, in P1; empty where its angles form no cell, or two atoms are on one site."""
+    """Returns the CIF of a crystal, in P1; empty if its angles form no cell, or two atoms are on one site."""
     if not crystal.forms_cell or _shares_a_site(crystal):
         return ""
     return str(CifWriter(crystal.to_structure()))
 
 
 def _shares_a_site(crystal: Crystal) -> bool:
-    """Whether two atoms are where a CIF reader takes them for one: it merges them, or finds an occupancy above one."""
+    """Whether a CIF reader takes two atoms for one: it merges them, or finds an occupancy above one."""
     places = crystal.frac_coords
     differences = places[:, None] - places[None]
     apart = np.abs(differences - np.round(differences)).max(axis=-1)

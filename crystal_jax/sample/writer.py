@@ -1,4 +1,4 @@
-"""The output of one sampling job, which may run in several processes."""
+"""The writer of one sampling run, which may use several processes."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from crystal_jax.text.crystal_text import TextFormat
 
 
 class SampleWriter:
-    """Every process of a job draws all of its samples; the first one writes them.
+    """Writes the samples of a run: every process draws all of them, and only the first process writes.
 
     Attributes:
-        missing: The numbers of the samples that are not there yet.
+        missing: Numbers of the samples that are not on disk yet.
     """
 
     def __init__(self, folder: Path, request: Mapping[str, Any], *, total: int, command: str = "sample"):
-        """Begins a folder, or goes on with one of the same request; `run.json` states the command.
+        """Creates a folder, or continues one of the same request; `run.json` records the command.
 
         Raises:
-            UserError: it holds something else.
+            UserError: the folder holds something else.
         """
         self._folder, self._total, self._samples = folder, total, None
         done = np.zeros(total, bool)
         if processes.is_first():
             self._samples = SamplesFile(folder, request, provenance(("jax", "flax", "pymatgen"), command=command))
             for row in self._samples.rows():
-                done[row["index"] :][:1] = True  # there may be more than are asked for now
+                done[row["index"] :][:1] = True  # the folder may hold more samples than this run requests
         self.missing = np.flatnonzero(~multihost_utils.broadcast_one_to_all(done)).tolist()
 
     def write(self, rows: Iterator[Mapping[str, Any]]) -> None:
-        """Writes rows as they come."""
+        """Appends rows to the log as they are drawn."""
         with tqdm(
             total=self._total,
             initial=self._total - len(self.missing),
@@ -52,7 +52,7 @@ class SampleWriter:
                 bar.update()
 
     def finish(self, text_format: TextFormat, *, model_name: str, extxyz: bool) -> Path:
-        """Writes CSV and CIF files, and returns the path of `samples.csv`."""
+        """Writes CSV and CIF files; returns the path of `samples.csv`."""
         if self._samples:
             self._samples.finish(text_format, limit=self._total, model_name=model_name, extxyz=extxyz)
         processes.wait_for_all("samples are written")

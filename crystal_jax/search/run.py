@@ -48,7 +48,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "exploration", 1.0, "Weight of the model's probabilities against rewards.", flag_values=flag_values
     )
     flags.DEFINE_float("temperature", 1.0, "Of what is written beyond the tree; 0 is greedy.", flag_values=flag_values)
-    flags.DEFINE_integer("width", 16, "Crystals written side by side.", flag_values=flag_values)
+    flags.DEFINE_integer("batch_size", 16, "Crystals written side by side.", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "The same seed finds the same crystals.", flag_values=flag_values)
     flags.DEFINE_string("output", None, "Directory for samples.jsonl, samples.csv, cif/.", flag_values=flag_values)
     flags.mark_flags_as_required(["checkpoint", "output"], flag_values)
@@ -67,7 +67,7 @@ def main(flag_values: flags.FlagValues) -> None:
         **limits_in(flag_values),
         exploration=flag_values.exploration,
         temperature=flag_values.temperature,
-        width=flag_values.width,
+        width=flag_values.batch_size,
         seed=flag_values.seed,
         step=flag_values.step,
     )
@@ -85,7 +85,7 @@ def search(
     conditions: Conditions | None = None,
     chemical_system: str | Sequence[str] | None = None,
     elements: Sequence[str] | None = None,
-    without: Sequence[str] | None = None,
+    exclude_elements: Sequence[str] | None = None,
     min_elements: int | None = None,
     max_elements: int | None = None,
     min_atoms: int | None = None,
@@ -108,7 +108,7 @@ def search(
         conditions: Properties to ask for, by the names of `CONDITIONS`. A formula is kept to.
         chemical_system: Elements that all occur, and no others: "Li-P-S".
         elements: Elements that may occur; all by default.
-        without: Elements that may not.
+        exclude_elements: Elements that may not.
         min_elements: Fewest different elements.
         max_elements: Most different elements.
         min_atoms: Fewest atoms in the cell.
@@ -131,7 +131,7 @@ def search(
     given = dict(
         chemical_system=chemical_system,
         elements=elements,
-        without=without,
+        exclude_elements=exclude_elements,
         min_elements=min_elements,
         max_elements=max_elements,
         min_atoms=min_atoms,

@@ -47,7 +47,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "set", [], "KEY=VALUE of the configuration, for all runs; may be repeated.", flag_values=flag_values
     )
     flags.DEFINE_string(
-        "into",
+        "markdown_file",
         None,
         "Also write means over seeds into this Markdown file, between <!-- SWEEP --> and <!-- end SWEEP -->.",
         flag_values=flag_values,
@@ -67,7 +67,7 @@ def main(flag_values: flags.FlagValues) -> None:
         common=dict(_assignment(text) for text in flag_values.set),
         dry_run=flag_values.dry_run,
         resubmit=flag_values.resubmit,
-        into=flag_values.into or None,
+        into=flag_values.markdown_file or None,
     )
     if not flag_values.dry_run:
         print(markdown(table), end="")

@@ -10,13 +10,13 @@ decimals). No newline at the end.
     0.25 0.50 0.73
 
 `paper` reproduces the published bytes: angles are truncated (89.99 → 89) and a coordinate from 0.995 up is printed
-as 1.00. `v2`, the default, rounds the angles and wraps the coordinates once more after rounding, so that each
+as 1.00. `plain`, the default, rounds the angles and wraps the coordinates once more after rounding, so that each
 position has one spelling.
 
-`v3` is `v2` with the composition in a line of its own before the lattice, `Te4Se4` or the like: what a crystal is made
+`composition_first` is `plain` with the composition in a line of its own before the lattice, `Te4Se4` or the like: what a crystal is made
 of is decided at once, and not spread over its sites.
 
-`cif` has the same numbers as `v2` in the words of a CIF (text/layout.py), as CrystaLLM reads them (Antunes et al.,
+`cif` has the same numbers as `plain` in the words of a CIF (text/layout.py), as CrystaLLM reads them (Antunes et al.,
 Nature Communications 15, 10570, 2024): a `data_` block with the composition, the cell, the symmetry, and a loop over
 the sites. All sites are written, in P 1, so formats differ in words alone.
 """
@@ -113,31 +113,33 @@ class TextFormat:
     """How a crystal is spelled.
 
     Attributes:
-        version: `v2`, `v3`, `paper` or `cif` (see the head of this file).
+        version: `plain`, `composition_first`, `paper` or `cif` (see the head of this file).
         coordinates: `fractional`, or `cartesian` (Å), the ablation of the paper's appendix.
         decimals: Of a coordinate: 1, 2 or 3. The paper's are 2.
     """
 
-    version: Literal["v2", "v3", "paper", "cif"] = "v2"
+    version: Literal["plain", "composition_first", "paper", "cif"] = "plain"
     coordinates: Literal["fractional", "cartesian"] = "fractional"
     decimals: int = 2
 
     def __post_init__(self):
-        if self.version not in ("v2", "v3", "paper", "cif"):
-            raise ValueError(f"Unknown format version {self.version!r}; expected 'v2', 'v3', 'paper' or 'cif'")
+        if self.version not in ("plain", "composition_first", "paper", "cif"):
+            raise ValueError(
+                f"Unknown format version {self.version!r}; expected 'plain', 'composition_first', 'paper' or 'cif'"
+            )
         if self.coordinates not in ("fractional", "cartesian"):
             raise ValueError(f"Unknown coordinates {self.coordinates!r}; expected 'fractional' or 'cartesian'")
         if self.decimals not in (1, 2, 3):
             raise ValueError(f"Coordinates have 1, 2 or 3 decimals, not {self.decimals!r}")
         if self.version == "paper" and self.decimals != 2:
-            raise ValueError(f"The version 'paper' has 2 decimals, not {self.decimals}; 'v2' can have them")
+            raise ValueError(f"The version 'paper' has 2 decimals, not {self.decimals}; 'plain' can have them")
         if self.version == "cif" and self.coordinates != "fractional":
             raise ValueError("The version 'cif' has fractional coordinates only")
 
     @property
     def layout(self) -> Layout:
         """What stands between its numbers."""
-        return {"cif": CIF, "v3": COMPOSITION_FIRST}.get(self.version, PLAIN)
+        return {"cif": CIF, "composition_first": COMPOSITION_FIRST}.get(self.version, PLAIN)
 
     def encode(self, crystal: Crystal) -> str:
         """The text of a crystal, as it stands: translation and permutation are the caller's choice."""

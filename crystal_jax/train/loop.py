@@ -74,7 +74,7 @@ def fit(
     cfg = experiment.train
     state, last = setup.state, cfg.num_steps if stop_after is None else min(stop_after, cfg.num_steps)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(open_checkpoints(workdir, keep=cfg.keep, best=cfg.best))
+        checkpoints = stack.enter_context(open_checkpoints(workdir, keep=cfg.max_to_keep, best=cfg.best_metric))
         preemption = stack.enter_context(Preemption())
         if (saved := checkpoints.latest_step()) is not None:
             state = _restore(checkpoints, saved, state, train_data)

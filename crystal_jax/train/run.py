@@ -137,7 +137,7 @@ def train(
         mesh=mesh,
         workdir=workdir,
         material_ids=[record.material_id for record in records["train"]],
-        probe=SampleEval(experiment, tokenizer, mesh) if experiment.train.samples else None,
+        probe=SampleEval(experiment, tokenizer, mesh) if experiment.train.eval_num_samples else None,
         started=started,
         stop_after=stop_after,
         profile_steps=profiled,

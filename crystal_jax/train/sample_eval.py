@@ -36,7 +36,7 @@ class SampleEval:
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh):
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()
         graph, *_ = abstract_parameters(experiment, mesh, experiment.quantize)
-        self._number, self._seed = experiment.train.samples, experiment.train.seed
+        self._number, self._seed = experiment.train.eval_num_samples, experiment.train.seed
         automaton = crystal_automaton(tokenizer, experiment.text)
         self._questions = SampleSpecBuilder([{}], Rules(), automaton, tokenizer, experiment.text)
         self._compositions = self._questions.make_compositions(

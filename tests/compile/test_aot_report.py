@@ -96,7 +96,12 @@ def test_the_sizes_of_llama2s_grammar(shared):
 
 def test_a_model_that_does_not_fit_is_refused_with_the_bytes(capsys):
     pytest.importorskip("libtpu")
-    arguments = ["--config=configs/llama2_70b.py:tpu", "--topology=v5e:4x4", "--what=train", "--optimization_level=O1"]
+    arguments = [
+        "--config=configs/llama2_70b.py:tpu",
+        "--topology=v5e:4x4",
+        "--program=train",
+        "--optimization_level=O1",
+    ]
     assert main(["compile", *arguments]) == 1
     error = capsys.readouterr().err
     assert "it needs 5" in error

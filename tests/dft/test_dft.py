@@ -137,7 +137,7 @@ def test_what_was_found_outlives_a_new_evaluation_of_the_same_samples(evaluation
     assert dft_runs.metrics_of(fresh, 3) == {}
     dft_runs.fill_in(fresh, evaluation)
     assert dft_runs.metrics_of(fresh, 3) == added
-    assert fresh["dft"].tolist()[:2] == ["no vasprun.xml", "converged"]
+    assert fresh["dft_status"].tolist()[:2] == ["no vasprun.xml", "converged"]
     other = fresh.assign(formula="K4 Cl4", dft=None, e_above_hull_dft=float("nan"))
     dft_runs.fill_in(other, evaluation)  # another crystal of the same name
     assert dft_runs.metrics_of(other, 3) == {}
@@ -228,7 +228,7 @@ def test_names_that_look_like_missing_values(evaluation, tmp_path, salt, name):
     assert added["dft_endings"] == {"no vasprun.xml": 2}
     fresh = pd.DataFrame({"name": [name], "formula": ["Na1 N1"]}).assign(dft=None, e_above_hull_dft=float("nan"))
     dft_runs.fill_in(fresh, evaluation)
-    assert fresh["dft"].tolist() == ["no vasprun.xml"]
+    assert fresh["dft_status"].tolist() == ["no vasprun.xml"]
 
 
 def test_command_line(evaluation, tmp_path, salt, capsys, monkeypatch):

@@ -12,7 +12,14 @@ from crystal_jax.evaluate.structures import COLUMNS
 
 @pytest.fixture
 def rows():
-    row = {"name": "NaN", "formula": "Na1 N1", "reduced_formula": "NaN", "valid": True, "unique": True, "failure": ""}
+    row = {
+        "name": "NaN",
+        "formula": "Na1 N1",
+        "reduced_formula": "NaN",
+        "valid": True,
+        "unique": True,
+        "failure_reason": "",
+    }
     frame = pd.DataFrame([row, row | {"name": "=cmd()"}]).reindex(columns=list(COLUMNS))
     for name, kind in COLUMNS.items():
         if kind == "bool":

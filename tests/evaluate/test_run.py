@@ -187,7 +187,7 @@ def test_one_row_a_sample(samples, tmp_path, salt):
     assert (first["formula"], first["reduced_formula"], first["num_atoms"]) == ("Na4 Cl4", "NaCl", 8)
     assert first["density"] == pytest.approx(salt.density, rel=1e-6)
     assert first["volume"] == pytest.approx(5.64**3, rel=1e-6)
-    assert rows["failure"][5] == "no CIF: the sample forms no cell"
+    assert rows["failure_reason"][5] == "no CIF: the sample forms no cell"
 
 
 def test_paper_mode_leaves_unparsable_samples_out(samples, tmp_path):

@@ -89,7 +89,7 @@ def test_rates_and_rows(samples, hull, model, tmp_path):
     assert settings["hull"]["materials"] == 3
     rows = pd.read_csv(tmp_path / "out/structures.csv", dtype=COLUMNS)
     assert rows["e_above_hull"][:3].tolist() == pytest.approx([0, 0.05, 0.5], abs=1e-6)
-    assert rows["relaxation"].fillna("").tolist() == ["converged"] * 3 + ["", "crashed"]
+    assert rows["relaxation_status"].fillna("").tolist() == ["converged"] * 3 + ["", "crashed"]
     assert rows["decomposes_to"][0] == "1 NaCl"
     assert rows["lower_bound"][:3].tolist() == [True] * 3  # one phase each, and no list of known materials
     assert rows["relaxed_density"][0] == pytest.approx(rows["density"][0], rel=1e-3)
@@ -146,7 +146,7 @@ def test_an_element_that_the_hull_does_not_know(samples, hull, model, tmp_path):
     entries.write_text(json.dumps([e for e in json.loads(entries.read_text()) if "Cs" not in e["composition"]]))
     metrics = evaluate(samples, output=tmp_path / "o", energy=EnergyOptions(model="chgnet", hull=hull), progress=False)
     rows = pd.read_csv(tmp_path / "o/structures.csv", dtype=COLUMNS)
-    assert rows["failure"][1] == "no energy above the hull: no reference energy of Cs"
+    assert rows["failure_reason"][1] == "no energy above the hull: no reference energy of Cs"
     # What relaxation found is kept all the same.
     assert rows["relaxed_spacegroup"][1] == 221
     assert rows["energy_per_atom"][1] == pytest.approx(-3.2)

@@ -32,4 +32,4 @@ def test_a_formula_is_judged_where_no_structure_is_left():
     assert rows["structurally_valid"].tolist() == [False, False, False]
     assert rows["compositionally_valid"].tolist() == [True, False, False]
     assert rows["formula"].tolist()[:2] == ["Na2 Cl2", "Na1 Cl3"]
-    assert rows["failure"][1] == "no CIF: the sample forms no cell; no oxidation states balance"
+    assert rows["failure_reason"][1] == "no CIF: the sample forms no cell; no oxidation states balance"

@@ -61,7 +61,9 @@ def test_every_element_has_a_row_and_the_likely_ones_a_crystal(trained, magnesia
 def test_the_radius_rule_limits_what_is_proposed(trained, magnesia, tmp_path):
     assert [site.specie.symbol for site in Structure.from_file(magnesia)] == ["Mg", "O"]
     free = rows_of(infill(trained, cif=magnesia, output=tmp_path / "free", site=0))
-    ruled = rows_of(infill(trained, cif=magnesia, output=tmp_path / "ruled", site=0, radius_rule=True, temperature=0.5))
+    ruled = rows_of(
+        infill(trained, cif=magnesia, output=tmp_path / "ruled", site=0, constraints=["radius"], temperature=0.5)
+    )
     allowed = [row for row in ruled if row["allowed"] == "True"]
     assert {row["symbol"] for row in allowed} == set(elements_of_similar_radius("Mg"))
     assert ruled[: len(allowed)] == allowed
@@ -80,7 +82,7 @@ def test_nothing_that_is_admitted_can_be_spelled():
 
 
 def test_the_charge_rule_limits_what_is_proposed(trained, magnesia, tmp_path):
-    rows = rows_of(infill(trained, cif=magnesia, output=tmp_path / "out", element="Mg", charge_rule=True))
+    rows = rows_of(infill(trained, cif=magnesia, output=tmp_path / "out", element="Mg", constraints=["charge"]))
     table = load_oxidation_table()
     for row in rows:
         counts = Counter([row["symbol"], "O"])  # oxygen in the place of magnesium is an element
@@ -113,7 +115,7 @@ def test_isotopes_and_ions_are_elements():
         ({"site": 0, "temperature": 0.0}, "temperature must be positive, not 0.0"),
         ({"site": 0, "top_k": 0}, "top_k=0"),
         (
-            {"site": 0, "radius_rule": True, "radius_tolerance": 0.0},
+            {"site": 0, "constraints": ["radius"], "radius_tolerance": 0.0},
             "no element has an ionic radius within 0.0 Å of Mg",
         ),
         ({"site": 0, "cif": "{tmp}/none.cif"}, "none.cif: no such file or folder of crystals"),

@@ -212,7 +212,7 @@ def test_two_real_processes_train_leave_when_asked_and_go_on(dataset, tmp_path):
         model={"num_layers": 1},
         task={"infill": 0.0, "conditions": False},
         data={"seq_len": 32, "shards": 2},
-        train={"num_steps": 4_000, "save_every": 4_000, "eval_every": 4_000, "samples": 4},
+        train={"num_steps": 4_000, "save_every": 4_000, "eval_every": 4_000, "eval_num_samples": 4},
     )
     config = tmp_path / "tiny.py"
     config.write_text(f"import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({tree!r})\n")

@@ -77,10 +77,10 @@ def test_other_evaluations_stand_beside_it(evaluation, tmp_path, capsys):
     path = write_report(evaluation, beside={"The same again": evaluation})
     rows = re.findall(r"(This evaluation|The same again)\s+75.0\s%\s3 of 4", page(path).text)
     assert rows == ["This evaluation", "The same again"]
-    assert cli.main(["report", f"--evaluation={evaluation}", f"--beside=Before={evaluation}"]) == 0
+    assert cli.main(["report", f"--evaluation={evaluation}", f"--compare=Before={evaluation}"]) == 0
     assert re.search(r"Before\s+75.0\s%\s3 of 4", page(path).text)
-    assert cli.main(["report", f"--evaluation={evaluation}", "--beside=nameless"]) == 1
-    assert "--beside=nameless is not written NAME=FOLDER" in capsys.readouterr().err
+    assert cli.main(["report", f"--evaluation={evaluation}", "--compare=nameless"]) == 1
+    assert "--compare=nameless is not written NAME=FOLDER" in capsys.readouterr().err
 
 
 def test_shows_what_was_measured(evaluation):

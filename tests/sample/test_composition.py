@@ -27,7 +27,7 @@ from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import load_tokenizer, prompt_ids
 
 ANY = CompositionConstraint()
-V3 = TextFormat(version="v3")
+V3 = TextFormat(version="composition_first")
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_probabilities_are_those_of_the_whole_text(stating, tmp_path):
 def test_crystals_have_the_composition_of_their_first_line(stating, tmp_path):
     """With charges that balance, in a space group that is asked for; however often the job is stopped."""
     options = dict(
-        conditions={"spacegroup.number": 225}, constraints=["charge"], without=["H"], min_atoms=3, max_atoms=8
+        conditions={"spacegroup.number": 225}, constraints=["charge"], exclude_elements=["H"], min_atoms=3, max_atoms=8
     )
     path = sample(stating, output=tmp_path / "out", num_samples=12, batch_size=8, **options)
     rows = [json.loads(line) for line in (path.parent / "samples.jsonl").open()]

@@ -82,7 +82,7 @@ def test_a_killed_job_has_no_duplicate_and_no_gap(settings, alone, cache, tmp_pa
 
 
 def test_compositions_that_are_drawn_first_are_the_same_in_two_processes(settings, stating, cache, tmp_path):
-    stated = {**settings, "checkpoint": stating, "without": ["H"]}
+    stated = {**settings, "checkpoint": stating, "exclude_elements": ["H"]}
     finish(stated, tmp_path / "alone", cache)
     finish({**stated, "batch_size": 8}, tmp_path / "pair", cache, processes=2, devices=8)
     same(tmp_path / "pair", tmp_path / "alone")

@@ -250,9 +250,9 @@ def test_requests_have_limits_of_their_own(trained, tmp_path):
     asked = read_requests(file)
     assert asked[1:] == [
         {"elements": ("Fe", "O"), "min_atoms": 3, "max_atoms": 3},
-        {"without": ("O", "Xe"), "max_atoms": 9, "constraints": ["charge", "distance"]},
+        {"exclude_elements": ("O", "Xe"), "max_atoms": 9, "constraints": ["charge", "distance"]},
     ]
-    options = dict(num_samples=4, without=["Xe"], max_atoms=4, constraints=())
+    options = dict(num_samples=4, exclude_elements=["Xe"], max_atoms=4, constraints=())
     path = sample(trained, output=tmp_path / "out", conditions=asked, **options)
     rows, table = rows_of(tmp_path / "out"), load_oxidation_table()
     with path.open(newline="") as csv_file:
@@ -267,7 +267,7 @@ def test_requests_have_limits_of_their_own(trained, tmp_path):
         if number != 1:
             assert compositional_invalid_reason(crystal, table) is None
     with pytest.raises(UserError, match=r"another request \(other limits"):
-        sample(trained, output=tmp_path / "out", conditions=[*asked[:2], {}], without=["Xe"], max_atoms=4)
+        sample(trained, output=tmp_path / "out", conditions=[*asked[:2], {}], exclude_elements=["Xe"], max_atoms=4)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_requests_have_limits_of_their_own(trained, tmp_path):
 )
 def test_an_impossible_request_is_named_by_its_number(trained, tmp_path, second, message):
     with pytest.raises(UserError, match=message):
-        sample(trained, output=tmp_path / "out", conditions=[{}, second], without=["O"], max_atoms=4)
+        sample(trained, output=tmp_path / "out", conditions=[{}, second], exclude_elements=["O"], max_atoms=4)
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ from crystal_jax.text.tokenizer import encode_example, load_tokenizer
 CRYSTAL = "5.6 4.0 12.5\n90 90 120\nTe\n0.25 0.50 0.73\nC\n0.00 0.00 0.10"
 
 
-def classes_of(tokenizer, completion, version="v2"):
+def classes_of(tokenizer, completion, version="plain"):
     _, body = encode_example(tokenizer, generation_prompt(), completion)
     classes = token_classes(tokenizer, TextFormat(version=version), completion, len(body))
     assert len(classes) == len(body)
@@ -49,11 +49,13 @@ def test_the_words_of_a_cif_are_of_the_field_after_them():
 
 
 def test_a_composition_is_a_part_of_its_own():
-    text = TextFormat(version="v3").encode(TextFormat().decode(CRYSTAL))
-    classes = classes_of(load_tokenizer("atom_coordinate"), text, "v3")
+    text = TextFormat(version="composition_first").encode(TextFormat().decode(CRYSTAL))
+    classes = classes_of(load_tokenizer("atom_coordinate"), text, "composition_first")
     assert classes == [COMPOSITION] * 4 + [LATTICE] * 6 + ([ELEMENT] + [COORDINATE] * 3) * 2
     with pytest.raises(ValueError, match="does not write a crystal field by field"):
-        token_classes(load_tokenizer("atom_coordinate"), TextFormat(version="v3"), text, len(classes) - 4)
+        token_classes(
+            load_tokenizer("atom_coordinate"), TextFormat(version="composition_first"), text, len(classes) - 4
+        )
 
 
 def test_an_infilled_symbol_is_an_element():

@@ -14,7 +14,7 @@ def crystals(shared):
     return translated_crystals(shared)
 
 
-@pytest.mark.parametrize("version", ["v2", "paper"])
+@pytest.mark.parametrize("version", ["plain", "paper"])
 def test_every_crystal_survives_its_text(crystals, version):
     text_format = TextFormat(version=version)
     for crystal in crystals:
@@ -22,24 +22,24 @@ def test_every_crystal_survives_its_text(crystals, version):
         back = text_format.decode(text)
         assert back.symbols == crystal.symbols
         assert abs(back.lengths - crystal.lengths).max() <= 0.05 + 1e-9
-        assert abs(back.angles - crystal.angles).max() <= (0.5 if version == "v2" else 1)
+        assert abs(back.angles - crystal.angles).max() <= (0.5 if version == "plain" else 1)
         difference = np.abs(np.mod(back.frac_coords - crystal.frac_coords + 0.5, 1) - 0.5)
         assert difference.max() <= 0.005 + 1e-9
-        if version == "v2":
+        if version == "plain":
             assert text_format.encode(back) == text
 
 
 @pytest.mark.parametrize(
     ("name", "version"),
     [
-        ("atom_coordinate", "v2"),
-        ("character", "v2"),
-        ("llama2", "v2"),
-        ("llama2_crystal", "v2"),
-        ("atom_coordinate", "v3"),
-        ("character", "v3"),
-        ("llama2", "v3"),
-        ("llama2_crystal", "v3"),
+        ("atom_coordinate", "plain"),
+        ("character", "plain"),
+        ("llama2", "plain"),
+        ("llama2_crystal", "plain"),
+        ("atom_coordinate", "composition_first"),
+        ("character", "composition_first"),
+        ("llama2", "composition_first"),
+        ("llama2_crystal", "composition_first"),
         ("character", "cif"),
         ("llama2", "cif"),
     ],

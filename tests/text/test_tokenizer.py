@@ -15,7 +15,7 @@ PRINTABLE = st.text(alphabet="\n" + "".join(map(chr, range(32, 127))))
 
 
 @pytest.mark.parametrize("name", COMPACT)
-@pytest.mark.parametrize("version", ["v2", "v3"])
+@pytest.mark.parametrize("version", ["plain", "composition_first"])
 @given(crystal=crystals())
 def test_crystals_and_prompts_round_trip(name, version, crystal):
     tokenizer = load_tokenizer(name)

@@ -22,7 +22,7 @@ def config(dataset):
         model={"num_layers": 1, "vocab_size": 1084},  # divides over two
         task={"infill": 0.0, "conditions": False},
         data={"seq_len": 32, "batch_size": 4, "shards": 2},
-        train={"num_steps": STEPS, "eval_every": 8, "save_every": 4, "keep": 2},
+        train={"num_steps": STEPS, "eval_every": 8, "save_every": 4, "max_to_keep": 2},
         guard={"window": 8},
     )
 

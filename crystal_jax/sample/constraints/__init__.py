@@ -1,1 +1,1 @@
-"""What a sample may be: masks on the device, and constraints that the host answers."""
+"""Constraints on samples: masks on the device, and guides that the host evaluates."""

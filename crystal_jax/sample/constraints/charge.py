@@ -1,15 +1,15 @@
-"""Compositions whose charges can balance, by construction.
+"""Charge balance: a guide that only allows compositions whose charges can balance.
 
-An element is open if some number of further atoms, of any elements that the row may use, makes the composition valid
-by the rule of the evaluator: one oxidation state an element, charges that sum to zero, and every cation less
-electronegative than every anion (Davies et al., Chem 1, 617, 2016). Pure elements and alloys of metals are valid as
-they are. The rule is decided exactly, for elements whose electronegativity is known; the others take no part in
-compounds.
+An element is allowed if some number of further atoms, of any elements that the sequence may use, makes the composition
+valid by the rule of the evaluator: one oxidation state per element, charges that sum to zero, and every cation less
+electronegative than every anion (Davies et al., Chem 1, 617, 2016). Pure elements and alloys of metals are valid
+without balance. The rule is decided exactly for elements whose electronegativity is known; other elements take no part
+in compounds.
 
-For a fixed threshold of electronegativity each element is a cation or an anion. What further atoms can bring is then a
-set of pairs (number of atoms, sum of charges). It is kept as the bits of one integer, bit
-`atoms · width + charge + zero`, so that adding an atom of charge q to every pair at once is a shift by `width + q`.
-Near the end of a text few atoms may follow, and the integers are short.
+For a fixed threshold of electronegativity, each element is either a cation or an anion. The contribution of further
+atoms is then a set of pairs (number of atoms, sum of charges). The set is stored in the bits of one integer, with bit
+`atoms · width + charge + zero` for each pair, so that adding an atom of charge q to all pairs is one shift by `width +
+q`. Near the end of a sequence few atoms may follow, and the integers are short.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from crystal_jax.sample.constraints.guide import AllowedValues, field_of_atom
 from crystal_jax.text.grammar.automaton import END
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
-# Thresholds are tried from here outwards: most compounds of oxides, halides and sulfides separate nearby.
+# Thresholds are tried from this value outwards: the ions of most oxides, halides and sulfides separate near it.
 _USUAL_THRESHOLD = 2.2
 
 Counts = tuple[tuple[str, int], ...]
 States = tuple[int, ...]
 
-_KEPT = 20_000  # results of a few kilobytes; an untrained model meets new elements without end
-_FURTHER = (1, 2, 4, 8)  # atoms that sums are kept for, or as many as a cell may have: results serve again
+_KEPT = 20_000  # cached results, a few kilobytes each; bounded, since an untrained model keeps meeting new elements
+_FURTHER = (1, 2, 4, 8)  # numbers of further atoms that results are cached for; rounding up lets them be reused
 
 
 class ChargeBalance:
-    """The guide of one request.
+    """The charge-balance guide of one request.
 
     Args:
         table: Oxidation states and electronegativities.
-        values: The values of the field `element`, in the automaton's order.
-        elements: Those that the row may use.
-        min_atoms, max_atoms: Of the cell.
+        values: Values of the field `element`, in the automaton's order.
+        elements: Elements that the sequence may use.
+        min_atoms, max_atoms: Limits on the number of atoms in the cell.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class ChargeBalance:
         self._classes = functools.cache(self._find_classes)
 
     def __call__(self, fields: Sequence[str]) -> AllowedValues:
-        """The elements that may come next, or the end."""
+        """Returns the elements that may come next, and whether the crystal may end."""
         symbols = fields[LATTICE_WORDS::ATOM_WORDS]
-        # Atoms of a crystal come in any order.
+        # Sorted, since the order of the atoms does not matter.
         open_values = self._open_after(tuple(sorted(Counter(symbols).items())))
         return AllowedValues({"element": open_values}, field_of_atom(len(symbols) + 1, 0))
 
     def is_valid(self, counts: Mapping[str, int]) -> bool:
-        """Whether a composition is valid as it is."""
+        """Whether a composition is valid without further atoms."""
         if len(counts) == 1 or self._table.metals.issuperset(counts):
             return True
         neutral = 1 << self._zero
@@ -102,7 +102,7 @@ class ChargeBalance:
         return np.array([value in found for value in self._values])
 
     def _completable(self, counts: Counts, candidates: frozenset[str], *, least: int, left: int) -> set[str]:
-        """Those of the candidates with which, and with at most `left` atoms in all, charges can be balanced."""
+        """Returns the candidates with which, and at most `left` further atoms in total, charges can balance."""
         have, found = dict(counts), set[str]()
         most = min((number for number in _FURTHER if left <= number <= self._max_atoms), default=self._max_atoms)
         for threshold in self._thresholds_of(have):
@@ -114,13 +114,13 @@ class ChargeBalance:
             spare = {states: min(len(members), len(states)) for states, members in absent.items()}
             everyone = self._others(tuple(spare.items()), most)
             if not self._meets(own, everyone, max(least, 1), left):
-                continue  # whichever comes next
+                continue  # no candidate balances the charges
             for element in have.keys() & (candidates - found):
                 if self._meets(self._own(counts, threshold, element, most), everyone, least, left):
                     found.add(element)
             for states, members in absent.items():
                 if wanted := candidates.intersection(members) - found:
-                    # One of these elements is the candidate: fewer are there for other states.
+                    # The candidate is one of these elements, so one fewer is left for other oxidation states.
                     fewer = {**spare, states: min(len(members) - 1, len(states))}
                     grown = 0
                     for q in states:
@@ -132,13 +132,13 @@ class ChargeBalance:
         return found
 
     def _thresholds_of(self, elements: Iterable[str]) -> Iterator[float]:
-        """Those by which each of the elements has a state."""
+        """Yields the thresholds at which each of the elements has an oxidation state."""
         return (x for x in self._thresholds if all(self._states(element, x) for element in elements))
 
     def _own(self, counts: Counts, threshold: float, needed: str, most: int) -> int:
-        """What the atoms that are there, and up to `most` further ones of their elements, come to.
+        """Returns the pairs (further atoms, total charge) of `counts` and up to `most` further atoms of its elements.
 
-        One of the further ones at least is `needed`, if an element is.
+        If `needed` is an element, at least one of the further atoms is of it.
         """
         sums = 1 << self._zero
         for element, number in counts:
@@ -152,9 +152,10 @@ class ChargeBalance:
         return sums
 
     def _find_brought(self, spare: tuple[tuple[States, int], ...], most: int) -> int:
-        """What up to `most` atoms of elements that are not there yet can bring, charges negated.
+        """Returns the pairs (atoms, negated charge) that up to `most` atoms of elements not yet present can contribute.
 
-        Elements with the same states are alike, and of n states, n elements are enough to bring any choice of them.
+        Elements with the same oxidation states are interchangeable. If a group shares n states, n of its elements are
+        enough to realise any choice of states.
         """
         if not spare:
             return 1 << self._zero
@@ -166,15 +167,15 @@ class ChargeBalance:
         return sums
 
     def _rows(self, sums: int, most: int) -> list[int]:
-        """By the number of atoms: the charges, as bits."""
+        """Returns the charges, as bits, for each number of atoms up to `most`."""
         return [(sums >> self._width * atoms) & self._row for atoms in range(most + 1)]
 
     def _add(self, sums: int, q: int, most: int, number: int = 1) -> int:
-        """With so many further atoms of charge q; what has more than `most` is left out."""
+        """Returns the pairs after `number` further atoms of charge q; pairs with more than `most` atoms are dropped."""
         return (sums << number * (self._width + q)) & self._masks[most]
 
     def _repeat(self, sums: int, q: int, most: int) -> int:
-        """With any number of further atoms of charge q."""
+        """Returns the pairs after any number of further atoms of charge q."""
         number = 1
         while number <= most:
             sums |= self._add(sums, q, most, number)
@@ -182,7 +183,7 @@ class ChargeBalance:
         return sums
 
     def _meets(self, ours: int, others: Sequence[int], least: int, left: int) -> bool:
-        """Whether charges of ours and negated ones of the others are equal, with `least` to `left` atoms in all."""
+        """Whether a charge of `ours` equals a negated one of `others`, with `least` to `left` atoms in total."""
         mine = self._rows(ours, left)
         return any(
             mine[one] and mine[one] & others[other]
@@ -191,12 +192,15 @@ class ChargeBalance:
         )
 
     def _find_states(self, element: str, threshold: float) -> States:
-        """The states of an element on its side of the threshold."""
+        """Returns the oxidation states of an element on its side of the threshold."""
         cation = self._table.electronegativity[element] <= threshold
         return tuple(q for q in self._table.states[element] if (q > 0) == cation)
 
     def _find_classes(self, threshold: float) -> dict[States, list[str]]:
-        """The elements by their states, large classes first: what they bring hardly depends on what is there."""
+        """Returns the elements grouped by their oxidation states, large groups first.
+
+        The contribution of a large group hardly depends on the elements present, so results cached for it are reused.
+        """
         classes: dict[States, list[str]] = {}
         for element in sorted(self._charged):
             if states := self._states(element, threshold):

@@ -1,4 +1,4 @@
-"""Cells that exist and atoms that keep their distance, by construction."""
+"""Geometric guides: cells that exist, atoms that keep their distance, and the shapes of lattice systems."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from crystal_jax.text.grammar.automaton import END
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
 _Z, _GAMMA = 3, 5
-# The evaluator reads a CIF, whose numbers are rounded.
+# A margin for rounding: the evaluator reads a CIF, whose numbers are rounded.
 _SLACK = 1e-4
 
 
 class ValidCell:
-    """Admits the last angle of a cell that exists, whose volume is possible, and in which no atom meets its own images.
+    """Allows the last angle γ where the cell exists, its volume is possible, and no atom is too near to its own images.
 
     Args:
-        lengths, angles: The values of these fields, in the automaton's order.
-        shortest: The shortest vector of the lattice, in Å: at least as long as two atoms are apart.
-        largest: The largest volume, in Å^3.
+        lengths, angles: Values of the fields `length` and `angle`, in the automaton's order.
+        shortest: Minimum length of the lattice's shortest vector, in Å: the minimum distance of two atoms, or more.
+        largest: Maximum volume, in Å^3.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class ValidCell:
         self._shortest, self._largest = shortest, largest
 
     def __call__(self, fields: Sequence[str]) -> AllowedValues:
-        """Which lengths and which γ there may be; it must be asked for once α and β are known."""
+        """Returns the allowed lengths and values of γ; it must be called once α and β are known."""
         if len(fields) < _GAMMA:
             return AllowedValues({"length": self._lengths >= self._shortest}, _GAMMA)
         if len(fields) > _GAMMA:
             return AllowedValues({}, NEVER)
         a, b, c, alpha, beta = map(float, fields)
-        # The triangle inequality of the angles is where the volume is a real number.
+        # The volume is a real number where the angles satisfy the triangle inequality.
         cosines = np.cos(np.radians(np.stack(np.broadcast_arrays(alpha, beta, self._angles))))
         squared = 1 - (cosines**2).sum(axis=0) + 2 * cosines.prod(axis=0)
         forms = (abs(alpha - beta) < self._angles) & (self._angles < min(alpha + beta, 360 - alpha - beta))
@@ -61,15 +61,15 @@ class ValidCell:
         return AllowedValues({"angle": possible}, NEVER)
 
 
-@functools.lru_cache(maxsize=16)  # each sample whose composition is known has a guide of its own
+@functools.lru_cache(maxsize=16)  # each sample with a known composition builds its own guide
 def _as_numbers(values: tuple[str, ...]) -> Float[np.ndarray, " n"]:
     return np.array(values, float)
 
 
 def _no_shorter_vector(length: float, metrics: Float[np.ndarray, "n 3 3"]) -> Bool[np.ndarray, " n"]:
-    """Whether all vectors of the lattices with these metric tensors have this length, but for the null vectors."""
-    # A vector's coefficients are its products with the reciprocal vectors: hardly ever are those of a short one 1 or
-    # more, and where they are, there are few to try.
+    """Returns True for lattices, by their metric tensors, without a nonzero vector shorter than `length`."""
+    # The coefficients of a lattice vector are its products with the reciprocal vectors, so those of a short vector are
+    # rarely 1 or more. Where they are, few vectors are left to try.
     reciprocal = np.sqrt(np.diagonal(np.linalg.inv(metrics), axis1=1, axis2=2))
     most = np.floor(length * reciprocal).astype(int)
     longer = np.ones(len(metrics), bool)
@@ -81,19 +81,19 @@ def _no_shorter_vector(length: float, metrics: Float[np.ndarray, "n 3 3"]) -> Bo
 
 
 class KeepsDistance:
-    """Admits the last coordinate of an atom where no earlier atom is too near, periodic images included.
+    """Allows the last coordinate of an atom where no earlier atom is too near, periodic images included.
 
-    Given the elements, one is admitted only if the lattice keeps its atoms far enough from their own images, and the
-    end only if the cell is not too large for its atoms. Where the composition is known before the lattice, `ValidCell`
-    sees to both, and rows need not wait twice an atom.
+    With `elements`, it allows an element only if the lattice keeps the atom far enough from its own images, and the end
+    only if the cell is not too large for its atoms. Where the composition is known before the lattice, `ValidCell`
+    checks both, and slots wait once per atom instead of twice.
 
     Args:
-        values: The values of the field `z`, fractional, in the automaton's order.
-        elements: Those of the field `element`, its end included; None admits any.
-        shortest: Two atoms are at least this far apart, in Å.
-        radii: Or this share of the sum of their covalent radii, if that is more.
-        max_volume_factor: With elements: the largest volume of a cell, in units of its van der Waals spheres.
-        max_atoms: With elements: after so many the text ends without a choice.
+        values: Values of the field `z`, fractional, in the automaton's order.
+        elements: Values of the field `element`, with its end; None allows all of them.
+        shortest: Minimum distance of two atoms, in Å.
+        radii: Minimum distance as a share of the sum of two covalent radii; the larger of the two minima holds.
+        max_volume_factor: With elements: maximum volume of a cell, in units of its van der Waals spheres.
+        max_atoms: With elements: number of atoms after which the sequence ends without a choice.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class KeepsDistance:
         self._volume_factor, self._max_atoms = max_volume_factor, max_atoms
 
     def __call__(self, fields: Sequence[str]) -> AllowedValues:
-        """Which elements or z there may be; it must be asked for once x and y are known, and at each element."""
+        """Returns the allowed elements or z; it must be called once x and y are known, and at each element."""
         atom, part = divmod(len(fields) - LATTICE_WORDS, ATOM_WORDS)
         asks_elements = self._own_distance is not None
         if len(fields) < LATTICE_WORDS:
@@ -127,7 +127,7 @@ class KeepsDistance:
             possible &= is_filled | ~(self._is_end | (atom + 1 == self._max_atoms))
             return AllowedValues({"element": possible}, field_of_atom(atom, _Z) if atom else field_of_atom(1, 0))
         if atom == 0:
-            return AllowedValues({}, field_of_atom(1, 0 if asks_elements else _Z))  # there is nothing to be near to
+            return AllowedValues({}, field_of_atom(1, 0 if asks_elements else _Z))  # no earlier atom
         if part != _Z:
             return AllowedValues({}, field_of_atom(atom, _Z))
         symbols = fields[LATTICE_WORDS::ATOM_WORDS]
@@ -144,12 +144,12 @@ class KeepsDistance:
         )
 
     def _apart(self, symbols: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """Returns how far the last of these atoms must be from each of the others, in Å."""
+        """Returns the minimum distance of the last of these atoms from each of the others, in Å."""
         own, *others = (covalent_radius(symbol) for symbol in reversed(symbols))
         return np.maximum(self._shortest, self._radii * (own + np.array(others[::-1])))
 
 
-@functools.lru_cache(maxsize=1024)  # asked once an atom, of the rows that are being written
+@functools.lru_cache(maxsize=1024)  # called once per atom of each running sequence
 def _lattice_facts(cell: tuple[str, ...]) -> tuple[float, float]:
     """Returns the length of a lattice's shortest vector in Å, and its volume in Å^3."""
     lattice = Lattice.from_parameters(*map(float, cell))
@@ -157,14 +157,15 @@ def _lattice_facts(cell: tuple[str, ...]) -> tuple[float, float]:
 
 
 class LatticeSystem:
-    """The cell of a space group's lattice system: equal lengths, right angles (International Tables A, 2.1.2.1).
+    """Allows the cells of a space group's lattice system: equal lengths, right angles (International Tables A,
+    2.1.2.1).
 
-    Of face- and body-centred cubic and of rhombohedral groups the primitive cells are open too, as data sets of
-    primitive cells have them; of other centred groups the conventional cell alone has a shape of its own.
+    For face- and body-centred cubic and for rhombohedral groups, primitive cells are allowed, too, since data sets of
+    primitive cells contain them. For other centred groups, only the conventional cell has a shape of its own.
 
     Args:
-        spacegroup: Its number, 1 to 230.
-        lengths, angles: The values of these fields, in the automaton's order.
+        spacegroup: Number of the space group, 1 to 230.
+        lengths, angles: Values of the fields `length` and `angle`, in the automaton's order.
     """
 
     def __init__(self, spacegroup: int, *, lengths: Sequence[str], angles: Sequence[str]):
@@ -172,7 +173,7 @@ class LatticeSystem:
         self._shapes = _shapes(spacegroup)
 
     def __call__(self, fields: Sequence[str]) -> AllowedValues:
-        """The next length or angle; it must be asked for at each."""
+        """Returns the allowed values of the next length or angle; it must be called at each of them."""
         turn = len(fields)
         if turn >= LATTICE_WORDS:
             return AllowedValues({}, NEVER)
@@ -186,7 +187,7 @@ class LatticeSystem:
         return AllowedValues({field: possible}, turn + 1 if turn + 1 < LATTICE_WORDS else NEVER)
 
 
-# Of each length and angle: anything, the same as an earlier field, or this value.
+# Rule for each length and angle: any value (None), the value of an earlier field (its number), or this value.
 _Shape = tuple[int | str | None, ...]
 
 _CUBIC: _Shape = (None, 0, 0, "90", "90", "90")

@@ -1,7 +1,8 @@
-"""What the next fields of one text may hold, decided on the host from those before them.
+"""Guides: constraints that the host evaluates to find the values that the next fields of a sequence may hold.
 
-The grammar and simple limits are looked up on the device at each token. Rules that need memory or geometry are asked
-here, once an atom: a row that reaches a field which must be asked for waits there, while its neighbours go on.
+The word is that of Outlines. The grammar and simple limits are tables on the device, which are looked up at each token.
+Constraints that need memory or geometry are evaluated here, once or twice per atom: a slot that reaches a field for
+which it needs an answer waits there, while the other slots go on.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ NEVER = 1 << 30  # later than every field
 
 
 def field_of_atom(atom: int, field: int) -> int:
-    """The number, in its text, of an atom's field: 0 is its element, 1 to 3 are its coordinates."""
+    """Returns the number, in its sequence, of a field of an atom: 0 is the element, 1 to 3 are the coordinates."""
     return LATTICE_WORDS + ATOM_WORDS * atom + field
 
 
 class AllowedValues(NamedTuple):
-    """An answer.
+    """The answer of a guide: the values that the next fields may hold.
 
     Attributes:
-        open: By the name of a field in `TokenAutomaton.fields`: which of its values may stand there; a field that is
-            left out may hold anything.
-        until: The number of the first field that may not be begun without another answer.
+        open: Mask over the values of a field, by its name in `TokenAutomaton.fields`; a field that is left out may hold
+            any value.
+        until: Number of the first field that needs another answer before it is started.
     """
 
     open: Mapping[str, Bool[np.ndarray, " n"]]
@@ -36,21 +37,21 @@ class AllowedValues(NamedTuple):
 
 
 class Guide(Protocol):
-    """A rule that texts must keep to."""
+    """A constraint on sequences."""
 
     def __call__(self, fields: Sequence[str]) -> AllowedValues:
-        """What may follow these fields, at least up to the field after them."""
+        """Returns what may follow these completed fields, at least for the next field."""
         ...
 
 
 class Guides:
-    """Several rules at once."""
+    """Several guides combined into one."""
 
     def __init__(self, guides: Sequence[Guide]):
         self._guides = guides
 
     def __call__(self, fields: Sequence[str]) -> AllowedValues:
-        """What all of them leave open, until the first of them wants to be asked."""
+        """Returns the values that all guides allow, up to the first field at which one needs another call."""
         grants = [guide(fields) for guide in self._guides]
         both: dict[str, Bool[np.ndarray, " n"]] = {}
         for grant in grants:

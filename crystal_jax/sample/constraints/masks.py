@@ -1,7 +1,7 @@
-"""What each row may write next, as tables and arrays on the device.
+"""Tables and arrays on the device that decide which tokens each slot may write next.
 
-Three things decide it: the grammar, whose automaton all rows share; the order of the sites, where they have one; and
-the row's own limits on its composition. All work on *columns*: indices into the few tokens that the grammar uses.
+Three things decide it: the grammar, whose automaton all slots share; the order of the sites, if they have one; and the
+slot's own limits on its composition. All of them are over *columns*: indices into the few tokens that the grammar uses.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _INDEX = {symbol: i for i, symbol in enumerate(ELEMENTS)}
 
 
 class SiteOrder(NamedTuple):
-    """Sites that ascend: each one's x is larger than the last one's, or as large and then its y, or then its z.
+    """The ascending order of sites: by x, then by y, then by z.
 
-    The three are the digits of one number, a site's, in the base R: how many coordinates there are.
+    (x, y, z) is compared as one integer, rank(x)·R² + rank(y)·R + rank(z), with R the number of distinct coordinates.
 
     Attributes:
-        rank: Of a coordinate, how many are smaller; other values are beyond all. Shape [n].
-        worth: What a coordinate's rank counts in the number: R² in states of x, R of y, 1 of z and of others. Shape
+        rank: Rank of each value: how many coordinates are smaller; values of other fields rank beyond all. Shape [n].
+        worth: Factor of a coordinate's rank in the integer: R² in states of x, R in states of y, 1 in all others. Shape
             [n_states].
         drawn: Rank of the coordinate that a column completes, or -1; shape [n_kinds, k].
-        forced: What the coordinate adds to the number that is forced after a state; shape [n_states].
-        closed: Whether that is a z, with which the site ends; shape [n_states].
+        forced: Summand of the integer that the coordinate forced after a state adds, or 0; shape [n_states].
+        closed: Whether the forced coordinate is a z, which ends the site; shape [n_states].
     """
 
     rank: Int[Array, " n"]
@@ -44,24 +44,25 @@ class SiteOrder(NamedTuple):
 
 
 class DeviceAutomaton(NamedTuple):
-    """A `TokenAutomaton` as arrays.
+    """A `TokenAutomaton` as arrays on the device.
 
     Attributes:
         token_ids: Token id of each column; shape [k].
-        allowed: Which columns each state admits; shape [n_states, k].
-        next_state: The state after a column, where it is admitted; shape [n_states, k].
+        allowed: Columns that each state admits; shape [n_states, k].
+        next_state: State after a column, where it is admitted; shape [n_states, k].
         forced: Columns that must follow a state, one after another, until there is a choice; shape [n_states, j].
-        num_forced: How many of `forced` count; shape [n_states].
-        after: The state after them; shape [n_states].
-        completed: Index of the element that they complete, or -1; shape [n_states].
-        turn: The number of the field that a state is in; shape [n_states].
-        kind: Which part of which field a state is in; shape [n_states].
-        first, last: The range of values that are possible after a column, for each kind; shape [n_kinds, k].
+        num_forced: Number of columns in a row of `forced` that count; shape [n_states].
+        after: State after the forced columns; shape [n_states].
+        completed: Index of the element that the forced columns complete, or -1; shape [n_states].
+        turn: Number of the field that a state is in; shape [n_states].
+        kind: Kind of a state: states of one kind are in the same part of the same field; shape [n_states].
+        first, last: Range of the values that are possible after a column, for each kind; shape [n_kinds, k].
         complete: Index of the element that a column completes, or -1; shape [n_kinds, k].
-        elements: Indices of the values of the field `element`, which are the last ones; its end is left out. Shape [v].
-        start, end: The state before the first token, and the one after EOS.
-        units: 1 to the most formula units that there is room for; shape [m].
-        order: Of the sites, if they have one.
+        elements: Element indices of the values of the field `element`, without its end; these values are the last ones.
+            Shape [v].
+        start, end: State before the first token, and state after EOS.
+        units: Numbers of formula units that a cell may have, from 1 on; shape [m].
+        order: Tables of the site order, if sites have one.
     """
 
     token_ids: Int[Array, " k"]
@@ -84,18 +85,18 @@ class DeviceAutomaton(NamedTuple):
 
 
 def to_device(automaton: TokenAutomaton, *, jump: bool = True, sorted_sites: bool = False) -> DeviceAutomaton:
-    """The tables as they are looked up.
+    """Returns the tables of an automaton as arrays on the device.
 
     Args:
         automaton: The grammar.
-        jump: States force what they leave no choice about; otherwise each token is drawn.
-        sorted_sites: Make the order of the sites, which strict rows keep to; there is none where tokens do not tell
-            coordinates apart.
+        jump: States force the tokens that leave no choice; otherwise each token is drawn.
+        sorted_sites: Add the tables of the site order, which is kept where a violation rejects the sequence; there are
+            none where the automaton does not distinguish coordinates, or tokens span two fields.
     """
     runs = [_forced_run(automaton, state) if jump else () for state in range(len(automaton.next_state))]
     forced = np.zeros((len(runs), max(map(len, runs))), np.int32)
     elements = [_INDEX[value] for value in automaton.values[automaton.fields["element"]] if value != END]
-    # By the number of a value, and by -1, which is none.
+    # Element index of each value; the last entry is for index -1, which stands for no value.
     element = np.full(len(automaton.values) + 1, -1, np.int32)
     element[automaton.fields["element"]][:-1] = elements
     complete = element[automaton.done]
@@ -128,13 +129,13 @@ def to_device(automaton: TokenAutomaton, *, jump: bool = True, sorted_sites: boo
 
 
 def _site_order(automaton: TokenAutomaton, runs: Sequence[Sequence[int]]) -> SiteOrder | None:
-    """The tables of a `SiteOrder`, given the columns that are forced after each state."""
+    """Returns the tables of a `SiteOrder`, given the columns that are forced after each state."""
     values = automaton.values[automaton.fields["z"]]
     if not automaton.separate or ANY in values:
         return None
     ranks = {value: i for i, value in enumerate(sorted(values, key=float))}
     rank = np.full(len(automaton.values) + 1, _BEYOND, np.int32)
-    rank[-1] = -1  # of no value
+    rank[-1] = -1  # for index -1: no value
     for place in automaton.fields["xy"], automaton.fields["z"]:
         rank[place] = [ranks[value] for value in automaton.values[place]]
     drawn = rank[automaton.done]
@@ -145,7 +146,7 @@ def _site_order(automaton: TokenAutomaton, runs: Sequence[Sequence[int]]) -> Sit
     for begin, run in enumerate(runs):
         state = begin
         for column in run:
-            if (found := drawn[automaton.kind[state], column]) >= 0:  # once a run: there are more values than one
+            if (found := drawn[automaton.kind[state], column]) >= 0:  # once per run: the next one is a choice
                 forced[begin], closed[begin] = found * worth[state], worth[state] == 1
             state = automaton.next_state[state, column]
     arrays = dict(rank=rank[:-1], worth=worth, drawn=drawn, forced=forced, closed=closed)
@@ -153,11 +154,11 @@ def _site_order(automaton: TokenAutomaton, runs: Sequence[Sequence[int]]) -> Sit
 
 
 _BEYOND = 1 << 30
-_LONGEST_RUN = 8  # of forced tokens: every step has room for so many, also where fewer are forced
+_LONGEST_RUN = 8  # cap on forced tokens: every step has room for the longest run, also where fewer are forced
 
 
 def _forced_run(automaton: TokenAutomaton, state: int) -> tuple[int, ...]:
-    """The columns after a state that leave no choice. EOS is drawn as any other, since nothing reads it."""
+    """Returns the columns forced after a state; EOS ends the run, since it is drawn and the model never reads it."""
     run: list[int] = []
     while len(run) < _LONGEST_RUN and automaton.allowed[state].sum() == 1:
         column = int(automaton.allowed[state].argmax())
@@ -169,14 +170,14 @@ def _forced_run(automaton: TokenAutomaton, state: int) -> tuple[int, ...]:
 
 
 class CompositionLimits(NamedTuple):
-    """A `CompositionConstraint` of each row as arrays; on the host, of one row, as NumPy arrays.
+    """The `CompositionConstraint` of each slot as arrays; on the host, of one slot, as NumPy arrays.
 
     Attributes:
-        elements: Which may occur, bool; shape [b, e] (no b for a single row).
-        required: Which must occur, bool; shape [b, e].
-        formula: Atoms of each element in a formula unit; all 0 where no formula is asked for. Shape [b, e].
-        min_elements, max_elements: Numbers of different elements; shape [b].
-        min_atoms, max_atoms: Of the cell; shape [b].
+        elements: Elements that may occur, bool; shape [b, e] (no b for a single slot).
+        required: Elements that must occur, bool; shape [b, e].
+        formula: Atoms of each element in a formula unit; all 0 where no formula is given. Shape [b, e].
+        min_elements, max_elements: Numbers of distinct elements; shape [b].
+        min_atoms, max_atoms: Numbers of atoms in the cell; shape [b].
     """
 
     elements: Any
@@ -189,7 +190,7 @@ class CompositionLimits(NamedTuple):
 
 
 def limits_of(constraint: CompositionConstraint) -> CompositionLimits:
-    """Returns a constraint as NumPy arrays, of one row."""
+    """Returns a constraint as NumPy arrays, for one slot."""
     allowed, required = (np.zeros(len(ELEMENTS), bool) for _ in range(2))
     allowed[[_INDEX[symbol] for symbol in constraint.elements]] = True
     required[[_INDEX[symbol] for symbol in constraint.required]] = True
@@ -210,7 +211,7 @@ def make_limits(**constraint: Any) -> CompositionLimits:
 
 
 def exactly(composition: Mapping[str, int]) -> CompositionLimits:
-    """Limits of a row with these numbers of atoms, as NumPy arrays."""
+    """Returns the limits that allow exactly these numbers of atoms, as NumPy arrays, for one slot."""
     counts = np.zeros(len(ELEMENTS), np.int32)
     counts[[_INDEX[symbol] for symbol in composition]] = list(composition.values())
     atoms, elements = np.int32(counts.sum()), np.int32(len(composition))
@@ -218,11 +219,11 @@ def exactly(composition: Mapping[str, int]) -> CompositionLimits:
 
 
 class AllowedValueMask(NamedTuple):
-    """What the guides of rows have answered (`sample/constraints/guide.py`); NumPy arrays on the host.
+    """The latest answers of the slots' guides (`sample/constraints/guide.py`); NumPy arrays on the host.
 
     Attributes:
-        open: Which values the next fields may hold, by the numbers of `TokenAutomaton.values`, bool; shape [b, n].
-        until: The number of the first field at which a row waits for another answer; shape [b].
+        open: Values that the next fields may hold, by their index in `TokenAutomaton.values`, bool; shape [b, n].
+        until: Number of the first field at which a slot waits for another answer; shape [b].
     """
 
     open: Any
@@ -230,12 +231,13 @@ class AllowedValueMask(NamedTuple):
 
 
 class ParseState(NamedTuple):
-    """What a row has written, as far as it decides what may follow.
+    """The part of each slot's sequence that decides which tokens may follow.
 
     Attributes:
         counts: Atoms of each element; shape [b, e].
-        least: The smallest number that its next site may have, or the one that is begun (see `SiteOrder`); shape [b].
-        site: That of the one that is begun, with 0 for what it lacks; shape [b].
+        least: Smallest integer (see `SiteOrder`) that the next site may have, or the current one if it is incomplete;
+            shape [b].
+        site: Integer of the current site, with 0 for its missing coordinates; shape [b].
     """
 
     counts: Int[Array, "b e"]
@@ -244,7 +246,7 @@ class ParseState(NamedTuple):
 
 
 def init_parse_state(rows: int) -> ParseState:
-    """The beginning of texts."""
+    """Returns the parse state of empty sequences."""
     return ParseState(jnp.zeros((rows, len(ELEMENTS)), jnp.int32), *jnp.zeros((2, rows), jnp.int32))
 
 
@@ -256,10 +258,12 @@ def allowed_mask(
     state: Int[Array, " b"],
     reject_on_violation: Bool[Array, " b"],
 ) -> Bool[Array, "b k"]:
-    """The columns that limits and guides leave open, and in strict rows the order of the sites.
+    """Returns the columns that limits and guides allow; where `reject_on_violation`, the site order must allow them,
+    too.
 
-    An element is open if some composition within the limits has one more of it; the end, if this one is within them. A
-    column is open if one of the values that are possible after it is.
+    An element is allowed if some composition within the limits has one more atom of it; the end is allowed if the
+    present composition is within the limits. A column is allowed if one of the values that are possible after it is.
+    The grammar's own mask, `DeviceAutomaton.allowed`, is not applied.
     """
     counts = progress.counts
     present = counts > 0
@@ -270,7 +274,7 @@ def allowed_mask(
     fits = (atoms >= limits.min_atoms[:, None]) & (atoms <= limits.max_atoms[:, None])
     contains = fits & (whole >= counts[:, None]).all(axis=-1)
     more = (contains[..., None] & (whole > counts[:, None])).any(axis=1)
-    # With one more of each element: how many are there, how many required ones are missing, how many must still come?
+    # After one more atom of each element: distinct elements, required elements still missing, further elements needed.
     missing = limits.required & ~present
     then_distinct = distinct[:, None] + ~present
     then_missing = missing.sum(axis=-1)[:, None] - missing
@@ -291,7 +295,7 @@ def allowed_mask(
         ]
     others = granted.shape[1] - elements.shape[1]
     values = jnp.concatenate([granted[:, :others], granted[:, others:] & elements], axis=1)
-    before = jnp.pad(jnp.cumsum(values, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))  # open values before each one
+    before = jnp.pad(jnp.cumsum(values, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))  # allowed values before each one
     kind = tables.kind[state]
     ends = jnp.take_along_axis(before, tables.last[kind], axis=1)
     return ends > jnp.take_along_axis(before, tables.first[kind], axis=1)
@@ -300,7 +304,7 @@ def allowed_mask(
 def advance(
     tables: DeviceAutomaton, progress: ParseState, state: Int[Array, " b"], column: Int[Array, " b"]
 ) -> ParseState:
-    """The progress after a column and what it forces; either may complete an element symbol, or a coordinate."""
+    """Returns the parse state after a column and its forced columns; either may complete an element or a coordinate."""
     counts, least, site = progress
     every, kind, after = jnp.arange(counts.shape[-1]), tables.kind[state], tables.next_state[state, column]
     drawn, forced = tables.complete[kind, column], tables.completed[after]

@@ -1,4 +1,4 @@
-"""The rules that every sample keeps to: constraints by name, and limits on the composition."""
+"""The constraints of a sampling run: named constraints, and limits on the composition."""
 
 from __future__ import annotations
 
@@ -34,18 +34,22 @@ CONSTRAINTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What every sample of a job keeps to.
+    """The constraints that every sample of a run satisfies.
 
     Attributes:
-        constraints: Some of `CONSTRAINTS`.
+        constraints: Names of constraints, from `CONSTRAINTS`.
         elements: Elements that may occur.
         required: Elements that must occur: all those of a chemical system.
-        min_elements, max_elements: Numbers of different elements.
-        min_atoms, max_atoms: Of the cell.
-        oxidation_states: The table for `charge`: smact14 or icsd24.
-        min_distance: For `distance`: the least distance of two atoms, in Å.
-        min_radius_factor: For `distance`: or this share of the sum of two covalent radii, if that is more.
-        hints_only: A requested formula stands in the prompt and nothing keeps the composition to it.
+        min_elements, max_elements: Numbers of distinct elements.
+        min_atoms, max_atoms: Numbers of atoms in the cell.
+        oxidation_states: Table for the constraint `charge`: smact14 or icsd24.
+        min_distance: For `distance`: minimum distance of two atoms, in Å.
+        min_radius_factor: For `distance`: minimum distance as a share of the sum of two covalent radii; the larger of
+            the two minima holds.
+        hints_only: A requested formula is only a hint in the prompt; it does not constrain the composition.
+
+    Raises:
+        ValueError: a constraint is unknown, or a distance is negative or not finite.
     """
 
     constraints: frozenset[str] = frozenset()
@@ -68,7 +72,7 @@ class Rules:
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative")
 
     def composition(self, formula: str | None) -> CompositionConstraint:
-        """Returns what the composition must be, given the formula that is kept to, if one is.
+        """Returns the composition constraint, given the formula to enforce, if there is one.
 
         Raises:
             ValueError: no composition is possible.
@@ -85,14 +89,15 @@ class Rules:
 
 
 def merged_with(rules: Rules, limits: Mapping[str, Any]) -> Rules:
-    """Returns rules with further limits, by the names of `CONSTRAINT_COLUMNS` in sample/requests.py.
+    """Returns the rules with further limits added, by the names of `CONSTRAINT_COLUMNS` in sample/requests.py.
 
     Raises:
-        ValueError: no element is left, or something that is asked for does not exist.
+        ValueError: no element is left, a constraint is unknown, or the chemical system has elements that other limits
+            exclude.
     """
     allowed = [symbol for symbol in limits.get("elements", rules.elements) if symbol in rules.elements]
     system = tuple(limits.get("chemical_system", ()))
-    excluded = limits.get("without", ())
+    excluded = limits.get("exclude_elements", ())
     if foreign := [symbol for symbol in system if symbol not in allowed or symbol in excluded]:
         raise ValueError(
             f"chemical_system {'-'.join(system)} has {', '.join(foreign)}, which the other limits leave out"
@@ -118,18 +123,20 @@ def make_guide(
     composition_first: bool = False,
     composition: Mapping[str, int] | None = None,
 ) -> Guide | None:
-    """Returns the guide of samples under these rules; None where the rules need none.
+    """Returns the guide that enforces these rules; None where they need none.
 
     Args:
-        rules: What samples keep to.
+        rules: Constraints of the samples.
         automaton: The grammar.
-        formula: The formula that is kept to, if one is; its charges are checked here and need no guide.
+        formula: The formula to enforce, if there is one; its charges are checked here and need no guide.
         spacegroup: The requested space group.
-        composition_first: The composition is decided before the sites, and its charges with it (`make_admission`).
-        composition: That composition, once it is known: the cell then has room for its atoms, and not far too much.
+        composition_first: The composition is decided before the sites, and `make_admission` checks its charges.
+        composition: That composition, once it is known: the guide then keeps the cell large enough for its atoms, and
+            not far too large.
 
     Raises:
-        ValueError: a rule needs a formula or space group that is not asked for, or the formula breaks one.
+        ValueError: a constraint needs a formula or space group that is not requested, or the formula violates a
+            constraint.
     """
     guides: list[Guide] = []
     values = {name: automaton.values[part] for name, part in automaton.fields.items()}
@@ -157,7 +164,7 @@ def _distance_guides(
     if composition:
         own = 2 * rules.min_radius_factor * max(covalent_radius(symbol) for symbol in composition)
         spheres = sum(number * sphere_volume([symbol]) for symbol, number in composition.items())
-    else:  # `KeepsDistance` looks at the elements as they come
+    else:  # `KeepsDistance` checks each element as it comes
         own, spheres = 0.0, rules.max_atoms * max(sphere_volume([symbol]) for symbol in rules.elements)
     return [
         ValidCell(
@@ -188,14 +195,14 @@ def _charge_balance(rules: Rules, automaton: TokenAutomaton) -> ChargeBalance:
 
 
 def make_admission(rules: Rules, automaton: TokenAutomaton) -> Callable[[Mapping[str, int]], bool]:
-    """Returns a test of whole compositions: whether their charges balance, where they must."""
+    """Returns a test of whole compositions: whether their charges balance, if the rules require it."""
     if "charge" not in rules.constraints:
         return lambda composition: True
     return _charge_balance(rules, automaton).is_valid
 
 
 def kept_formula(rules: Rules, formula: str | None) -> str | None:
-    """Returns the formula that the composition is a multiple of; None where it is a hint, or none is requested.
+    """Returns the formula that the composition must be a multiple of; None if it is only a hint, or none is requested.
 
     Raises:
         ValueError: the constraint `formula` is set, and no formula is requested.

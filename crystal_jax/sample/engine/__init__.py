@@ -1,1 +1,1 @@
-"""The engine: which text is written in which slot, and the decode step."""
+"""The inference engine: scheduler, decode state and decode step."""

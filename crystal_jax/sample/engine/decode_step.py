@@ -1,7 +1,8 @@
-"""Sampling on the device: rows of different texts, at different places, side by side.
+"""Decodes sequences on the device: a batch of slots, each with a sequence of its own length.
 
-A row is a place in the batch. `insert` puts the beginning of a text into some rows, `decode_step` draws one token in each row
-and reads it, together with the tokens that the grammar forces after it. Which text goes where is the scheduler's.
+A slot is a row of the batch. `insert` puts prefilled prompts into slots. `decode_step` draws one token in each slot and
+runs the model on it and on the tokens that the grammar forces after it. The scheduler decides which sequence goes into
+which slot.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from crystal_jax.sample.constraints.masks import (
 from crystal_jax.sharding import Layout
 from crystal_jax.text.crystal_text import ELEMENTS
 
-# Tokens a step that a row of a crystal wants, drawn and forced: 1.85 on average with LLaMA-2's tokens. With this many,
-# few rows wait for their neighbours.
+# Tokens per slot and step that the budget allows, as a fraction. A crystal needs 1.85 on average with LLaMA-2's tokens,
+# drawn and forced; at 9/4 few slots wait for others.
 TOKENS_PER_STEP = (9, 4)
 
 
 def draw(
     keys: Key[Array, " b"], logits: Float[Array, "b k"], temperature: Float[Array, " b"], top_p: Float[Array, " b"]
 ) -> Int[Array, " b"]:
-    """One column for each row; a logit of -inf is never drawn.
+    """Returns the column drawn in each row; a column whose logit is -inf is never drawn.
 
-    Logits are divided by the temperature, and 0 takes the most likely. Drawn is from the smallest set of columns that
-    holds the share `top_p` of the probability (Holtzman et al., arXiv:1904.09751). One uniform number a row looks up
-    the cumulative distribution: Gumbel noise would take one a column.
+    Logits are divided by the temperature; temperature 0 takes the most likely column. Columns are drawn from the
+    smallest set that holds the share `top_p` of the probability (nucleus sampling, Holtzman et al., arXiv:1904.09751).
+    One uniform number per row is looked up in the cumulative distribution; Gumbel noise would take one per column.
     """
     greedy = temperature == 0
     probabilities = jax.nn.softmax(logits / jnp.where(greedy, 1, temperature)[:, None], axis=-1)
@@ -51,14 +52,14 @@ def draw(
     probabilities = jnp.where(outside, 0.0, probabilities)
     cumulative = jnp.cumsum(probabilities, axis=-1)
     threshold = jax.vmap(jax.random.uniform)(keys)[:, None] * cumulative[:, -1:]
-    # Sums are rounded, so they alone could point at a forbidden column, or past the last.
+    # Cumulative sums are rounded: alone, they could select a forbidden column, or one past the last.
     reached = (cumulative > threshold) & (probabilities > 0)
     likeliest = logits.argmax(axis=-1)
     return jnp.where(reached.any(axis=-1) & ~greedy, reached.argmax(axis=-1), likeliest)
 
 
 def _outside_nucleus(probabilities: Float[Array, "b k"], top_p: Float[Array, "b 1"]) -> Bool[Array, "b k"]:
-    """Columns before which, from the most likely one on, the share is reached already."""
+    """Returns True for columns outside the nucleus: the more likely columns already hold the share `top_p`."""
     ordered = jnp.sort(probabilities, axis=-1, descending=True)
     before = jnp.cumsum(ordered, axis=-1) - ordered
     smallest = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
@@ -71,11 +72,13 @@ def violates_limits(
     limited: Float[Array, "b k"],
     temperature: Float[Array, " b"],
 ) -> Bool[Array, " b"]:
-    """Whether a draw from `logits`, all of whose probability may be drawn, would have been none that `limited` has.
+    """Returns True where rejection sampling rejects: the model alone would have drawn a token that the constraints
+    forbid.
 
-    Where it would have been, `draw` from what is limited is that draw. So texts that never stray have the probabilities
-    that the model gives them among all that keep to the limits; those that are made to do not (Park et al.,
-    arXiv:2405.21047).
+    `logits` are masked by the grammar, `limited` by the grammar and the constraints. Where the answer is False, a
+    `draw` from `limited` stands for the model's own draw. Sequences that are never rejected therefore follow the
+    model's distribution conditioned on the constraints; sequences on which masks enforce the constraints do not (Park
+    et al., arXiv:2405.21047).
     """
     heat = jnp.where(temperature == 0, 1, temperature)[:, None]
     kept = jax.nn.logsumexp(limited / heat, axis=-1) - jax.nn.logsumexp(logits / heat, axis=-1)
@@ -84,13 +87,15 @@ def violates_limits(
 
 
 class SamplingParams(NamedTuple):
-    """What is asked of a text, an array element a row.
+    """The sampling parameters of each slot, as arrays over b slots.
 
     Attributes:
-        key: Of its random numbers; with the number of a token it decides the draw.
-        temperature, top_p: See `draw`.
-        limits: Of its composition.
-        reject_on_violation: The text is given up as soon as it would not keep to its limits by itself; otherwise it is made to.
+        key: Random key of the slot's sequence; a draw depends on it and on the number of tokens written before.
+        temperature: Divides the logits; see `draw`.
+        top_p: Share of the probability to draw from; see `draw`.
+        limits: Limits on the composition.
+        reject_on_violation: A sequence is rejected as soon as the model alone would violate its constraints; otherwise
+            masks enforce them.
     """
 
     key: Key[Array, " b"]
@@ -101,20 +106,21 @@ class SamplingParams(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """The texts being written.
+    """The state of b decode slots.
 
     Attributes:
-        cache: Of their prompts and of what is written.
-        logits: Of the next token, over the grammar's columns.
-        state: Where each is in the grammar; a free row is at the end.
-        written: Tokens written, EOS included.
-        columns: Those tokens, as columns of the grammar.
-        progress: What of them decides what may follow.
-        log_probs: Natural logarithm of the model's probability of each token, at temperature 1, among those that the
-            grammar admits; 0 of a forced one.
-        log_allowed_mass: Natural logarithm of the share of probability that limits and order left, multiplied over the tokens.
-        rejected: Strict ones that are given up.
-        sampling: What is asked of each.
+        cache: KV cache of the prompts and of the tokens written.
+        logits: Logits of the next token, over the grammar's columns.
+        state: Automaton state of each slot; a free slot is in the end state.
+        written: Number of tokens written, EOS included.
+        columns: The tokens written, as columns of the grammar.
+        progress: Parse state of each slot: the part of its sequence that decides which tokens may follow.
+        log_probs: Natural logarithm of the model's probability of each token, at temperature 1, normalised over the
+            tokens that the grammar admits; 0 for a forced token.
+        log_allowed_mass: Natural logarithm of the probability mass that the constraints leave of the grammar's tokens,
+            summed over the tokens written.
+        rejected: Slots whose sequence violates its constraints; the host restarts them.
+        sampling: Sampling parameters of each slot.
     """
 
     cache: Cache
@@ -130,7 +136,12 @@ class DecodeState(NamedTuple):
 
 
 class PrefillResult(NamedTuple):
-    """Prompts read once, for any number of rows: a cache of n rows, and the logits of what follows."""
+    """The prefill of n prompts, to be inserted into any number of slots.
+
+    Attributes:
+        cache: KV cache of the prompts, one row per prompt.
+        logits: Logits of the token after each prompt, over the grammar's columns.
+    """
 
     cache: Cache
     logits: Float[Array, "n k"]
@@ -147,19 +158,19 @@ def init_decode_state(
     layout: Layout = "head_major",
     coded: bool = False,
 ) -> DecodeState:
-    """Rows that write nothing yet.
+    """Returns a decode state whose slots are all free.
 
     Args:
-        cfg: The model's.
-        tables: The grammar's.
-        rows: How many.
+        cfg: Configuration of the model.
+        tables: Tables of the grammar.
+        rows: Number of slots.
         prompt_tokens: Length of the longest prompt.
-        max_tokens: Length of the longest text, EOS included.
-        capacity: Of the cache, if it is not to hold the longest text yet.
-        layout: Of the cache.
+        max_tokens: Length of the longest completion, EOS included.
+        capacity: Positions in the cache; by default enough for the longest prompt and completion.
+        layout: Layout of the cache.
         coded: Keep keys and values in 8 bits.
     """
-    # A step writes as many tokens as it may force, wanted or not.
+    # A step always writes the maximum number of forced tokens, so the arrays need room for that many more.
     room = max_tokens + tables.forced.shape[1]
     columns, elements = tables.token_ids.shape[0], len(ELEMENTS)
     ints, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows)
@@ -189,7 +200,7 @@ def prefill(
     *,
     layout: Layout = "head_major",
 ) -> PrefillResult:
-    """Reads prompts of `count` tokens each; what follows them in `tokens` is padding."""
+    """Prefills n prompts; row i of `tokens` holds `count[i]` tokens, and padding after them."""
     hidden, cache = model.prefill(tokens, count, layout=layout)
     last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
     return PrefillResult(cache, model.unembed(last, tables.token_ids)[:, 0])
@@ -202,7 +213,9 @@ def insert(
     sampling: SamplingParams,
     source: Int[Array, " b"],
 ) -> DecodeState:
-    """Begins a text in each row whose `source` is not -1: after prompt `source`, as that row of `sampling` says."""
+    """Starts a new sequence in each slot whose `source` is not -1: prompt number `source`, with the slot's entry of
+    `sampling`.
+    """
     fresh, taken = source >= 0, jnp.maximum(source, 0)
 
     def choose(old: Array, new: Array) -> Array:
@@ -231,12 +244,15 @@ def decode_step(
     layers: list[nnx.State] | None = None,
     budget: int | None = None,
 ) -> DecodeState:
-    """Draws a token in each row, appends what the grammar forces after it, and reads all of them at once.
+    """Draws one token in each slot, appends the tokens that the grammar forces after it, and runs the model on all of
+    them.
 
-    The draw depends on the row's key and on how many tokens it has, so a text does not depend on its neighbours, nor on
-    whether forced tokens are drawn one by one. A row stays as it is that is at the end, waits for its guide, strays, or
-    has nothing left that it may write; so does one, for one step, whose tokens would go beyond the `budget` for all.
-    `layers` and `budget` are those of `Transformer.decode_forward`.
+    A draw depends on the slot's key and on the number of tokens that its sequence has. So a sequence does not depend on
+    the other slots, nor on whether forced tokens are drawn one by one.
+
+    A slot is not advanced if it is finished, is waiting for its guide, was rejected, or has no allowed token. A slot
+    that would exceed `budget` (an upper bound on the tokens of the step, over all slots) waits until the next step.
+    `layers` and `budget` are passed on to `Transformer.decode_forward`.
     """
     within = jnp.where(tables.allowed[rows.state], rows.logits, -jnp.inf)
     log_probs = jax.nn.log_softmax(within, axis=-1)
@@ -258,7 +274,7 @@ def decode_step(
     if budget is not None:
         running &= jnp.cumsum(added) <= budget
         added = jnp.where(running, added, 0)
-    # Nothing reads EOS.
+    # The model never reads EOS: no token follows it.
     hidden, cache = model.decode_forward(
         tables.token_ids[columns], jnp.where(ended, 0, added), rows.cache, layers=layers, budget=budget
     )
@@ -284,7 +300,7 @@ def decode_step(
     def moved(now: Array, old: Array) -> Array:
         return jnp.where(running.reshape(-1, *(1,) * (old.ndim - 1)), now, old)
 
-    # What a row has written beyond its length is overwritten later.
+    # Columns, log_probs and cache entries beyond a slot's length need no restoring: later steps overwrite them.
     return new._replace(
         logits=moved(new.logits, rows.logits),
         state=moved(new.state, rows.state),
@@ -294,7 +310,7 @@ def decode_step(
 
 
 def _put(rows: Array, new: Array, at: Int[Array, " b"]) -> Array:
-    """Writes some elements into each row, from a place of its own on: choosing is faster than a scatter."""
+    """Writes the elements of `new` into each row, from the row's offset `at` on; selection is faster than a scatter."""
     place = jnp.arange(rows.shape[1]) - at[:, None]
     for i, element in enumerate(new.T):
         rows = jnp.where(place == i, element[:, None], rows)
@@ -302,7 +318,7 @@ def _put(rows: Array, new: Array, at: Int[Array, " b"]) -> Array:
 
 
 def resize(tables: DeviceAutomaton, rows: DecodeState, kept: Int[Array, " c"], *, capacity: int) -> DecodeState:
-    """The rows `kept`, with room for `capacity` tokens in each; -1 is a free row."""
+    """Returns the slots `kept`, with a cache of `capacity` positions each; -1 stands for a free slot."""
     free, taken = kept < 0, jnp.maximum(kept, 0)
     cache = resize_cache(rows.cache, taken, capacity=capacity)
     others = jax.tree.map(lambda leaf: leaf[taken], rows._replace(cache=rows.cache.replace(keys=(), values=())))
@@ -310,17 +326,17 @@ def resize(tables: DeviceAutomaton, rows: DecodeState, kept: Int[Array, " c"], *
 
 
 def is_full(tables: DeviceAutomaton, rows: DecodeState) -> Bool[Array, " b"]:
-    """Rows that are not at the end and whose cache has no room for another step."""
+    """Returns True for slots that are not finished and whose cache has no room for another step."""
     longest = 1 + tables.forced.shape[1]
     return (rows.state != tables.end) & (rows.cache.length + longest > rows.cache.capacity)
 
 
 def max_batched_tokens(rows: int, tables: DeviceAutomaton) -> int:
-    """How many tokens a step reads for so many rows: a little more than they want on average."""
+    """Returns the token budget of a decode step for this many slots: a little more than they need on average."""
     longest = 1 + tables.forced.shape[1]
     return min(rows * longest, max(longest, rows * TOKENS_PER_STEP[0] // TOKENS_PER_STEP[1]))
 
 
 def is_active(tables: DeviceAutomaton, rows: DecodeState, grants: AllowedValueMask) -> Bool[Array, " b"]:
-    """Rows that were not rejected, and are neither at the end nor at a field for which they wait."""
+    """Returns True for slots that are neither finished, nor rejected, nor waiting for their guide."""
     return (rows.state != tables.end) & ~rows.rejected & (tables.turn[rows.state] < grants.until)

@@ -1,6 +1,6 @@
-"""Several loops in threads that share one queue, so that a core without work in one of them has some in another.
+"""Runs several decode loops in threads that share one request queue, so that all cores have work.
 
-A decode step on CPU is a chain of small operations, most of which keep one core busy; two chains keep two.
+A decode step on CPU is a chain of small operations, most of which keep one core busy; two chains keep two cores busy.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Generic, TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-SLOTS_PER_THREAD = 32  # with fewer, what a step does once for all rows is done too often
+SLOTS_PER_THREAD = 32  # with fewer, the fixed cost of a step dominates
 
 
 def decode_threads(rows: int, cores: int) -> int:
-    """How many loops so many rows are worth."""
+    """Returns how many decode threads to use for this many slots."""
     return max(1, min(cores, rows // SLOTS_PER_THREAD))
 
 
 class _Shared(Generic[In]):
-    """An iterator that several threads may ask, one at a time, until they are to stop."""
+    """An iterator that several threads may advance, one at a time, until the stop event is set."""
 
     def __init__(self, items: Iterable[In], stop: threading.Event):
         self._items, self._lock, self._stop = iter(items), threading.Lock(), stop
@@ -40,7 +40,7 @@ class _Shared(Generic[In]):
 
 @dataclasses.dataclass(frozen=True)
 class _Ended:
-    """A lane has no more to do, or failed."""
+    """Marks the end of a thread, with the error if it failed."""
 
     error: BaseException | None = None
 
@@ -48,11 +48,16 @@ class _Ended:
 def run_threads(
     work: Callable[[Iterator[In], threading.Event], Iterator[Out]], items: Iterable[In], *, lanes: int
 ) -> Generator[Out, None, None]:
-    """Yields what `work` makes of the items, in no particular order; each of several `work` takes some of them.
+    """Yields the results of `work`, in no particular order; each thread runs `work` on a share of the items.
 
-    An error in one of them, or in the items, ends all and is raised here. So does closing this generator: the event is
-    then set, which `work` looks at as often as it can stop, and this waits until it does. Results that nobody asks for
-    are kept.
+    An error in a thread, or in `items`, stops all threads and is raised here. Closing this generator stops them, too:
+    it sets the event, which `work` checks wherever it can stop, and waits for the threads. With several threads,
+    results that the caller has not taken yet are queued.
+
+    Args:
+        work: Takes an iterator over items and the stop event; yields results.
+        items: Items to distribute over the threads.
+        lanes: Number of threads; with 1, `work` runs in the calling thread.
     """
     stop = threading.Event()
     if lanes == 1:
@@ -65,14 +70,14 @@ def run_threads(
         try:
             for result in work(shared, stop):
                 results.put(result)
-        except BaseException as raised:  # it is raised again, where someone can catch it
+        except BaseException as raised:  # the consumer raises it again, where it can be caught
             error = raised
         results.put(_Ended(error))
 
     threads: list[threading.Thread] = []
     try:
         for i in range(lanes):
-            # Daemons, so that a program whose generator is never closed can end.
+            # Daemon threads let a program exit even if its generator is never closed.
             thread = threading.Thread(target=lane, name=f"lane {i}", daemon=True)
             thread.start()
             threads.append(thread)

@@ -1,4 +1,4 @@
-"""What is asked of a text that is to be written, and what came of it."""
+"""Generation requests and completions."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ MAX_ATTEMPTS = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One text to be written.
+    """A request for one sequence.
 
     Attributes:
-        index: Its number; with `seed` it decides the random numbers, so no two of one seed are alike.
+        index: Number of the sample; with `seed` it decides the random numbers, so two samples of one seed differ.
         prompt: Token ids, BOS included.
-        seed: Of a whole job.
+        seed: Random seed of the whole run.
         temperature: Logits are divided by it; 0 takes the most likely token.
-        top_p: Draw from the smallest set of tokens that holds this share of probability.
-        limits: Of the composition, from `make_limits`.
-        guide: Further rules, asked once or twice an atom.
-        first: Number of its first attempt, which like `index` decides the random numbers.
-        attempts: How often the text is begun, max_retries aside, before it is given up: a guide may come to a field that
-            nothing may fill.
-        max_retries: How often it is begun again because it would not have kept to its limits, or to the order of its sites,
-            by itself. After that it is made to keep to its limits.
+        top_p: Draw from the smallest set of tokens that holds this share of the probability.
+        limits: Limits on the composition, from `make_limits`.
+        guide: Constraint that the host evaluates, once or twice per atom.
+        first: Number of the first attempt; like `index`, the number of an attempt decides its random numbers.
+        attempts: Attempts beyond `max_retries` before the request is given up; an attempt fails where the constraints
+            leave no allowed token.
+        max_retries: Attempts in which a violation of limits, guide or site order rejects the sequence. In later
+            attempts masks enforce limits and guide; the site order is not enforced.
+
+    Raises:
+        ValueError: the temperature is negative or not finite, or top_p is not in (0, 1].
     """
 
     index: int
@@ -49,15 +52,15 @@ class GenerationRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A finished text.
+    """The result of a generation request.
 
     Attributes:
-        request: What was asked for.
-        ids: Token ids, EOS left out.
-        log_probs: Of its tokens, EOS included, and
-        log_allowed_mass: see `DecodeState` in sample/engine/decode_step.py.
-        num_restarts: How often it was begun again: nothing was left that could follow, or it would not keep to its rules.
-        complete: Whether it was written to its end; if not, all attempts came to a dead end, and this is the last.
+        request: The request.
+        ids: Token ids, without EOS.
+        log_probs: Log-probability of each token, EOS included; see `DecodeState` in sample/engine/decode_step.py.
+        log_allowed_mass: See `DecodeState` in sample/engine/decode_step.py.
+        num_restarts: Failed attempts: the sequence was rejected, or no token was allowed.
+        complete: Whether the sequence reached its end; if not, all attempts failed, and this is the last one.
     """
 
     request: GenerationRequest
@@ -69,5 +72,5 @@ class Completion:
 
     @property
     def log_prob(self) -> float:
-        """Of the whole text."""
+        """Returns the log-probability of the whole sequence, EOS included."""
         return sum(self.log_probs)

@@ -1,4 +1,4 @@
-"""Which text is written in which row: a queue of requests, and rows that are filled again as soon as they are free."""
+"""Continuous batching: a queue of requests, and slots that are refilled as soon as they are free."""
 
 from __future__ import annotations
 
@@ -40,25 +40,39 @@ from crystal_jax.storage.worker_pool import available_workers
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.grammar.automaton import TokenAutomaton
 
-_MAX_PROMPTS = 32  # read together
+_MAX_PROMPTS = 32  # in one prefill
 
 
 class RunningSequence(NamedTuple):
-    """A request in a row, and the dead ends that it has met."""
+    """A request in a slot.
+
+    Attributes:
+        request: The request.
+        num_restarts: Attempts that failed before this one.
+    """
 
     request: GenerationRequest
     num_restarts: int
 
     @property
     def reject_on_violation(self) -> bool:
-        """Whether it is begun again rather than made to keep to its limits. The most likely text is always the same."""
+        """Whether a violation rejects the sequence; if not, masks enforce its constraints."""
         return self.num_restarts < self.request.max_retries and self.request.temperature > 0
 
 
 class StepOutput(NamedTuple):
-    """What the host looks at: of `DecodeState`, and which have ended, wait for their guides, or have nothing left to write.
+    """The part of the decode state that the host reads after a call of several decode steps.
 
-    `is_full` and `length` are about the room in a row's cache.
+    Attributes:
+        ended: Slots that are free or whose sequence is finished.
+        waits: Slots that wait for their guide.
+        stuck: Slots that were rejected or have no allowed token.
+        crowded: Slots whose cache has no room for another step (`is_full`).
+        length: Filled positions in the cache of each slot.
+        written: See `DecodeState`.
+        columns: See `DecodeState`.
+        log_probs: See `DecodeState`.
+        log_allowed_mass: See `DecodeState`.
     """
 
     ended: Bool[Array, " b"]
@@ -74,17 +88,17 @@ class StepOutput(NamedTuple):
 
 @dataclasses.dataclass
 class _Read:
-    """The prompts that a lane read last, and the number of each."""
+    """The last prefill of a decode thread, and the index of each prompt in it."""
 
     number: dict[tuple[int, ...], int] = dataclasses.field(default_factory=dict)
     prompts: PrefillResult | None = None
 
 
 class Engine:
-    """Writes texts with one model, in a fixed number of rows, with functions that are compiled once.
+    """An inference engine: decodes requests with one model, in a fixed number of slots, with functions compiled once.
 
-    On a mesh the rows and the cache are split over its devices. On several hosts each runs the same engine with the
-    same requests: what decides about the rows is the same everywhere. On one CPU they are split over its cores.
+    On a mesh, slots and cache are split over its devices. On several hosts, each runs the same engine with the same
+    requests: every decision about slots is the same on all of them. On one CPU, the slots are split over threads.
     """
 
     def __init__(
@@ -102,29 +116,32 @@ class Engine:
         coded: bool = False,
         lanes: int | None = None,
     ):
-        """
+        """Prepares the compiled functions and puts the tables of the grammar on the devices.
+
         Args:
-            graph: Of the model.
-            cfg: Its configuration.
+            graph: Graph definition of the model.
+            cfg: Configuration of the model.
             automaton: The grammar.
-            mesh: Where the parameters are.
-            rows: Texts written side by side; rounded up to a multiple of the devices, or lanes, that split them.
+            mesh: Device mesh that holds the parameters.
+            rows: Number of slots; rounded up to a multiple of the devices, or threads, that split them.
             prompt_tokens: Length of the longest prompt, BOS included.
-            steps: Tokens drawn in each row between two looks of the host.
-            jump: Append what the grammar forces without a step of its own.
-            sorted_sites: Sites have an order that texts with max_retries keep to.
+            steps: Decode steps between two reads of the state by the host.
+            jump: Append tokens that the grammar forces without a decode step of their own.
+            sorted_sites: Sites have an order; while a request has retries left, a violation of the order rejects its
+                sequence.
             coded: Keep keys and values in 8 bits.
-            lanes: Loops that share the rows, on one CPU; by default one for 32 rows, at most as many as it has cores.
+            lanes: Decode threads that share the slots, on one CPU; by default one per 32 slots, at most one per core.
 
         Raises:
-            UserError: the longest text has more tokens than the model can read.
+            UserError: the longest sequence has more tokens than the model can read.
         """
-        check_length(cfg, prompt_tokens + automaton.max_tokens - 1)  # nothing reads EOS
+        check_length(cfg, prompt_tokens + automaton.max_tokens - 1)  # the model never reads EOS
         self.mesh, self._automaton = mesh, automaton
         platform = platform_of(mesh)
         one_cpu = mesh.size == 1 and platform == "cpu"
-        # On one device the tokens of a step are computed side by side, forced or not. Split over devices, they would
-        # have to be moved between them; and a TPU's steps are short of memory bandwidth, not of arithmetic.
+        # On one device, the tokens of all slots are packed without padding (model/ragged.py). On several devices,
+        # packing would move tokens between them. On TPU a decode step is bound by memory bandwidth, so saving
+        # arithmetic does not pay.
         packed = mesh.size == 1 and platform != "tpu"
         self._lanes = (lanes or decode_threads(rows, available_workers())) if one_cpu else 1
         split = self._lanes * row_parts(mesh)
@@ -133,8 +150,9 @@ class Engine:
         tables = to_device(automaton, jump=jump, sorted_sites=sorted_sites)
         layout = LAYOUTS[platform]
 
-        # A CPU's step takes as long as it has rows and room. Elsewhere few programs are worth more than short ones: a
-        # TPU's and a GPU's weights are read whatever there is to compute, and cuDNN attends to filled positions only.
+        # On CPU, the time of a step grows with the slots and the cache capacity. Elsewhere, few compiled programs are
+        # worth more than small shapes: TPU and GPU read all weights in each step, and cuDNN attends to filled positions
+        # only.
         self._chunk = 1 + tables.forced.shape[1]
         room = automaton.max_tokens + self._chunk - 1
         if one_cpu:
@@ -195,7 +213,8 @@ class Engine:
             with on_mesh(mesh):
                 return prefill(nnx.merge(graph, params), tables, tokens, count, layout=layout)
 
-        # What the host looks at is whole on every process, and the grammar's tables are on every device.
+        # Every process needs all of the outputs that its host reads, and every device all of the tables: they are
+        # replicated.
         whole = NamedSharding(mesh, jax.P())
         where = tree_shardings(jax.eval_shape(begin, tables), mesh, decode_rules(layout))
         self._tables = jax.device_put(tables, whole)
@@ -203,7 +222,8 @@ class Engine:
         self._advance = jax.jit(advance, donate_argnums=3, out_shardings=(where, whole))
         self._refill = jax.jit(insert, donate_argnums=1, out_shardings=where)
         self._prefill = jax.jit(read, out_shardings=whole)
-        # Once a run: within the loop of steps, taking the layers apart would copy the weights in each.
+        # Called once per run: unstacking the layers within the loop of decode steps would copy the weights in each
+        # call.
         self._layers = jax.jit(lambda params: None if layout == "stacked" else nnx.merge(graph, params).layers())
         self._resize = jax.jit(resize, static_argnames="capacity", out_shardings=where)
 
@@ -213,10 +233,15 @@ class Engine:
         self._keys = jax.jit(jax.vmap(key))
 
     def run(self, params: nnx.State, requests: Iterable[GenerationRequest]) -> Generator[Completion, None, None]:
-        """Yields each request's text as soon as it is finished, in no particular order; `params` are the model's.
+        """Yields the completion of each request as soon as it is finished, in no particular order.
+
+        Args:
+            params: Parameters of the model.
+            requests: Requests; they are taken from the iterable as slots become free.
 
         Raises:
-            ValueError: a prompt is longer than `prompt_tokens`, or limits ask for what the grammar cannot write.
+            ValueError: a prompt is longer than `prompt_tokens`, or the limits ask for a composition that the grammar
+                cannot write.
         """
         layers = self._layers(params)
         return run_threads(functools.partial(self._lane, params, layers), requests, lanes=self._lanes)
@@ -228,7 +253,9 @@ class Engine:
         requests: Iterator[GenerationRequest],
         stop: threading.Event,
     ) -> Iterator[Completion]:
-        """Writes what it gets of the requests; nothing of the engine changes, so several may run at once."""
+        """Decodes the requests that this thread takes. It does not change the engine, so several threads may run it at
+        once.
+        """
         waiting, again = (RunningSequence(request, 0) for request in requests), deque[RunningSequence]()
         given: list[RunningSequence | None] = [None] * self._rows
         every = np.ones((self._rows, len(self._automaton.values)), bool)
@@ -272,7 +299,9 @@ class Engine:
                     given[row] = None
 
     def _ask(self, grants: AllowedValueMask, row: int, request: GenerationRequest, fields: Sequence[str]) -> bool:
-        """Puts what may follow these fields into a row's grants; returns whether that changed them."""
+        """Asks the guide what may follow these fields and updates the slot's mask; returns whether the mask has
+        changed.
+        """
         if request.guide is None:
             fresh = bool(grants.until[row] != NEVER)
             grants.open[row], grants.until[row] = True, NEVER
@@ -285,7 +314,7 @@ class Engine:
 
     def _finished(self, begun: RunningSequence, seen: StepOutput, row: int) -> Completion:
         complete = bool(seen.ended[row])
-        written = seen.columns[row, : seen.written[row] - complete]  # EOS is left out
+        written = seen.columns[row, : seen.written[row] - complete]  # without EOS
         return Completion(
             request=begun.request,
             ids=tuple(self._automaton.token_ids[written].tolist()),
@@ -298,7 +327,9 @@ class Engine:
     def _arrays(
         self, params: nnx.State, placed: Mapping[int, RunningSequence], rows: int, read: _Read
     ) -> tuple[PrefillResult, SamplingParams, np.ndarray]:
-        """What `insert` takes for so many rows: the prompts, the wishes, and which prompt goes where."""
+        """Returns the arguments of `insert`: the prefilled prompts, the sampling parameters, and the prompt of each
+        slot.
+        """
         for begun in placed.values():
             self._check(begun.request)
         number, prompts = self._prompts(params, {begun.request.prompt: None for begun in placed.values()}, read)
@@ -323,10 +354,10 @@ class Engine:
     def _prompts(
         self, params: nnx.State, wanted: Iterable[tuple[int, ...]], read: _Read
     ) -> tuple[dict[tuple[int, ...], int], PrefillResult]:
-        """The prompts, read together, and the number of each; those of the last time serve again if they can."""
+        """Returns the index of each prompt and their prefill; reuses the last prefill if it holds all of them."""
         number = {prompt: i for i, prompt in enumerate(wanted)}
         if read.prompts is None or not number.keys() <= read.number.keys():
-            # In powers of two, so that few sizes are compiled.
+            # Padded to a power of two, so that few shapes are compiled.
             tokens = np.zeros((1 << (len(number) - 1).bit_length(), self._prompt_tokens), np.int32)
             count = np.ones(len(tokens), np.int32)
             for prompt, i in number.items():
@@ -338,7 +369,8 @@ class Engine:
         if len(request.prompt) > self._prompt_tokens:
             raise ValueError(f"a prompt of {len(request.prompt)} tokens; there is room for {self._prompt_tokens}")
         most = int(request.limits.max_atoms)
-        # Without a formula the grammar ends the text in time; with one it would end it before it is complete.
+        # Without a formula, the grammar ends a sequence at its maximum number of atoms. With a formula, that could cut
+        # the composition short.
         if request.limits.formula.any() and most > self._automaton.max_atoms:
             raise ValueError(f"max_atoms={most}; there is room for {self._automaton.max_atoms}")
         elements = [ELEMENTS.index(symbol) for symbol in self._automaton.elements]
@@ -352,7 +384,7 @@ class Engine:
 
 
 def _few_prompts(placed: Mapping[int, RunningSequence]) -> Iterator[dict[int, RunningSequence]]:
-    """The rows in groups of few different prompts: what is read of a prompt is whole on every device."""
+    """Splits newly placed sequences into groups of few different prompts: a prefill is replicated on every device."""
     some: dict[int, RunningSequence] = {}
     prompts: set[tuple[int, ...]] = set()
     for row, begun in placed.items():

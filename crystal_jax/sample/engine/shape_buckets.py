@@ -1,46 +1,52 @@
-"""How many rows, and how much room in each, a step is computed for.
+"""Shape buckets: the numbers of slots and the cache capacities for which a decode step is compiled.
 
-A step on CPU takes as long as the rows it computes, wanted or not, and as the positions that they attend to, filled or
-not. Texts begin short, and at the end of a job few are left: the scheduler then moves them to smaller arrays. Each pair
-of sizes is a program of its own, so there are few.
+On CPU, the time of a step grows with the number of slots, free or not, and with the cache positions that they attend
+to, filled or not. Sequences start short, and few are left at the end of a run: the scheduler then moves them to smaller
+arrays. Each pair of sizes is compiled separately, so there are few of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-MIN_SLOTS = 16  # below, what a step does once for all rows is much of it
+MIN_SLOTS = 16  # with fewer, the fixed cost of a step dominates
 NUM_CAPACITIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapeBuckets:
-    """What there is to choose from.
+    """The sizes to choose from.
 
     Attributes:
-        rows: Numbers of rows, falling.
-        capacities: Positions of a row, rising; the last holds the longest text.
+        rows: Numbers of slots, descending.
+        capacities: Cache positions per slot, ascending; the last one holds the longest sequence.
     """
 
     rows: tuple[int, ...]
     capacities: tuple[int, ...]
 
     def rows_for(self, texts: int) -> int:
-        """The fewest rows that hold so many texts."""
+        """Returns the smallest number of slots that holds this many sequences."""
         return min(rows for rows in self.rows if rows >= texts)
 
     def capacity_for(self, positions: int) -> int:
-        """The smallest capacity that holds so many positions."""
+        """Returns the smallest capacity that holds this many positions."""
         return min(capacity for capacity in self.capacities if capacity >= positions)
 
 
 def single(rows: int, capacity: int) -> ShapeBuckets:
-    """No choice."""
+    """Returns one bucket only."""
     return ShapeBuckets((rows,), (capacity,))
 
 
 def buckets(rows: int, *, prompt_tokens: int, room: int) -> ShapeBuckets:
-    """Rows halved again and again; capacities for the longest prompt and equal parts of the room for a text."""
+    """Returns buckets that halve the slots repeatedly and divide the room for a completion into equal parts.
+
+    Args:
+        rows: The largest number of slots.
+        prompt_tokens: Length of the longest prompt; part of every capacity.
+        room: Positions for the longest completion.
+    """
     halves = [rows]
     while halves[-1] >= 2 * MIN_SLOTS:
         halves.append(-(-halves[-1] // 2))

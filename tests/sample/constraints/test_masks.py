@@ -151,7 +151,7 @@ def test_with_enough_redraws_sorted_sites_ascend(named):
     assert not all(ascend(sites(untrained.crystal(one))) for one in unsorted)
 
 
-@pytest.mark.parametrize("version", ["paper", "v2"])
+@pytest.mark.parametrize("version", ["paper", "plain"])
 def test_strict_rows_may_write_what_a_larger_site_has(version):
     """Against brute force, over some of the coordinates."""
     tokenizer = load_tokenizer("atom_coordinate")

@@ -10,10 +10,10 @@ from crystal_jax.text.grammar.composition import CompositionGrammar, ParserState
 from crystal_jax.text.grammar.composition_constraint import MAX_ELEMENTS, CompositionConstraint
 from crystal_jax.text.layout import composition_line, in_order
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
-from tests.text.languages import walk
 from tests.text.grammar.test_crystal import HALITE
+from tests.text.languages import walk
 
-V3 = TextFormat(version="v3")
+V3 = TextFormat(version="composition_first")
 
 
 @pytest.fixture(scope="module", params=["atom_coordinate", "character", "llama2", "llama2_crystal", "cif"])
@@ -96,7 +96,7 @@ def test_limits_are_exact(spelled):
 
 
 def test_only_formats_with_a_first_line_have_one():
-    with pytest.raises(ValueError, match="'v2' have no first line"):
+    with pytest.raises(ValueError, match="'plain' have no first line"):
         CompositionGrammar(load_tokenizer("character"), TextFormat())
 
 

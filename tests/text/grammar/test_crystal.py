@@ -20,7 +20,7 @@ def completion_ids(tokenizer, text):
 
 
 NAMES = ("atom_coordinate", "character", "llama2", "llama2_crystal", "huggingface")
-TWO_DECIMALS = [TextFormat(), TextFormat(version="paper"), TextFormat(version="v3")]
+TWO_DECIMALS = [TextFormat(), TextFormat(version="paper"), TextFormat(version="composition_first")]
 OTHERS = [
     TextFormat(decimals=1),
     TextFormat(decimals=3),
@@ -74,7 +74,7 @@ def test_every_accepted_text_is_readable_and_canonical(load, name, text_format):
     ("name", "text_format"),
     [
         ("atom_coordinate", TextFormat()),
-        ("atom_coordinate", TextFormat(version="v3")),
+        ("atom_coordinate", TextFormat(version="composition_first")),
         ("character", TextFormat()),
         ("character", TextFormat(decimals=3)),
         ("character", TextFormat(version="cif")),
