@@ -1,8 +1,8 @@
 """crystal-tiny, the model that ships with the package: 3.1 million parameters, trained from nothing on `mp20_open`.
 
 The paper's task mix, prompts counted in the loss as published: the model can be asked for a formula, a space group,
-an energy above the hull; and it can infill. A text begins with the composition (format `composition_first`), so that the
-composition is decided at once. The sites are sorted, so that the last site tells which places are taken.
+an energy above the hull; and it can infill. A text begins with the composition (format `composition_first`), so that
+the composition is decided at once. The sites are sorted, so that the last site tells which places are taken.
 
 Variants: `scratch` makes the released model. `lora` adapts it to other crystals, which --config.data.directory names;
 `full` trains all of it on.

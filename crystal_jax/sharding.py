@@ -1,4 +1,4 @@
-"""The device mesh and the table that says where every array of a run lives."""
+"""The device mesh, and the table of rules that assigns a sharding to every array of a run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from crystal_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
-HEADS = P(("data", "fsdp"), "tensor")  # rows, then heads where q, k and v have theirs
+HEADS = P(("data", "fsdp"), "tensor")  # rows, then the axis of heads of q, k and v
 Platform = Literal["cpu", "gpu", "tpu"]
-Layout = Literal["head_major", "stacked", "position_major"]  # of a KV cache: model/kv_cache.py
+Layout = Literal["head_major", "stacked", "position_major"]  # the layouts of a KV cache: see model/kv_cache.py
 LAYOUTS: dict[Platform, Layout] = {"cpu": "head_major", "tpu": "stacked", "gpu": "position_major"}
 
-# First match wins. The leading None of a block's arrays is the layer axis. A quantised kernel is kept as codes and
-# scales that have its axes (model/quantize.py), so one row holds for all three. Adapters are replicated but for the
-# output side of q, k and v: sharding A over fsdp makes the compiler split its small products into many loops.
+# The first match wins. The leading None of a block's arrays is the layer axis. A quantised kernel is stored as codes
+# and scales with its axes (model/quantize.py), so one rule holds for all three. Adapters are replicated, except the
+# output side of q, k and v: if A were sharded over fsdp, the compiler would split its small products into many loops.
 RULES: tuple[tuple[str, P], ...] = (
     (r"position_embedding$", P(None, "fsdp")),
     (r"embedding$", P("tensor", "fsdp")),
@@ -44,23 +44,23 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"ns_coeffs$", P()),  # Muon keeps the coefficients of its iteration in its state
     (r"guard/(losses|norms)$", P()),
 )
-# Rows that a run may do without: LLaMA-2 has no biases and no position embedding, tied embeddings have no head, full
-# training no adapters, AdamW no coefficients, sampling no guard.
+# Rules that may match nothing: LLaMA-2 has no biases and no position embedding, tied embeddings have no head, full
+# training has no adapters, AdamW no coefficients, and sampling no guard.
 _OPTIONAL = (r"/bias$", r"position_embedding$", r"lm_head$", r"lora_", r"ns_coeffs", r"guard/", r"cache/")
 
 
 def cache_spec(layout: Layout) -> P:
-    """Where the keys or values of a KV cache live: rows over data and fsdp, heads over tensor."""
+    """Returns the partition of a KV cache's keys or values: rows over data and fsdp, heads over tensor."""
     return {"head_major": HEADS, "stacked": P(None, *HEADS), "position_major": P(HEADS[0], None, HEADS[1])}[layout]
 
 
 def cache_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
-    """The table for what reading a text token by token carries on."""
+    """Returns the sharding rules of a KV cache."""
     return (r"cache/(keys|values)(/\d+)?(/(codes|scales))?$", cache_spec(layout)), (r"cache/length$", BATCH)
 
 
 def decode_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
-    """And for what sampling does."""
+    """Returns the sharding rules of a `DecodeState`, its cache included."""
     return (
         *cache_rules(layout),
         (r"(logits|state|written|columns|log_probs|log_allowed_mass|rejected)$", BATCH),
@@ -71,10 +71,10 @@ def decode_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all devices; one size may be -1.
+    """Returns the mesh (data, fsdp, tensor) over all devices; one size may be -1.
 
-    TPU slices talk to each other over the data centre's network, which is slow. So only the data axis crosses from one
-    to another: there, gradients are added once a step.
+    TPU slices are connected by the data centre's network, which is slow. So only the data axis crosses between slices,
+    where gradients are summed once per step.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices, or the data axis does not divide over the slices.
@@ -97,7 +97,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
         raise UserError(
             f"mesh data={data} is no multiple of the {slices} slices; only that axis may cross between them"
         )
-    # An axis of the mesh may take part of an axis of the torus: 8 x 8 in a cube of 4 x 4 x 4.
+    # One axis of the mesh may take part of an axis of the torus: 8 x 8 in a cube of 4 x 4 x 4.
     if slices > 1:
         inner, outer = (data // slices, *others), (slices, 1, 1)
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
@@ -107,9 +107,9 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
 
 
 def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:
-    """Maps each array of a tree to the sharding of the first rule that matches its path; scalars are replicated.
+    """Returns the sharding of each array of a tree, by the first rule that matches its path; scalars are replicated.
 
-    Optimizer moments end in their parameter's path, so one table covers a whole train state.
+    The path of an optimizer moment ends in its parameter's path, so one table covers a whole train state.
 
     Raises:
         ValueError: a path matches no rule, or a rule matches no path.
@@ -133,7 +133,7 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES
 
 
 def rule_for(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]] = RULES) -> tuple[str, P]:
-    """The pattern of the first rule that matches a path, and what it means for an array of this shape.
+    """Returns the pattern of the first rule that matches a path, and its partition for an array of this shape.
 
     An axis of length one is not split: int8 has one scale for all inputs of a kernel.
 
@@ -147,7 +147,7 @@ def rule_for(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]] = R
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """The tree with shapes, types and these shardings in place of its arrays, which need not exist."""
+    """Returns the tree with `ShapeDtypeStruct`s of these shardings in place of its arrays, which need not exist."""
     return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tree, shardings)
 
 
@@ -164,7 +164,7 @@ def _check_divides(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> No
 
 
 def _names(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes that one axis of an array is split over."""
+    """Returns the mesh axes that one axis of an array is split over."""
     return (names,) if isinstance(names, str) else names or ()
 
 
@@ -173,22 +173,22 @@ def _parts(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
 
 
 def row_parts(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """Returns the number of parts into which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """Within a step that is being traced: `split_rows` means this mesh."""
+    """Returns a context in which traced functions such as `split_rows` use this mesh."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def platform_of(mesh: Mesh) -> Platform:
-    """What kind of devices a mesh has; GPUs of all makers are one kind."""
+    """Returns the platform of a mesh's devices; GPUs of all vendors are one platform."""
     return _platform(mesh.devices.flat[0].platform)
 
 
 def target_platform() -> Platform:
-    """What is being traced is for these devices: those of `on_mesh`, there or not; without one, JAX's own."""
+    """Returns the platform being traced for: that of `on_mesh`, which need not be present, or else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return _platform(jax.default_backend() if device is None else device.platform)
 
@@ -198,19 +198,20 @@ def _platform(name: str) -> Platform:
 
 
 def split_rows(x: jax.Array) -> jax.Array:
-    """Keeps the first axis of an activation, the rows of the batch, split over data and fsdp; nothing without a mesh.
+    """Constrains an activation's first axis, the rows of the batch, to be split over data and fsdp.
 
-    Left to the compiler, activations take over the embedding table's split of the width, and instead of a layer's
-    weights being gathered, which is what fsdp means, its far larger outputs are summed over all devices.
+    Without a mesh, x is returned unchanged. If the choice is left to the compiler, activations take over the split of
+    the embedding table's width: instead of gathering a layer's weights, which is the meaning of fsdp, the compiler sums
+    the layer's far larger outputs over all devices.
     """
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, BATCH)
 
 
 def split_width(x: jax.Array) -> jax.Array:
-    """As `split_rows` for the few tokens of a decode step, whose activations are far smaller than the weights.
+    """Constrains the activations of a decode step to be split by rows over data, and by width over fsdp.
 
-    Their width is split as the inputs of the weights are, so that the weights stay where they are. A prompt that all
-    rows share is one row, and not split.
+    These activations are far smaller than the weights. Their width is split as the weights' inputs are, so that the
+    weights stay where they are. A prompt that all rows share is one row, and its row axis is not split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -221,9 +222,10 @@ def split_width(x: jax.Array) -> jax.Array:
 
 
 def on_each_device(function: Callable, *, in_specs: Any, out_specs: Any, check: bool = True) -> Callable:
-    """The function, run by each device on its own parts of the arrays; without a mesh, the function as it is.
+    """Returns the function, run by each device on its own shards; without a mesh, the function unchanged.
 
-    JAX can check over which axes results differ, but not through a hand-written kernel that does not say it.
+    With `check`, JAX verifies over which axes results differ; it cannot do so through a hand-written kernel that does
+    not declare it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -232,13 +234,13 @@ def on_each_device(function: Callable, *, in_specs: Any, out_specs: Any, check: 
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Joins the rows that each host has read into global arrays, split over data and fsdp."""
+    """Assembles the rows that each host has read into global arrays, split over data and fsdp."""
     where = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 
 def rows_by_process(batch_size: int, mesh: Mesh) -> list[tuple[int, ...]]:
-    """The rows of a global batch that each process feeds, in their order: those that its devices hold."""
+    """Returns, for each process, the rows of a global batch that its devices hold, in order."""
     rows: list[set[int]] = [set() for _ in range(jax.process_count())]
     held = NamedSharding(mesh, BATCH).devices_indices_map((batch_size,))
     for device in mesh.devices.flat:

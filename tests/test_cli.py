@@ -99,8 +99,8 @@ def flags_of(command):
 # What a flag that names a file or folder is called; a new flag of this kind belongs here.
 PATHS = {
     "samples", "output", "reference", "train_reference", "energy_weights", "hull", "hull_elements", "targets", "scores",
-    "infill", "evaluation", "runs", "training_log", "beside", "checkpoint", "cif", "requests", "sweep", "into",
-    "workdir", "manual_dir", "data_dir", "input", "base", "architecture", "partition_rules",
+    "infill", "evaluation", "runs", "training_log", "compare", "checkpoint", "cif", "requests", "sweep",
+    "markdown_file", "workdir", "manual_dir", "data_dir", "input", "base", "architecture", "partition_rules",
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(command, monkeypatch, tmp_path
         fresh = flags_of(command)
         for flag in fresh:
             fresh[flag].validators = []
-        value = "a=~/x,~/y" if name == "beside" else "~/x,~/y" if name == "infill" else "~/x"
+        value = "a=~/x,~/y" if name == "compare" else "~/x,~/y" if name == "infill" else "~/x"
         cli._parse(fresh, command, [f"--{name}={value}"])
         shown = fresh[name].value
         text = ",".join(shown) if isinstance(shown, list) else shown

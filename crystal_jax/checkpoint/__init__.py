@@ -1,1 +1,1 @@
-"""Runs on disk."""
+"""Checkpoints of training runs, and conversion from and to other formats."""

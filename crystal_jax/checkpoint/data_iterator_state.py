@@ -1,6 +1,7 @@
-"""The data position in a checkpoint: one small file for each stream, whoever reads it next.
+"""Saves the data position in a checkpoint, as one small file per stream.
 
-A process saves the streams it owns and restores those it runs, so a run can go on with another number of processes.
+A process saves the streams it owns and restores the streams it runs, so a run can resume with another number of
+processes.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ _COUNT = "shards"
 
 
 class Position(Protocol):
-    """What reads streams: `data.pipeline.BatchStream`."""
+    """Interface of a reader of streams: `data.pipeline.BatchStream`."""
 
     owned: tuple[int, ...]
 
     def get_state(self) -> dict[str, Any]:
-        """The state of each stream by its number, and under `shards` how many streams there are."""
+        """Returns the state of each stream by its number, and the number of streams under `shards`."""
         ...
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes there."""
+        """Restores a state."""
         ...
 
 
 class PositionHandler(ocp.CheckpointHandler):
-    """Writes `stream_I-of-N.json`; Orbax calls it."""
+    """Orbax handler that reads and writes `stream_I-of-N.json`."""
 
     def save(self, directory: Path, args: PositionSave) -> None:
         state = args.item.get_state()
@@ -53,7 +54,7 @@ def _name(number: int, count: int) -> str:
 @ocp.args.register_with_handler(PositionHandler, for_save=True)
 @dataclasses.dataclass
 class PositionSave(ocp.args.CheckpointArgs):
-    """Saves the position of `item`."""
+    """Arguments for saving the position of `item`."""
 
     item: Position
 
@@ -61,6 +62,6 @@ class PositionSave(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(PositionHandler, for_restore=True)
 @dataclasses.dataclass
 class PositionRestore(ocp.args.CheckpointArgs):
-    """Moves `item` to the saved position."""
+    """Arguments for restoring the saved position of `item`."""
 
     item: Position

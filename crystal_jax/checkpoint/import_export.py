@@ -1,4 +1,4 @@
-"""Between a workdir and other formats: what a run has trained goes out, what others have trained comes in."""
+"""Exports trained models from a workdir to other formats, and imports models into a workdir."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from crystal_jax.model.lora import merge_adapters
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.tokenizer import load_tokenizer
 
-_ROUNDING = 0.05  # of the mean of a vocabulary, as a share of the standard deviation of its numbers
-_HALF, _FLOOR = 2**-8, 1e-4  # of a number in bfloat16, as a share of itself; of one near zero, of the deviation
+_ROUNDING = 0.05  # tolerance for the mean of a vocabulary, as a share of the standard deviation of its values
+_HALF, _FLOOR = 2**-8, 1e-4  # bfloat16 tolerances: relative, and near 0 as a share of the standard deviation
 _ONE_DEVICE = MeshConfig(data=1, fsdp=1, tensor=1)
 
 
 def merged_source(workdir: Path, *, step: int | None = None) -> Source:
-    """A run's model as named tensors, adapters merged.
+    """Returns a run's model as named tensors, with adapters merged.
 
-    On a Hugging Face base it is merged tensor by tensor, into that base's own weights also where the run kept them in
-    few bits; a model that was trained here is read whole.
+    With a Hugging Face base, adapters are merged tensor by tensor into the original weights of the base, even if the
+    run kept them quantised. A fully trained model is loaded completely.
     """
     experiment = read_experiment(workdir)
     base = locate(experiment.base) if experiment.base else Path()
@@ -70,9 +70,9 @@ def export_model(
     step: int | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a run's model, `merged_source`, as a Hugging Face folder that `load_trained` reads, too.
+    """Writes a run's model, `merged_source`, as a Hugging Face folder that `load_trained` can also read.
 
-    Its tokenizer's files come along, where it has any.
+    The files of its tokenizer, if it has any, are copied.
     """
     experiment = read_experiment(workdir)
     file = experiment.tokenizer.path
@@ -95,14 +95,14 @@ def export_adapter(workdir: Path, output: Path, *, step: int | None = None) -> N
 
 
 def import_model(base: Path, adapter: Path | None, output: Path, config: Mapping[str, Any]) -> None:
-    """Makes a workdir of a Hugging Face model, with a PEFT adapter if one is given, to sample from.
+    """Creates a workdir for sampling from a Hugging Face model, with an optional PEFT adapter.
 
-    `config` is the tree that `crystal-jax train` takes; what it says of the model and the adapter must be true. An
-    adapter may have a vocabulary with more rows than its base: with the mean of the old ones in each, as the reference
-    resizes it for its [PAD].
+    `config` is the configuration tree of `crystal-jax train`; its model and adapter sections must match the input. An
+    adapter may have a vocabulary with more rows than its base, if each additional row is the mean of the old ones, as
+    the reference implementation initialises its [PAD] token.
 
     Raises:
-        UserError: it is not, or the adapter's vocabulary is another (merge it with --to=hf first).
+        UserError: config and input do not match, or the adapter has another vocabulary (merge it with --to=hf first).
     """
     source = HfSource(base)
     found = read_peft(adapter) if adapter else None
@@ -132,21 +132,22 @@ def import_model(base: Path, adapter: Path | None, output: Path, config: Mapping
 
 
 def _check_vocabulary(adapter: Adapter, base: PartSource, *, old_rows: int) -> None:
-    """A run keeps no vocabulary beside its base: an adapter's must be the one that the run grows of it.
+    """Checks that an adapter's vocabulary is the resized vocabulary of its base, because a run stores no vocabulary of
+    its own.
 
     Args:
-        adapter: With an embedding or a head of its own.
-        base: With the grown vocabulary.
-        old_rows: How many rows of it are the base's own, and not their mean.
+        adapter: adapter with its own embedding or head.
+        base: base with the resized vocabulary.
+        old_rows: number of rows that belong to the base; the other rows are their mean.
 
     Raises:
-        UserError: it is not.
+        UserError: a row differs.
     """
     for name, theirs in adapter.whole.items():
         stored = EMBEDDING if base.config.tie_embeddings else name
         ours = base.read_part(stored, slice(0, len(theirs)), slice(None)).astype(np.float32)
         off = np.abs(theirs.astype(np.float32) - ours)
-        # Types differ, a half here and float32 there. The mean of a vocabulary is small, and rounded to more than that.
+        # The data types may differ (half and float32). The rounding error of the vocabulary's small mean is larger.
         copied = off[:old_rows] <= _HALF * np.abs(ours[:old_rows]) + _FLOOR * ours.std()
         if not copied.all() or (off[old_rows:] > _ROUNDING * ours.std()).any():
             raise UserError(

@@ -1,4 +1,6 @@
-"""Between Hugging Face's tensors, [outputs, inputs] and one a layer, and this model's, [layer, inputs…, outputs…]."""
+"""Maps tensors between Hugging Face's layout, [outputs, inputs] per layer, and this model's, [layer, inputs…,
+outputs…].
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from flax import nnx
 from crystal_jax.checkpoint.tensors import Shape, check, expected_shapes
 from crystal_jax.config import LlamaConfig, input_axes
 
-# Path of a parameter of `Llama` → the tensor's name; {} is the layer.
+# Hugging Face's tensor name by parameter path of `Llama`; {} is the layer.
 NAMES = {
     "embedding": "model.embed_tokens.weight",
     "lm_head": "lm_head.weight",
@@ -32,7 +34,7 @@ NAMES = {
 
 
 class PartSource(Protocol):
-    """What `load` needs: `HfSource`, or one that changes what it reads."""
+    """Source that `load` needs: `HfSource`, or a source that modifies it."""
 
     path: Path
     config: LlamaConfig
@@ -44,7 +46,7 @@ class PartSource(Protocol):
 
 
 class Axes(NamedTuple):
-    """How a parameter's axes are grouped: [layer]? inputs… outputs…; a tensor has them as [outputs, inputs]."""
+    """Groups of a parameter's axes: [layer]? inputs… outputs…; the tensor has them as [outputs, inputs]."""
 
     stacked: bool
     inputs: int
@@ -52,7 +54,8 @@ class Axes(NamedTuple):
 
 
 def axes_of(path: str, ndim: int) -> Axes:
-    """The grouping of a parameter's axes; a vector has outputs only, and the embedding is stored as it is."""
+    """Returns the groups of a parameter's axes. A vector has only outputs; the embedding is stored without a transpose.
+    """
     stacked = path.startswith("blocks/")
     rest = ndim - stacked
     if rest == 1 or path == "embedding":
@@ -62,7 +65,7 @@ def axes_of(path: str, ndim: int) -> Axes:
 
 
 class StateSource:
-    """The parameters of a model as Hugging Face's tensors; nothing is copied but the tensor that is read."""
+    """A model's parameters as Hugging Face tensors; only the tensor that is read is copied."""
 
     def __init__(self, state: nnx.State, config: LlamaConfig, path: Path = Path()):
         self.path, self.config = path, config
@@ -85,17 +88,17 @@ class StateSource:
 
 
 def leaves_by_path(state: Any) -> dict[str, Any]:
-    """The arrays of a state by their paths, written as in the table of shardings."""
+    """Returns the arrays of a state by path, in the notation of the sharding table."""
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
-    """A leaf's path, such as "blocks/q/kernel"."""
+    """Returns a leaf's path, such as "blocks/q/kernel"."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
 
 
 def to_tensor(array: np.ndarray, axes: Axes) -> np.ndarray:
-    """[inputs…, outputs…] → [outputs, inputs]."""
+    """Converts [inputs…, outputs…] to [outputs, inputs]."""
     if not axes.inputs:
         return array
     fan_in = math.prod(array.shape[: axes.inputs])
@@ -103,16 +106,16 @@ def to_tensor(array: np.ndarray, axes: Axes) -> np.ndarray:
 
 
 def load(source: PartSource, like: nnx.State) -> nnx.State:
-    """Reads a checkpoint onto the mesh: see `load_each`."""
+    """Loads a checkpoint onto the mesh: see `load_each`."""
     return nnx.from_flat_state(dict(load_each(source, like)))
 
 
 def load_each(source: PartSource, like: nnx.State) -> Iterator[tuple[tuple[Any, ...], nnx.Variable]]:
-    """Reads parameter after parameter: each device's shard is read for itself, and no array is ever whole.
+    """Loads the parameters one by one; each device reads its own shard, and no array is ever complete in memory.
 
     Args:
-        source: A checkpoint whose tensors can be read in parts.
-        like: Arrays, abstract or not, with the wanted shapes, types and shardings.
+        source: a checkpoint whose tensors can be read in parts.
+        like: abstract or concrete arrays with the required shapes, types and shardings.
 
     Raises:
         UserError: the checkpoint lacks a tensor, or has an unknown or misshapen one.
@@ -123,7 +126,7 @@ def load_each(source: PartSource, like: nnx.State) -> Iterator[tuple[tuple[Any, 
 
 
 def load_one(source: PartSource, path: str, leaf: Any) -> jax.Array:
-    """One parameter of a checked source, with the shape, type and sharding of `leaf`."""
+    """Loads one parameter of a checked source, with the shape, type and sharding of `leaf`."""
     axes = axes_of(path, leaf.ndim)
 
     def shard(where: tuple[slice, ...] | None) -> np.ndarray:
@@ -147,7 +150,7 @@ def _read_shard(source: PartSource, path: str, shape: Shape, axes: Axes, where: 
 
 
 def _flat(bounds: list[range], sizes: Shape) -> slice:
-    """The stretch of a flattened group of axes; only its first axis, the heads, is ever sharded."""
+    """Returns the slice of a flattened group of axes; only its first axis, the heads, is ever sharded."""
     inner = math.prod(sizes[1:])
     assert all(len(r) == size for r, size in zip(bounds[1:], sizes[1:], strict=True)), "a head is never split"
     return slice(bounds[0].start * inner, bounds[0].stop * inner)

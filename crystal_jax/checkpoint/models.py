@@ -1,7 +1,7 @@
-"""Models ready for use, wherever they are kept: in the workdir of a run, in an exported folder, in the package.
+"""Loads models from a run's workdir, an exported folder, or the package.
 
-An exported folder is a Hugging Face model (`checkpoint/formats/hf.py`) with `crystal_jax.json` beside it, which has what
-transformers does not ask for: the experiment that the model comes from, and so its tokenizer and text format.
+An exported folder is a Hugging Face model (`checkpoint/formats/hf.py`) with an additional `crystal_jax.json`, which
+holds what transformers does not need: the experiment of the model, and so its tokenizer and text format.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _TOKENIZER_FILES = {"llama2": "tokenizer.model", "huggingface": "tokenizer.json"
 
 
 class Trained(NamedTuple):
-    """A model ready for use: `nnx.merge(graph, params)`.
+    """Trained model, ready for use: `nnx.merge(graph, params)`.
 
     Attributes:
-        graph, params: Of the model.
-        experiment: What it was trained with.
-        step: Of its training.
-        name: Of the model, for outputs.
+        graph, params: graph definition and parameters of the model.
+        experiment: configuration of its training run.
+        step: training step.
+        name: name of the model, for outputs.
     """
 
     graph: nnx.GraphDef
@@ -58,7 +58,7 @@ class Trained(NamedTuple):
 
 
 def load_for_inference(checkpoint: str | Path, mesh: Mesh, *, step: int | Literal["best"] | None = None) -> Trained:
-    """As `load_trained`, of a model that is not trained further: see `in_model_dtype`."""
+    """Loads a model as `load_trained` does, with parameters in the types for inference: see `in_model_dtype`."""
     path = locate(checkpoint)
     if is_hf(path):
         return _load_exported(path, mesh, step=step, for_inference=True)
@@ -67,22 +67,22 @@ def load_for_inference(checkpoint: str | Path, mesh: Mesh, *, step: int | Litera
 
 
 def load_trained(checkpoint: str | Path, mesh: Mesh, *, step: int | Literal["best"] | None = None) -> Trained:
-    """Reads a model onto the mesh.
+    """Loads a model onto the mesh.
 
     Args:
-        checkpoint: The workdir of a run, an exported folder, or the name of a released model.
-        mesh: Where its parameters will be.
-        step: Of a workdir's checkpoint, or the best one; the last by default.
+        checkpoint: the workdir of a run, an exported folder, or the name of a released model.
+        mesh: mesh for the parameters.
+        step: step of a workdir's checkpoint, or "best"; by default the last step.
 
     Raises:
-        UserError: no such model or checkpoint.
+        UserError: the model or the checkpoint does not exist.
     """
     path = locate(checkpoint)
     if is_hf(path):
         return _load_exported(path, mesh, step=step)
     experiment = read_experiment(path)
     graph, like, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
-    # Before the base is read, which may take long.
+    # Restored before the base, because loading the base may take long.
     params, step = restore_parameters(path, like, step=best_step(path) if step == "best" else step)
     if experiment.lora.rank:
         frozen = initial_parameters(experiment, mesh)[2]
@@ -101,15 +101,15 @@ def _load_exported(path: Path, mesh: Mesh, *, step: int | str | None, for_infere
 
 
 def in_model_dtype(params: nnx.State, cfg: ModelConfig) -> nnx.State:
-    """The parameters of a model that is not trained further, matrices in the type that it computes in.
+    """Casts the matrices of a model that is not trained further to the type of its computation.
 
-    A model in bfloat16 that was trained as a whole, or whose adapters were merged, has float32 parameters and rounds
-    them in every use. Rounded once, they take half the memory, and a decode step reads half as much; the numbers are
-    the same. Norms and scales of quantised kernels are used in float32, so they stay.
+    A bfloat16 model that was trained fully, or whose adapters were merged, has float32 parameters and rounds them at
+    every use. Rounded once, they need half the memory, and a decode step reads half as much; the results are the same.
+    Norms, and scales of quantised kernels, stay float32 because they are used in float32.
 
     Args:
-        params: Arrays, or their shapes, types and shardings.
-        cfg: The model's.
+        params: arrays, or abstract arrays with shapes, types and shardings.
+        cfg: configuration of the model.
     """
 
     def narrow(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -124,10 +124,10 @@ def in_model_dtype(params: nnx.State, cfg: ModelConfig) -> nnx.State:
 
 
 def describe(checkpoint: str | Path) -> Experiment:
-    """What a model was trained with, without reading it.
+    """Returns the configuration of a model's training run, without loading the model.
 
     Raises:
-        UserError: no such model.
+        UserError: the model does not exist.
     """
     path = locate(checkpoint)
     return _read_exported(path)[0] if is_hf(path) else read_experiment(path)
@@ -141,7 +141,7 @@ def _read_exported(path: Path) -> tuple[Experiment, JsonObject]:
         )
     experiment, facts = parse_experiment(path / _EXPORTED)
     file = path / _TOKENIZER_FILES.get(experiment.tokenizer.name, "")
-    if file.is_file():  # where it was when the model was trained is no longer of interest
+    if file.is_file():  # replaces the path at training time
         experiment = dataclasses.replace(
             experiment, tokenizer=dataclasses.replace(experiment.tokenizer, path=str(file))
         )
@@ -149,8 +149,8 @@ def _read_exported(path: Path) -> tuple[Experiment, JsonObject]:
 
 
 def write_exported(path: Path, experiment: Experiment, *, step: int) -> None:
-    """Writes `crystal_jax.json` of a folder that holds a run's model, adapters merged."""
-    # Where its files lay is of interest on that machine only.
+    """Writes `crystal_jax.json` to a folder that contains a run's model with merged adapters."""
+    # Absolute paths are only useful on the machine of the run.
     data = dataclasses.replace(experiment.data, directory="/".join(Path(experiment.data.directory).parts[-2:]))
     tokenizer = dataclasses.replace(experiment.tokenizer, path="")
     lora = dataclasses.replace(experiment.lora, rank=0)
@@ -166,17 +166,19 @@ def write_exported(path: Path, experiment: Experiment, *, step: int) -> None:
 def abstract_parameters(
     experiment: Experiment, mesh: Mesh, quantization: QuantizationConfig = UNQUANTIZED
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The model's graph, and shapes, types and shardings of its trainable and frozen parameters; nothing is built."""
+    """Returns the model's graph, and shapes, types and shardings of its trainable and frozen parameters, without
+    building arrays.
+    """
     graph, *states = nnx.eval_shape(lambda: _build(experiment, jax.random.key(0), quantization))
     params, frozen = abstract(tuple(states), tree_shardings(tuple(states), mesh))
     return graph, params, frozen
 
 
 def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The model before training, built where it will live: graph, trainable and frozen parameters.
+    """Builds the model before training on its devices; returns graph, trainable and frozen parameters.
 
-    They come from `experiment.base`, but for adapters, and from the seed where there is none; `experiment.quantize`
-    then says how the frozen ones are kept.
+    Parameters come from `experiment.base`, except adapters, or from the seed if there is no base. With adapters,
+    `experiment.quantize` decides how the frozen parameters are stored.
     """
     graph, *like = abstract_parameters(experiment, mesh)
     lora = experiment.lora.rank > 0
@@ -184,7 +186,7 @@ def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef
     if experiment.base and not lora:
         return graph, nnx.from_flat_state(dict(_each_of_base(experiment, like[0], mesh))), like[1]
     where = jax.tree.map(lambda leaf: leaf.sharding, tuple(like))
-    # What the base brings is not drawn first: XLA leaves out what is not returned.
+    # Parameters of the base are not initialised first: XLA removes computations whose results are not returned.
     wanted = slice(0, 1) if experiment.base else slice(0, 2)
     build = jax.jit(lambda key: _build(experiment, key)[1:][wanted], out_shardings=where[wanted])
     built = build(jax.random.key(experiment.train.seed))
@@ -194,7 +196,7 @@ def initial_parameters(experiment: Experiment, mesh: Mesh) -> tuple[nnx.GraphDef
     frozen = _each_of_base(experiment, like[1], mesh) if experiment.base else nnx.to_flat_state(built[1])
     if experiment.quantize.kind == "none":
         return graph, built[0], nnx.from_flat_state(dict(frozen))
-    # As they come: a base may fit in few bits only.
+    # One by one, because a base may fit in memory only when quantised.
     graph, _, like_frozen = abstract_parameters(experiment, mesh, experiment.quantize)
     where_frozen = jax.tree.map(lambda leaf: leaf.sharding, like_frozen)
     return graph, built[0], quantize_each(frozen, experiment.quantize, where=where_frozen, donate=True)
@@ -213,7 +215,7 @@ def _build(
 def _each_of_base(
     experiment: Experiment, like: nnx.State, mesh: Mesh
 ) -> Iterable[tuple[tuple[Any, ...], nnx.Variable]]:
-    """The weights to begin with: of a Hugging Face folder, shard by shard, or of the workdir of another run."""
+    """Yields the initial weights: from a Hugging Face folder, shard by shard, or from the workdir of another run."""
     path = locate(experiment.base)
     if not is_hf(path):
         base = load_trained(path, mesh)
@@ -231,10 +233,10 @@ def _each_of_base(
 
 
 def _quantized_base(experiment: Experiment) -> PartSource | None:
-    """The base of a run, where it is kept in few bits.
+    """Returns the base of a run if it is stored quantised, otherwise None.
 
     Raises:
-        UserError: the run wants it in others.
+        UserError: the run's quantization differs from the stored one.
     """
     if not experiment.base or not is_quantized_base(path := locate(experiment.base)):
         return None
@@ -249,15 +251,15 @@ def _quantized_base(experiment: Experiment) -> PartSource | None:
 
 
 def base_source(path: Path, cfg: ModelConfig) -> PartSource:
-    """`base_of` a Hugging Face folder."""
+    """Opens a Hugging Face folder as a base: see `base_of`."""
     return base_of(HfSource(path), cfg)
 
 
 def base_of(source: PartSource, cfg: ModelConfig) -> PartSource:
-    """A checkpoint as the base of a model of this architecture, which may have a larger vocabulary.
+    """Returns a checkpoint as the base of a model of this architecture, which may have a larger vocabulary.
 
     Raises:
-        UserError: they differ in more than that and the type they compute in.
+        UserError: they differ in anything but the vocabulary size and the type of computation.
     """
     _check_equal(
         source.path, dataclasses.replace(source.config, vocab_size=max(source.config.vocab_size, cfg.vocab_size)), cfg

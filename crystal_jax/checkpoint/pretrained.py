@@ -1,4 +1,4 @@
-"""Models that ship with the package, by name."""
+"""Finds the pretrained models that the package contains, by name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ _FOLDER = Path(__file__).resolve().parents[1] / "released"
 
 
 def released() -> list[str]:
-    """Their names; each has a model card, `README.md`, in its folder."""
+    """Returns the names of the models; each has a model card, `README.md`, in its folder."""
     return sorted(path.parent.name for path in _FOLDER.glob("*/config.json"))
 
 
 def locate(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint: its path, or that of the released model of this name if there is no such path.
+    """Returns the folder of a checkpoint: the path itself, or the released model of this name if the path does not
+    exist.
 
     Raises:
         UserError: there is neither.

@@ -1,4 +1,6 @@
-"""A checkpoint with more rows in its vocabulary: for a [PAD] as in the reference, or to divide over a mesh."""
+"""Adds rows to the vocabulary of a checkpoint: for a [PAD] token as in the reference implementation, or to divide
+evenly over a mesh.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,10 @@ _ROWS_AT_ONCE = 4096
 
 
 class GrownSource:
-    """A checkpoint whose embedding and head have `rows` rows; each new one is the mean of the old.
+    """Checkpoint whose embedding and head have `rows` rows; each additional row is the mean of the original ones.
 
-    So the reference initialises the token it adds; a new token's logit is then never the largest.
+    The reference implementation initialises its added token in the same way; a new token's logit is then never the
+    largest.
     """
 
     def __init__(self, base: PartSource, rows: int):
@@ -26,12 +29,12 @@ class GrownSource:
         self._means: dict[str, np.ndarray] = {}
 
     def shapes(self) -> dict[str, Shape]:
-        """As if the rows were on disk."""
+        """Returns the shapes with the additional rows."""
         rows = self.config.vocab_size
         return {name: (rows, *s[1:]) if name in ROWED else s for name, s in self._base.shapes().items()}
 
     def read_part(self, name: str, *where: slice) -> np.ndarray:
-        """A rectangle of a tensor; the rest of it is not read."""
+        """Reads a rectangle of a tensor, without reading the rest of the tensor."""
         if name not in ROWED:
             return self._base.read_part(name, *where)
         rows, *columns = where

@@ -1,20 +1,21 @@
-"""Converts models between formats, tensor by tensor: a conversion never holds a model in memory.
+"""Converts models between formats, tensor by tensor, without holding a complete model in memory.
 
   --from=hf           a Hugging Face folder (config.json, safetensors)          also --to
   --from=easylm       an EasyLM streaming checkpoint; give --architecture        also --to
   --from=peft         a PEFT LoRA adapter; give its --base, a Hugging Face folder  also --to
   --from=crystal_jax  the workdir of a training run                              also --to
-                      (to hf: with what `crystal-jax sample --checkpoint` needs to read the folder)
+                      (to hf: with the file that `crystal-jax sample --checkpoint` needs to read the folder)
   --from=meta         a folder of consolidated.*.pth and params.json
   --from=gguf         a GGUF file, dequantised, with its tokenizer
   --from=llama2c      a llama2.c file (version 0)
 
-  --to=quantized      a base in few bits, for adapters; takes --quantize: int8, int4 or nf4
+  --to=quantized      a quantised base, for adapters; takes --quantize: int8, int4 or nf4
 
-An adapter is merged into its base, except in --to=peft, and --to=crystal_jax, which keeps it apart. --to=crystal_jax
-makes a workdir to sample from; it takes the --config of `crystal-jax train`, which says what tokenizer and text format
-the model was trained on. --to=quantized rounds the kernels of the blocks as `config.quantize` would at the start of
-each run: give the folder as --config.base, with the same --config.quantize.kind.
+An adapter is merged into its base, except with --to=peft, and with --to=crystal_jax, which keeps it separate.
+--to=crystal_jax creates a workdir to sample from; it needs the --config of `crystal-jax train`, which defines the
+tokenizer and text format that the model was trained on. --to=quantized rounds the kernels of the blocks as
+`config.quantize` would at the start of each run: pass the folder as --config.base, with the same
+--config.quantize.kind.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ QUANTIZE = ("int8", "int4", "nf4")
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the flags of `crystal-jax convert`."""
     flags.DEFINE_enum("from", None, READ, "Format of the input.", flag_values=flag_values)
     flags.DEFINE_enum("to", None, WRITE, "Format of the output.", flag_values=flag_values)
     flags.DEFINE_string("input", None, "File or folder to read.", flag_values=flag_values)
@@ -82,7 +83,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Entry of `crystal-jax convert`."""
+    """Runs `crystal-jax convert`."""
     convert(
         str(flag_values["from"].value),
         flag_values.to,
@@ -119,11 +120,11 @@ def convert(
     config: Mapping[str, Any] | None = None,
     shard_megabytes: float | None = None,
 ) -> None:
-    """Converts one checkpoint; the flags are the arguments.
+    """Converts a checkpoint; the arguments correspond to the flags.
 
     Raises:
-        UserError: the input is missing, damaged, or not what its format says; the output exists; the two formats do
-            not go together; EasyLM's partition rules place a parameter differently.
+        UserError: the input is missing, damaged, or not of its format; the output exists; the two formats cannot be
+            combined; or EasyLM's partition rules shard a parameter differently.
     """
     source_path, output = as_path(input, "input"), as_path(output, "output")
     base = None if base is None else as_path(base, "base")
@@ -140,7 +141,7 @@ def convert(
         raise UserError(f"{source_path}: no such file or folder")
     if partition_rules and read_as != "easylm":
         raise UserError("--partition_rules are EasyLM's: they go with --from=easylm")
-    # Late, so that --help and bad flags answer at once.
+    # Imported late, so that --help and flag errors are fast.
     from crystal_jax.checkpoint import import_export
     from crystal_jax.checkpoint.formats import easylm, easylm_rules, gguf, gguf_tokenizer, hf, quantized
     from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
@@ -168,7 +169,7 @@ def convert(
         easylm.write_easylm(output, source, dtype=hf.DTYPES[dtype])
         return
     shard_bytes = hf.SHARD_BYTES if shard_megabytes is None else int(shard_megabytes * 1e6)
-    # Before the model is written: it may be one that has no equal in these files.
+    # Converted before the model is written, because some tokenizers cannot be converted.
     inside = gguf_tokenizer.tokenizer_files(source.metadata()) if isinstance(source, gguf.GgufSource) else {}
     if write_as == "quantized":
         kept = QuantizationConfig(kind=quantize, block_size=block_size)
@@ -189,7 +190,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def _open(read_as: str, path: Path, *, base: Path | None, architecture: str | None, step: int | None) -> Any:
-    """The input as a `tensors.Source`."""
+    """Opens the input as a `tensors.Source`."""
     from crystal_jax.checkpoint import import_export
     from crystal_jax.checkpoint.formats import easylm, gguf, hf, llama2c, meta, peft
     from crystal_jax.model.presets import LLAMA2

@@ -1,7 +1,7 @@
-"""The tensors of a LLaMA-2 checkpoint by Hugging Face's names and axes: what every format is converted through.
+"""Interface of LLaMA checkpoints as tensors with Hugging Face's names and axes, which all conversions use.
 
-Every format is read as a `Source`, one tensor at a time, and written from one, so a conversion
-holds a few tensors in memory, never a model. No JAX here.
+Every format is read as a `Source`, one tensor at a time, and written from one, so a conversion holds a few tensors in
+memory, never a complete model. This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ Shape = tuple[int, ...]
 
 
 class Source(Protocol):
-    """A checkpoint on disk. Reading a tensor must not keep it: the caller decides how many are alive.
+    """Checkpoint on disk. Reading a tensor must not keep a reference to it: the caller decides how many are alive.
 
     Attributes:
-        path: For messages.
-        config: The architecture; its `dtype` is that of the stored tensors where the format says so.
+        path: path for error messages.
+        config: architecture of the model; its `dtype` is that of the stored tensors if the format states it.
     """
 
     path: Path
     config: LlamaConfig
 
     def shapes(self) -> Mapping[str, Shape]:
-        """Every tensor's Hugging Face name and shape, as found on disk; no tensor is read."""
+        """Returns every tensor's Hugging Face name and shape, as stored on disk, without reading tensors."""
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in Hugging Face's axes and order of rows (float32, float16 or ml_dtypes.bfloat16)."""
+        """Reads a tensor in Hugging Face's axes and row order (float32, float16 or ml_dtypes.bfloat16)."""
         ...
 
 
 def expected_shapes(cfg: LlamaConfig) -> dict[str, Shape]:
-    """Names and shapes of all tensors of an architecture, in the order in which `transformers` writes them."""
+    """Returns names and shapes of all tensors of an architecture, in the order in which `transformers` writes them."""
     d, f = cfg.embed_dim, cfg.mlp_dim
     q, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     block = {
@@ -63,12 +63,12 @@ def expected_shapes(cfg: LlamaConfig) -> dict[str, Shape]:
 
 
 def check(path: Path, found: Mapping[str, Shape], cfg: LlamaConfig) -> None:
-    """Compares what a checkpoint holds with what its architecture needs; see `compare`."""
+    """Compares the tensors of a checkpoint with those of its architecture; see `compare`."""
     compare(path, found, expected_shapes(cfg))
 
 
 def compare(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    """Compares the tensors of a checkpoint with those that should be there, both ways.
+    """Compares the tensors of a checkpoint with the expected ones, in both directions.
 
     Raises:
         UserError: a tensor is missing, unknown, or of another shape; the message names it.
@@ -86,7 +86,8 @@ def compare(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape
 
 
 def stream(source: Source, dtype: np.dtype | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """All tensors of a checked source in the order of `expected_shapes`, cast to `dtype` if one is given."""
+    """Yields all tensors of a source in the order of `expected_shapes`, after checking it; casts to `dtype` if given.
+    """
     check(source.path, source.shapes(), source.config)
     for name, shape in expected_shapes(source.config).items():
         tensor = source.read(name)
@@ -96,22 +97,25 @@ def stream(source: Source, dtype: np.dtype | None = None) -> Iterator[tuple[str,
 
 
 def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k from Hugging Face's order to Meta's: halves of each head become interleaved pairs.
+    """Reorders the rows of q or k from Hugging Face's order to Meta's: halves of each head become interleaved pairs.
 
-    Hugging Face turns the pair (i, i + h/2) of a head, Meta (2i, 2i + 1); `rows` is [heads · h, ...].
+    RoPE rotates the pair (i, i + h/2) of a head in Hugging Face's order and (2i, 2i + 1) in Meta's; `rows` is [heads ·
+    h, ...].
     """
     split = rows.reshape(heads, 2, -1, *rows.shape[1:])
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def permute(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of `unpermute`: from Meta's order to Hugging Face's."""
+    """Reorders rows from Meta's order to Hugging Face's; the inverse of `unpermute`."""
     split = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def heads_of(name: str, cfg: LlamaConfig) -> int:
-    """Heads whose rows differ in order between Hugging Face and Meta: of q and k; 0 for any other tensor."""
+    """Returns the number of heads for tensors whose row order differs between Hugging Face and Meta (q and k),
+    otherwise 0.
+    """
     if ".q_proj." in name:
         return cfg.num_heads
     return cfg.num_kv_heads if ".k_proj." in name else 0

@@ -1,4 +1,4 @@
-"""The files of a tokenizer, which go where its model goes."""
+"""Copies a tokenizer's files along with its model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies those that a folder has."""
+    """Copies the tokenizer files that exist in a folder."""
     for name in _FILES:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)

@@ -1,12 +1,12 @@
-"""A training run on disk: its configuration, its checkpoints, its metrics.
+"""Workdir of a training run: its configuration, checkpoints and metrics.
 
-workdir/config.json                     the whole experiment, and what made it
-workdir/checkpoints/STEP/params         what is trained (the frozen base is never written)
-workdir/checkpoints/STEP/optimizer      moments, step, and what the guard remembers
-workdir/checkpoints/STEP/data           position of each stream of the data
-workdir/checkpoints/STEP/metrics        what was measured then, by which the best one is kept
-workdir/metrics.jsonl, tensorboard/     curves
-workdir/skipped.jsonl                   steps that the guard did not believe, and the crystals in them
+workdir/config.json                     the complete experiment, and its provenance
+workdir/checkpoints/STEP/params         trained parameters (the frozen base is never written)
+workdir/checkpoints/STEP/optimizer      optimizer moments, step, and loss-spike statistics
+workdir/checkpoints/STEP/data           position of each data stream
+workdir/checkpoints/STEP/metrics        metrics at this step, which decide the best checkpoint
+workdir/metrics.jsonl, tensorboard/     training curves
+workdir/skipped.jsonl                   steps skipped as loss spikes, and the crystals in them
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from crystal_jax.provenance import provenance
 from crystal_jax.storage.files import is_new, write_text
 
 _CONFIG = "config.json"
-_REASON = 160  # characters of an error that a message repeats
-# These decide what the numbers in a checkpoint mean, so a resumed run must agree on them.
+_REASON = 160  # characters of an error that a message quotes
+# These sections define the meaning of a checkpoint's arrays, so they must be equal when a run is resumed.
 _FIXED = ("model", "lora", "text", "tokenizer", "base", "quantize")
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
-    """Makes the workdir this experiment's, or checks that it already is.
+    """Claims the workdir for this experiment, or checks that it belongs to it.
 
-    All processes of a run look at it, so that all of them stop where it is another's; then the first one writes.
+    All processes of a run check it, so that all of them stop if it belongs to another run; then the first process
+    writes.
 
     Raises:
-        UserError: the workdir holds another model's run; the message names what differs.
+        UserError: the workdir holds a run of another model; the message names the difference.
     """
     path = workdir / _CONFIG
     if path.exists():
@@ -66,20 +67,20 @@ def claim(workdir: Path, experiment: Experiment) -> None:
 
 
 def difference(theirs: Any, ours: Any) -> str:
-    """What differs between two values, or two sections of a configuration."""
+    """Describes the difference between two values, or two sections of a configuration."""
     if not isinstance(theirs, dict):
         return f"{theirs!r} there, {ours!r} here"
     keys = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
-    if "architecture" in keys:  # then other fields are not comparable
+    if "architecture" in keys:  # other fields are not comparable then
         keys = ["architecture"]
     return "; ".join(f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here" for key in keys)
 
 
 def read_experiment(workdir: Path) -> Experiment:
-    """The configuration that a workdir was made with.
+    """Reads the configuration of a workdir.
 
     Raises:
-        UserError: it is no workdir.
+        UserError: the folder is not a workdir.
     """
     path = workdir / _CONFIG
     if not path.is_file():
@@ -88,10 +89,10 @@ def read_experiment(workdir: Path) -> Experiment:
 
 
 def parse_experiment(path: Path) -> tuple[Experiment, JsonObject]:
-    """The experiment that a file states, and the whole content of the file.
+    """Reads a file; returns its experiment and its complete content.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     content = read_object(path)
     try:
@@ -101,9 +102,10 @@ def parse_experiment(path: Path) -> tuple[Experiment, JsonObject]:
 
 
 def open_checkpoints(workdir: Path, *, keep: int | None = None, best: str = "val_loss") -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, to be written to: the last `keep` ones are kept, and the one that is `best`.
+    """Opens a workdir's checkpoints for writing. The last `keep` checkpoints and the best one by the metric `best` are
+    kept.
 
-    What a killed process left half-written is removed.
+    Half-written checkpoints of killed processes are removed.
     """
     policies = [LatestN(keep), BestN(get_metric_fn=_rank(best), n=1, keep_checkpoints_without_metrics=False)]
     options = ocp.CheckpointManagerOptions(
@@ -116,22 +118,22 @@ def open_checkpoints(workdir: Path, *, keep: int | None = None, best: str = "val
 
 
 def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir whose run may still be writing."""
+    """Opens a workdir's checkpoints for reading; its run may still be writing."""
     options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_rank(read_experiment(workdir).train.best_metric))
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
 
 def _rank(best: str) -> Callable[[Mapping[str, float]], float]:
-    """More is better: of losses the negative. A checkpoint that was not measured comes last."""
+    """Returns a score of checkpoints, higher is better: the metric, negated for losses; -inf if it was not measured."""
     sign = -1 if best in LOSSES else 1
     return lambda measured: sign * measured[best] if best in measured else float("-inf")
 
 
 def best_step(workdir: Path) -> int:
-    """The step of the checkpoint that the run's `train.best_metric` prefers.
+    """Returns the step of the best checkpoint by the run's `train.best_metric`.
 
     Raises:
-        UserError: there is no checkpoint, or none was measured.
+        UserError: there is no checkpoint, or none with this metric.
     """
     existing_step(workdir, None)
     best = read_experiment(workdir).train.best_metric
@@ -139,7 +141,7 @@ def best_step(workdir: Path) -> int:
         try:
             step = checkpoints.best_step()
             measured = {} if step is None else checkpoints.metrics(step) or {}
-        except Exception as error:  # Orbax fails in many ways on damaged files
+        except Exception as error:  # Orbax raises many types of errors on damaged files
             raise UserError(
                 f"{workdir}: what was measured at a checkpoint is damaged ({_reason(error)}); give --step=STEP instead "
                 f"of the best one; there are: {', '.join(map(str, checkpoints.all_steps()))}"
@@ -150,10 +152,10 @@ def best_step(workdir: Path) -> int:
 
 
 def restore_parameters(workdir: Path, like: nnx.State, *, step: int | None = None) -> tuple[nnx.State, int]:
-    """What a run has trained, and at which step: the last one or `step`.
+    """Restores a run's trained parameters at the last step or `step`; returns them with the step.
 
     Raises:
-        UserError: no such checkpoint.
+        UserError: the checkpoint does not exist.
     """
     step = existing_step(workdir, step)
     with read_checkpoints(workdir) as checkpoints:
@@ -165,11 +167,11 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, **items: ocp.args.Che
     """Restores items of a checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged; the message names it and the whole ones.
+        UserError: the checkpoint is damaged; the message names it and the other checkpoints.
     """
     try:
         return checkpoints.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:  # Orbax and TensorStore fail in many ways on damaged files
+    except Exception as error:  # Orbax and TensorStore raise many types of errors on damaged files
         others = ", ".join(str(other) for other in sorted(checkpoints.all_steps()) if other != step)
         raise UserError(
             f"{Path(checkpoints.directory) / str(step)} cannot be read ({_reason(error)}); if it is damaged, delete "
@@ -178,16 +180,16 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, **items: ocp.args.Che
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, which may have hundreds."""
+    """Returns the first line of an error, which may have hundreds of lines."""
     text = " ".join((str(error).strip().splitlines() or [""])[0].split()) or type(error).__name__
     return text if len(text) <= _REASON else f"{text[:_REASON]}…"
 
 
 def existing_step(workdir: Path, step: int | None) -> int:
-    """The last checkpoint's step, or `step` where there is one of it.
+    """Returns the step of the last checkpoint, or `step` if a checkpoint of it exists.
 
     Raises:
-        UserError: there is none.
+        UserError: the checkpoint does not exist.
     """
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet")

@@ -1,1 +1,1 @@
-"""Prepared crystals, examples, batches."""
+"""Prepared data sets, training examples and batches."""

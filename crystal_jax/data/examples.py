@@ -1,4 +1,4 @@
-"""One crystal → one training example: augmentation, task, prompt, tokens, and which of them count in the loss."""
+"""Converts crystals to training examples: augmentation, task, prompt, tokens, and loss weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from crystal_jax.text.tokenizer import Tokenizer, encode_example
 
 
 def crystal_of(record: Record) -> Crystal:
-    """The record's crystal; sites in the order in which pymatgen reads its CIF: by electronegativity.
+    """Returns the record's crystal, with sites in the order in which pymatgen reads its CIF: by electronegativity.
 
     Raises:
-        ValueError: an element is none of the texts'.
+        ValueError: an element is not part of the text formats.
     """
     numbers = record.atomic_numbers.tolist()
     if max(numbers) > len(ELEMENTS):
@@ -28,7 +28,7 @@ def crystal_of(record: Record) -> Crystal:
 
 
 def properties_of(record: Record) -> dict[str, str | float | int]:
-    """The properties that prompts can state, by their names in the CDVAE data files."""
+    """Returns the properties that prompts can state, by their names in the CDVAE data files."""
     return {
         "pretty_formula": record.formula,
         "formation_energy_per_atom": record.formation_energy_per_atom,
@@ -40,11 +40,12 @@ def properties_of(record: Record) -> dict[str, str | float | int]:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMaker:
-    """`maker(record, rng)` is pure given its generator, so a data position determines its example.
+    """Converts a record to an example: `maker(record, rng)`. It is pure given its generator, so a data position
+    determines its example.
 
     Attributes:
-        tokenizer, text_format, task: What an example is.
-        classify: Say of each target which part of a crystal it belongs to (`text/fields.py`).
+        tokenizer, text_format, task: settings that define an example.
+        classify: whether to add the class of each target (`text/fields.py`).
     """
 
     tokenizer: Tokenizer
@@ -58,14 +59,14 @@ class ExampleMaker:
         return ("tokens", "targets", "weights", *(("classes",) if self.classify else ()))
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Next-token arrays of one example.
+        """Returns the next-token arrays of one example.
 
         Returns:
-            `tokens` and `targets`, int32 [n], the latter one ahead; `weights`, float32 [n], 1 where the target
-            counts in the loss; `classes`, int32 [n], an index into `CLASSES`, if asked for.
+            `tokens` and `targets`, int32 [n], with targets shifted by one; `weights`, float32 [n], 1 where the target
+                counts in the loss; with `classify` also `classes`, int32 [n], an index into `CLASSES`.
 
         Raises:
-            ValueError: something is not in the tokenizer's vocabulary.
+            ValueError: a piece of the text is not in the tokenizer's vocabulary.
         """
         prompt, completion = self.texts(record, rng)
         head, body = encode_example(self.tokenizer, prompt, completion)
@@ -82,7 +83,7 @@ class ExampleMaker:
         return example
 
     def texts(self, record: Record, rng: np.random.Generator) -> tuple[str, str]:
-        """Prompt and completion, augmented."""
+        """Returns prompt and completion, with augmentation."""
         crystal = crystal_of(record)
         if self.task.translate:
             crystal = crystal.translated(rng.random(3))
@@ -92,7 +93,7 @@ class ExampleMaker:
             crystal = crystal.permuted(rng.permutation(len(crystal.symbols)))
         text = self.text_format.encode(crystal)
         if rng.random() < self.task.infill:
-            # A random site, so that frequent elements are asked for more often.
+            # A random site, so that elements are masked in proportion to their atoms.
             symbol = crystal.symbols[rng.integers(len(crystal.symbols))]
             masked = mask_element(text, symbol, substring=self.text_format.version == "paper")
             return infill_prompt(masked), symbol

@@ -1,4 +1,4 @@
-"""Reading a prepared data set, record by record; neither JAX nor TensorFlow is imported."""
+"""Reads a prepared data set record by record, without importing JAX or TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _INFO = "dataset_info.json"  # TFDS writes it last
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """One crystal. A number its source does not have is NaN; a space group not found is -1.
+    """Crystal of a data set. A number that its source lacks is NaN; an unknown space group is -1.
 
     Attributes:
-        cif: the CIF text the rest was parsed from.
-        lattice: float64 [6]: a, b, c in Å, then α, β, γ in degrees, to the last digit.
+        cif: CIF text from which the other fields were parsed.
+        lattice: float64 [6]: a, b, c in Å, then α, β, γ in degrees, in full precision.
         frac_coords: float64 [n, 3], as pymatgen parses them, not wrapped into the cell.
         atomic_numbers: int32 [n]; sites are in pymatgen's order, by electronegativity.
         material_id: the source's name for the crystal.
@@ -32,8 +32,8 @@ class Record:
         e_above_hull: eV/atom above the convex hull.
         spacegroup: International Tables number.
         formula: pymatgen's reduced formula.
-        source: where the crystal comes from.
-        extra: what else the source says of it, by the source's names.
+        source: origin of the crystal.
+        extra: other properties in the source, by the source's names.
     """
 
     cif: str
@@ -52,12 +52,12 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """A prepared data set.
+    """Name, version and size of a prepared data set.
 
     Attributes:
-        name: of the TFDS data set.
-        config: which of its configs: "amcsd", "mp20_open_100", ...
-        version: of the builder.
+        name: name of the TFDS data set.
+        config: its TFDS config: "amcsd", "mp20_open_100", ...
+        version: version of the builder.
         rows: number of crystals by split.
     """
 
@@ -68,10 +68,10 @@ class DatasetInfo:
 
 
 class Records(Sequence[Record]):
-    """The crystals of one split, with random access; as cheap to pickle as a path.
+    """Crystals of one split, with random access. Pickling it is as cheap as pickling a path.
 
-    TFDS orders them by a hash of their place in the source: any slice is a fair sample, and it is
-    the same one each time.
+    TFDS orders the crystals by a hash of their index in the source, so any slice is a fair sample, and the same one
+    each time.
     """
 
     def __init__(self, directory: Path, split: str):
@@ -92,11 +92,11 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: slice) -> list[Record]: ...
 
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        rows = range(len(self))[index]  # settles negative and too large indices as a list would
+        rows = range(len(self))[index]  # handles negative and too large indices as a list does
         return [self._read(row) for row in rows] if isinstance(rows, range) else self._read(rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files stay behind; a worker process opens its own.
+        # Open files are not pickled; a worker process opens its own.
         return {"directory": self.directory, "split": self.split}
 
     def __repr__(self) -> str:
@@ -121,14 +121,14 @@ class Records(Sequence[Record]):
 
 
 def open_split(directory: Path, split: str) -> Records:
-    """The crystals of one split of a prepared data set.
+    """Returns the crystals of one split of a prepared data set.
 
     Args:
-        directory: what `prepare` returned, with or without the version at its end.
+        directory: path that `prepare` returned, with or without the version at its end.
         split: usually "train", "val" or "test".
 
     Raises:
-        UserError: the directory is no prepared data set, or has no such split.
+        UserError: the directory is not a prepared data set, or has no such split.
     """
     rows = dataset_info(directory).rows
     if split not in rows:
@@ -137,10 +137,10 @@ def open_split(directory: Path, split: str) -> Records:
 
 
 def dataset_info(directory: Path) -> DatasetInfo:
-    """What a prepared data set is called and how many crystals are in it.
+    """Returns name, version and size of a prepared data set.
 
     Raises:
-        UserError: the directory is no prepared data set.
+        UserError: the directory is not a prepared data set.
     """
     builder = _builder(directory)
     return DatasetInfo(
@@ -152,7 +152,7 @@ def dataset_info(directory: Path) -> DatasetInfo:
 
 
 def _builder(directory: Path) -> tfds.core.DatasetBuilder:
-    # TFDS's own message for a wrong directory is a page long.
+    # TFDS's own error for a wrong directory is a page long.
     directory = Path(directory)
     versions = [path.parent for path in (directory / _INFO, *directory.glob(f"*/{_INFO}")) if path.is_file()]
     if len(versions) != 1:

@@ -1,8 +1,9 @@
-"""Records → batches of packed rows, with Grain: shuffled anew each epoch, augmented, resumable to the example.
+"""Converts records to batches of packed rows with Grain: shuffled in each epoch, augmented, resumable to the example.
 
-The crystals are dealt to `data.shards` streams, each packed on its own, and stream i gives the i-th part of the rows
-of every batch. That fixes the global batch, whoever reads it: a process runs the streams whose rows its devices hold,
-and a position is one state a stream, which any process of another run can take up.
+The crystals are divided among `data.shards` streams. Each stream is packed on its own, and stream i provides the i-th
+part of the rows of every batch. This fixes the global batch for any number of processes: a process runs the streams
+whose rows are on its devices. A data position consists of one state per stream, which any process of another run can
+restore.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ Batch = dict[str, np.ndarray]
 
 
 def fitting(records: Sequence[Record], maker: ExampleMaker, *, seq_len: int) -> tuple[list[Record], list[str]]:
-    """Reads all records into memory and sorts out those that cannot be trained on.
+    """Reads all records into memory and separates those that cannot be trained on.
 
-    MP-20 is 27,136 crystals of a few hundred bytes: memory is cheaper than reading them again in each epoch.
+    MP-20 has 27,136 crystals of a few hundred bytes each, so keeping them in memory is cheaper than reading them again
+    in each epoch.
 
     Returns:
-        The records whose longest example fits a row, and for each other one a line that says why not.
+        The records whose longest example fits a row, and for each other record a line with the reason.
 
     Raises:
-        UserError: none fits.
+        UserError: no record fits.
     """
     kept, left_out = [], []
     for record in records:
@@ -51,19 +53,19 @@ def fitting(records: Sequence[Record], maker: ExampleMaker, *, seq_len: int) -> 
 
 
 def _probes() -> Iterator[np.random.Generator]:
-    """Generators under which an example comes out in several of its forms (task, conditions)."""
+    """Returns generators that produce an example in several variants (task, conditions)."""
     return (np.random.default_rng(seed) for seed in range(8))
 
 
 class BatchStream(Iterator[Batch]):
-    """Endless batches: of each, the rows that this process feeds, in their order.
+    """Endless iterator over batches; yields the rows that this process feeds, in order.
 
     A batch has, shaped [rows, seq_len]: `tokens`, `targets`, `weights` (see `ExampleMaker`), `positions` within the
     example, and `segments`, which number the examples of a row from 1; 0 is padding. `crystals`, [rows, seq_len / 2],
-    names the examples of a row, in order, by the place of their record in `records`, from 1.
+    lists the examples of a row in order, by the index of their record in `records`, from 1.
 
     Attributes:
-        owned: The streams whose position this process saves: each is saved by the first process that runs it.
+        owned: streams whose position this process saves; each is saved by the first process that runs it.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class BatchStream(Iterator[Batch]):
         self._rows = np.flatnonzero(
             np.isin([shard * share + i for shard in running[process] for i in range(share)], rows[process])
         )
-        # One global sequence of examples, dealt out like cards: an example depends on its place in it alone.
+        # One global sequence of examples, dealt to the streams in turn: an example depends only on its index.
         examples = (
             grain.MapDataset.source(_Numbered(records))
             .seed(cfg.seed)
@@ -100,14 +102,14 @@ class BatchStream(Iterator[Batch]):
         return {name: np.concatenate([part[name] for part in parts])[self._rows] for name in parts[0]}
 
     def get_state(self) -> dict[str, Any]:
-        """The position of each stream that this process runs, by its number; and how many streams there are."""
+        """Returns the position of each stream of this process, by stream number, and the number of streams."""
         return {str(shard): stream.get_state() for shard, stream in self._streams.items()} | {"shards": self._shards}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position, whose parts may come from other processes.
+        """Restores a position; its parts may have been saved by other processes.
 
         Raises:
-            UserError: it is one of another number of streams.
+            UserError: the position has another number of streams.
         """
         if state["shards"] != self._shards:
             raise UserError(f"this run has data.shards={state['shards']}, not {self._shards}; keep it as it is")
@@ -123,14 +125,14 @@ def train_batches(
     rows: Sequence[Sequence[int]] | None = None,
     process: int = 0,
 ) -> BatchStream:
-    """The batches of a training run.
+    """Returns the batches of a training run.
 
     Args:
-        records: All of them, on every process.
-        maker: Record → example.
-        cfg: Fixes the global batches.
-        rows: The rows of a global batch that each process feeds (`sharding.rows_by_process`); all, by default.
-        process: Which of the processes this is.
+        records: all records, on every process.
+        maker: function from record to example.
+        cfg: settings that define the global batches.
+        rows: the rows of a global batch that each process feeds (`sharding.rows_by_process`); by default all.
+        process: index of this process.
     """
     return BatchStream(records, maker, cfg, rows=rows or [range(cfg.batch_size)], process=process)
 
@@ -143,9 +145,9 @@ def validation_batches(
     limit: int,
     rows: Sequence[int] | None = None,
 ) -> list[Batch]:
-    """The first `limit` batches of one fixed pass, the same at each validation: curves are comparable.
+    """Returns the first `limit` batches of a fixed pass, the same at each validation, so that curves are comparable.
 
-    They are packed whole on every process, which keeps the `rows` that it feeds: all, by default.
+    Every process packs whole batches and keeps the `rows` that it feeds; by default all.
     """
     examples = grain.MapDataset.source(_Numbered(records)).seed(cfg.seed).random_map(_NumberedMaker(maker)).repeat()
     batches = iter(_packed(examples, cfg, maker).batch(cfg.batch_size))
@@ -155,7 +157,7 @@ def validation_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Numbered(Sequence[tuple[int, Record]]):
-    """Records with their places, so that an example can say what it was made of."""
+    """Records with their indices, so that an example can name its source."""
 
     records: Sequence[Record]
 
@@ -178,9 +180,9 @@ class _NumberedMaker:
 def _packed(examples: grain.MapDataset, cfg: DataConfig, maker: ExampleMaker) -> grain.IterDataset:
     lengths = dict.fromkeys(maker.features, cfg.seq_len)
     packed = grain.experimental.FirstFitPackIterDataset(
-        # One thread reads ahead: more would only take the cores from the computation.
+        # One thread reads ahead; more threads would take cores from the computation.
         examples.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=128)),
-        # No example is shorter than two tokens, so the room for numbers never decides what fits.
+        # An example has at least two tokens, so the length of `crystals` never limits the packing.
         length_struct=lengths | {"crystals": max(cfg.seq_len // 2, 1)},
         num_packing_bins=cfg.packing_bins,
         seed=cfg.seed,
@@ -189,6 +191,6 @@ def _packed(examples: grain.MapDataset, cfg: DataConfig, maker: ExampleMaker) ->
 
 
 def _named(row: Batch, features: Sequence[str]) -> Batch:
-    """Keeps one copy of the segment ids and positions, which Grain writes for each feature."""
+    """Keeps one copy of segment ids and positions, which Grain writes for each feature."""
     kept = {name: row[name] for name in features}
     return kept | {"positions": row["tokens_positions"], "segments": row["tokens_segment_ids"]}

@@ -1,4 +1,4 @@
-"""Building a data set once, and finding it again."""
+"""Builds a data set once, and finds it on later calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from absl import logging
 from crystal_jax.errors import UserError
 from tfds_mp20.mp20_dataset_builder import Builder, make_config
 
-_LEFT_ALONE = 3600  # s
+_LEFT_ALONE = 3600  # s; older half-written folders belong to killed runs
 _FULL = ("No space left", "Disk quota", "File too large")
 
 
@@ -29,20 +29,20 @@ def prepare(
     on_error: str = "fail",
     primitive: bool = True,
 ) -> Path:
-    """Builds a data set, unless it is there already, and returns its directory.
+    """Builds a data set unless it exists already, and returns its directory.
 
     Args:
         dataset: mp20, perov5, carbon24, mp20_open, amcsd or csv.
-        data_dir: where all data sets live.
+        data_dir: folder of all data sets.
         manual_dir: folder of files that are not downloaded; for csv also a single file.
-        max_entries: build a subset of this many crystals; None builds all.
-        seed: chooses the subset.
-        on_error: what a csv crystal that cannot be used does: "fail" or "skip".
-        primitive: reduce the cells of csv crystals to primitive ones.
+        max_entries: size of a subset to build; None builds all.
+        seed: seed that selects the subset.
+        on_error: what to do with a csv crystal that cannot be used: "fail" or "skip".
+        primitive: whether to reduce the cells of csv crystals to primitive ones.
 
     Raises:
-        UserError: no such data set, an unusable, absent or unreachable input, or no place to write to. Nothing of the
-            data set stays then.
+        UserError: the data set is unknown, an input is unusable, missing or unreachable, or the disk cannot be written
+            to. Nothing of the data set is kept then.
     """
     if manual_dir is not None and not manual_dir.exists():
         raise UserError(f"there is no {manual_dir}; pass an existing --manual_dir")
@@ -53,7 +53,7 @@ def prepare(
     tfds.disable_progress_bar()  # the sources show their own, with totals
     try:
         with _quiet():
-            # TFDS wants its own object back for a config it knows, and any object for a new one.
+            # TFDS requires its own object for a config it knows, and accepts any object for a new one.
             known = Builder.builder_configs.get(config.name, config)
             builder = Builder(config=known, data_dir=data_dir, file_format="array_record")
     except OSError as error:
@@ -61,11 +61,11 @@ def prepare(
     directory = Path(builder.data_dir)
     _remove_what_was_killed(directory)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS chats there
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints messages
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
     except OSError as error:
         raise _unwritable(data_dir, error) from error
-    except (ValueError, RuntimeError) as error:  # ArrayRecord's, which is written by C++
+    except (ValueError, RuntimeError) as error:  # errors of ArrayRecord, a C++ library
         if not any(sign in str(error) for sign in _FULL):
             raise
         raise _unwritable(data_dir, OSError("the disk is full")) from error
@@ -81,14 +81,14 @@ def _unwritable(data_dir: Path, error: Exception) -> UserError:
 
 
 def _remove_what_was_killed(directory: Path) -> None:
-    """Removes the half-written folders of runs that were killed: those that have been left alone for an hour."""
+    """Removes half-written folders of killed runs: those not modified for an hour."""
     for path in directory.parent.glob(f"incomplete.*_{directory.name}"):
         if time.time() - path.stat().st_mtime > _LEFT_ALONE:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_empty(folder: Path, *, until: Path) -> None:
-    """Removes empty folders, from one up to the one in which data sets are kept."""
+    """Removes empty folders, from this one up to `until`."""
     with contextlib.suppress(OSError):  # one is not empty
         while folder != until:
             folder.rmdir()
@@ -97,7 +97,7 @@ def _remove_empty(folder: Path, *, until: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TFDS's warning, a screenful, that a config is not one of the builder's own."""
+    """Suppresses TFDS's long warning about a config that is not one of the builder's own."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

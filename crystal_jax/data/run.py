@@ -1,10 +1,10 @@
-"""Builds a TFDS data set of crystals, once; asked again, it only says where it is.
+"""Builds a TFDS data set of crystals, or prints its directory if it exists already.
 
 Data sets:
   amcsd      measured mineral structures; needs no network (default)
   mp20       MP-20 of CDVAE; downloaded, or from --manual_dir
-  perov5     Perov-5 of CDVAE; likewise
-  carbon24   Carbon-24 of CDVAE; likewise
+  perov5     Perov-5 of CDVAE; downloaded, or from --manual_dir
+  carbon24   Carbon-24 of CDVAE; downloaded, or from --manual_dir
   mp20_open  train, val and test (.csv or .csv.gz) from --manual_dir
   csv        your own: --manual_dir is a CSV table with a column 'cif', a folder of train.csv, val.csv and
              test.csv, or other files of crystals: CIF, POSCAR, extended XYZ, JSON of pymatgen, a folder or a .zip
@@ -12,7 +12,7 @@ Data sets:
              e_above_hull (eV/atom), spacegroup, source, formula (compared with the sites)
 
 Cells of csv crystals are reduced to primitive ones; --noprimitive keeps them. Crystals that a model cannot learn
-(more than 20 atoms, say) are named.
+(for example, with more than 20 atoms) are listed.
 
 Examples:
   crystal-jax prepare
@@ -33,11 +33,11 @@ from crystal_jax.data.unfit import unfit
 from tfds_mp20.mp20_dataset_builder import DATASETS
 from tfds_mp20.user_files import FAIL, SKIP
 
-_SHOWN = 50  # crystals that are named
+_SHOWN = 50  # crystals that are listed
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """Defines this command's flags."""
+    """Defines the flags of `crystal-jax prepare`."""
     flags.DEFINE_enum("dataset", "amcsd", DATASETS, "What to build.", flag_values=flag_values)
     flags.DEFINE_string(
         "manual_dir",
@@ -63,7 +63,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Prepares the data set and prints its directory and the rows of each split."""
+    """Prepares the data set and prints its directory and the number of rows in each split."""
     directory = prepare.prepare(
         flag_values.dataset,
         data_dir=Path(flag_values.data_dir).expanduser(),

@@ -1,4 +1,4 @@
-"""Which crystals of a data set a run sees: a chemistry can be held out, or be all there is."""
+"""Selects the crystals of a data set that a run uses: a chemistry can be held out, or used alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from crystal_jax.text.crystal_text import ELEMENTS
 
 
 def selected(records: Sequence[Record], cfg: DataConfig) -> Sequence[Record]:
-    """The records with at least one element of `cfg.include_elements`, if it names any, and none of `cfg.exclude_elements`.
+    """Returns the records with at least one of `cfg.include_elements`, if given, and none of `cfg.exclude_elements`.
 
     Raises:
-        UserError: there are none.
+        UserError: no record is left.
     """
     if not cfg.exclude_elements and not cfg.include_elements:
         return records

@@ -1,4 +1,4 @@
-"""Names the crystals of a prepared data set that are too large to learn from, or that no text can express."""
+"""Lists the crystals of a prepared data set that are too large to learn from, or that no text can express."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tfds_mp20.user_files import MAX_ATOMS
 
 
 def unfit(directory: Path) -> list[str]:
-    """Returns a line for each crystal that a model of this project cannot learn as it is, with the reason.
+    """Returns a line with the reason for each crystal that a model of this project cannot learn as it is.
 
-    These are crystals of more atoms than samples have, and those that the default text and tokenizer do not express.
-    (Training itself names what its own text, tokenizer and `data.seq_len` leave out.)
+    These are crystals with more atoms than samples may have, and crystals that the default text format and tokenizer
+    cannot express. (Training itself lists what its own text format, tokenizer and `data.seq_len` leave out.)
 
     Raises:
-        UserError: the directory is no prepared data set.
+        UserError: the directory is not a prepared data set.
     """
     task = TaskConfig(infill=0.0, conditions=False, translate=False, order="stored", loss="completion")
     maker = ExampleMaker(load_tokenizer("atom_coordinate"), TextFormat(), task)

@@ -1,1 +1,1 @@
-"""Which elements could replace one in a crystal."""
+"""Ranks the elements that could replace an element of a crystal."""

@@ -1,7 +1,7 @@
-"""Says which elements could take the place of one in a crystal, and how probable a trained model finds each.
+"""Ranks the elements that could replace an element of a crystal by their probability under a trained model.
 
-All atoms of the element are masked, as in training, and every element is scored exactly, not sampled. Writes
-elements.csv, the most probable new crystals as CIF files, and run.json.
+All atoms of the element are masked, as in training. The probability of every element is computed exactly, not estimated
+by sampling. Writes elements.csv, the most probable new crystals as CIF files, and run.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from absl import flags
@@ -19,6 +19,7 @@ from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
 from crystal_jax import arguments
+from crystal_jax.checkpoint.model_flags import ALL_ON_DATA, define_model_flags, mesh_of, step_of
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import OXIDATION_STATES, OxidationTable, load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_invalid_reason
@@ -33,14 +34,8 @@ from crystal_jax.text.prompts import infill_prompt, mask_element
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The command's flags."""
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "A workdir, an exported folder or a released model (crystal-tiny), trained with infilling.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
+    """Defines the flags of the command."""
+    define_model_flags(flag_values)
     flags.DEFINE_string(
         "cif", None, "The crystal: a CIF file, or another file of one crystal.", flag_values=flag_values
     )
@@ -77,7 +72,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Entry of `crystal-jax infill`."""
+    """Runs `crystal-jax infill`."""
     path = infill(
         flag_values.checkpoint,
         cif=Path(flag_values.cif),
@@ -90,7 +85,8 @@ def main(flag_values: flags.FlagValues) -> None:
         radius_tolerance=flag_values.radius_tolerance,
         oxidation_states=flag_values.oxidation_states,
         batch_size=flag_values.batch_size,
-        step=flag_values.step,
+        step=step_of(flag_values),
+        mesh=flag_values.mesh,
     )
     rows = read_rows(path).records()[: flag_values.top_k]
     print("element  probability  uniform swap")
@@ -101,14 +97,15 @@ def main(flag_values: flags.FlagValues) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """An element in the masked place: a row of `elements.csv`.
+    """An element for the masked sites: a row of `elements.csv`.
 
     Attributes:
         symbol: The element.
-        probability: Among the allowed elements, at the temperature asked for; 0 where it is not allowed.
+        probability: Probability among the allowed elements, at the requested temperature; 0 if the element is not
+            allowed.
         log_prob: log p(symbol, EOS | prompt) in nats, at temperature 1, among all texts.
-        allowed: Whether the rules that are asked for admit it.
-        baseline: Probability under the paper's baseline, a uniform draw from what the radius rule admits.
+        allowed: Whether the requested constraints allow the element.
+        baseline: Probability under the paper's baseline, a uniform draw from the elements that the radius rule allows.
     """
 
     symbol: str
@@ -131,27 +128,29 @@ def infill(
     radius_tolerance: float = TOLERANCE,
     oxidation_states: str = "smact14",
     batch_size: int = 32,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
+    mesh: str = ALL_ON_DATA,
 ) -> Path:
-    """Scores every element in the place of one and returns the path of `elements.csv`, the most probable first.
+    """Scores every element as a replacement and returns the path of `elements.csv`, the most probable first.
 
-    Its columns are the attributes of `Proposal`. `cif/` has the given crystal, unrounded, with each of the `top_k`
-    elements in the masked places; the original element keeps its row and gets no file.
+    Its columns are the attributes of `Proposal`. `cif/` holds the given crystal, unrounded, with each of the `top_k`
+    elements on the masked sites; the original element keeps its row and gets no file.
 
     Args:
         checkpoint: A workdir, an exported folder, or the name of a released model; trained with infilling.
-        cif: The crystal. Its sites are sorted where the model was trained so, and not translated.
+        cif: The crystal. Its sites are sorted if the model was trained on sorted sites; they are not translated.
         output: Directory, new or of the same request.
         element: The element to replace; either this or `site` is given.
-        site: A site whose element it is, from 0, as pymatgen reads the file.
-        temperature: p^(1/temperature), normalised over the allowed elements.
-        top_k: How many become CIF files.
-        constraints: Which elements are allowed: `radius`, those that `elements_of_similar_radius` admits; `charge`,
-            those with which the whole composition is valid by the evaluator's rule; or both.
-        radius_tolerance: Of the rule, and of the baseline, in Å.
-        oxidation_states: Its table: smact14 or icsd24.
+        site: Number of a site with the element to replace, from 0, as pymatgen reads the file.
+        temperature: Probabilities are raised to 1/temperature and normalised over the allowed elements.
+        top_k: Number of elements that are written as CIF files.
+        constraints: Constraints on the elements: `radius` allows those that `elements_of_similar_radius` returns;
+            `charge` allows those with which the whole composition is valid by the evaluator's rule.
+        radius_tolerance: Tolerance of the radius rule, and of the baseline, in Å.
+        oxidation_states: Table for the constraint `charge`: smact14 or icsd24.
         batch_size: Elements scored side by side.
-        step: A checkpoint's step; the last by default.
+        step: Step of the checkpoint, or "best"; the last one by default.
+        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the results.
 
     Raises:
         UserError: no such checkpoint, crystal or site, a model trained without infilling, an impossible setting, or an
@@ -177,13 +176,11 @@ def infill(
         allowed &= _balanced(crystal, symbol, load_oxidation_table(oxidation_states))
         if not allowed:
             raise UserError(f"charges balance with no allowed element for {symbol}; leave out --constraints=charge")
-    # Late, so that --help and bad flags answer at once.
+    # Imported late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint.models import describe, load_for_inference
     from crystal_jax.checkpoint.pretrained import locate
-    from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
     from crystal_jax.score.likelihood import Likelihood
-    from crystal_jax.sharding import make_mesh
     from crystal_jax.text.tokenizer import load_tokenizer
 
     experiment = describe(checkpoint)
@@ -198,9 +195,9 @@ def infill(
         tokenizer.encode(prompt)
     except ValueError as error:
         raise UserError(f"{cif}: {error}") from error
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    trained = load_for_inference(checkpoint, mesh, step=step)
-    likelihood = Likelihood(trained, tokenizer, mesh, prompt=prompt, batch_size=batch_size)
+    devices = mesh_of(mesh)
+    trained = load_for_inference(checkpoint, devices, step=step)
+    likelihood = Likelihood(trained, tokenizer, devices, prompt=prompt, batch_size=batch_size)
     spellings = _spellings(likelihood.encode)
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
@@ -234,16 +231,16 @@ def infill(
 def propose(
     log_probs: Mapping[str, float], admitted: Sequence[str], rules_allow: Collection[str], *, temperature: float
 ) -> list[Proposal]:
-    """Turns the log-probabilities of elements into rows, the most probable first.
+    """Returns a row for each element, the most probable first.
 
     Args:
-        log_probs: Element symbol to log p(symbol, EOS | prompt).
-        admitted: What the radius rule admits: the baseline draws from these.
-        rules_allow: The elements that the rules asked for admit.
+        log_probs: log p(symbol, EOS | prompt) of each element symbol.
+        admitted: Elements that the radius rule allows; the baseline draws from these.
+        rules_allow: Elements that the requested constraints allow.
         temperature: See `infill`.
 
     Raises:
-        UserError: nothing is allowed.
+        UserError: no element is allowed.
     """
     allowed = {symbol: symbol in rules_allow for symbol in log_probs}
     if not any(allowed.values()):
@@ -265,7 +262,7 @@ def propose(
 
 
 def _balanced(crystal: Crystal, original: str, table: OxidationTable) -> set[str]:
-    """The elements that keep the composition valid in the place of the original one."""
+    """Returns the elements that keep the composition valid if they replace the original one."""
 
     def composition(symbol: str) -> Composition:
         return Composition(Counter(symbol if each == original else each for each in crystal.symbols))
@@ -274,7 +271,7 @@ def _balanced(crystal: Crystal, original: str, table: OxidationTable) -> set[str
 
 
 def _read(cif: Path) -> tuple[Crystal, str]:
-    """The crystal of a file, and its CIF."""
+    """Returns the crystal in a file, and its CIF."""
     entries = read_entries(cif)
     if len(entries) != 1:
         raise UserError(f"{cif} holds {len(entries)} crystals; give a file of one")
@@ -285,7 +282,7 @@ def _read(cif: Path) -> tuple[Crystal, str]:
 
 
 def _asked(crystal: Crystal, element: str | None, site: int | None) -> str:
-    """The element to replace."""
+    """Returns the element to replace."""
     if (element is None) == (site is None):
         raise UserError("say what to replace: either --element=Fe or --site=0")
     if element is not None:
@@ -298,12 +295,12 @@ def _asked(crystal: Crystal, element: str | None, site: int | None) -> str:
 
 
 def _spellings(encode: Callable[[str], list[int]]) -> dict[str, list[int]]:
-    """The ids of every element that the tokenizer can spell."""
+    """Returns the token ids of every element that the tokenizer can spell."""
     spellings = {}
     for symbol in ELEMENTS:
         try:
             spellings[symbol] = encode(symbol)
-        except ValueError:  # outside of a compact vocabulary
+        except ValueError:  # not in a compact vocabulary
             continue
     return spellings
 

@@ -1,1 +1,1 @@
-"""LLaMA-2 and its adapters."""
+"""Transformer models (LLaMA-2, GPT-2), LoRA adapters, quantisation and KV caches."""

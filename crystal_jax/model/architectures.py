@@ -1,4 +1,4 @@
-"""The configuration of a model → the model."""
+"""Builds a model from its configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_model(
     *,
     rngs: nnx.Rngs,
 ) -> Transformer:
-    """A model with weights drawn from `rngs`, of the architecture whose configuration is given."""
+    """Returns a model of the configured architecture, with weights drawn from `rngs`."""
     if isinstance(cfg, Gpt2Config):
         return Gpt2(cfg, lora, execution, quantization, rngs=rngs)
     return Llama(cfg, lora, execution, quantization, rngs=rngs)

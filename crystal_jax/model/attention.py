@@ -1,4 +1,4 @@
-"""Softmax attention with its gradient written out."""
+"""Softmax attention, with an explicit gradient for training."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def attend(
     values: Float[Array, "b k s h"],
     mask: Bool[Array, "#b 1 t s"],
 ) -> Float[Array, "b t n h"]:
-    """Softmax attention; the g = n/k query heads of a group share a key head, and nothing is repeated in memory.
+    """Returns softmax attention of queries over keys and values.
 
-    Each query must see at least one key.
+    The g = n/k query heads of a group share one key head, which is not repeated in memory. Each query must see at least
+    one key.
     """
     return _ungroup(_mix(_group(q, keys.shape[1]), keys, values, mask[:, :, None]))
 
@@ -30,10 +31,13 @@ def attend_cached(
     values: Float[Array, "b k s h"] | QuantizedKV,
     mask: Bool[Array, "b 1 t s"],
 ) -> Float[Array, "b t n h"]:
-    """As `attend`, with the keys' positions last, as a layer's cache has them on CPU; it has no gradient of its own."""
+    """Returns attention over a layer's cache on CPU, where keys have their positions last; it has no explicit gradient.
+
+    `mask` is as in `attend`.
+    """
     q = _group(q, jax.tree.leaves(keys)[0].shape[1])
     b, k, g, t, h = q.shape
-    # The g heads of a group and the t tokens are the rows of one product.
+    # The g heads of a group and the t tokens form the rows of one matrix product.
     scores = _scores("bkqh,bkhs->bkqs", q.reshape(b, k, g * t, h), keys)
     scores = jnp.where(mask[:, :, None], scores.reshape(b, k, g, t, -1), -jnp.inf).reshape(scores.shape)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -51,15 +55,15 @@ def attend_positions(
     *,
     fused: bool,
 ) -> Float[Array, "b t n h"]:
-    """As `attend`, with the axes of a GPU's cache; it has no gradient of its own.
+    """Returns attention over a layer's cache on GPU; it has no explicit gradient.
 
     Args:
-        q: Queries of new tokens.
-        keys: What is cached, the new tokens included.
-        values: As `keys`.
-        mask: Which positions each token sees; none from `length` on.
-        length: Positions that any token of a row sees: the fused kernel reads no more.
-        fused: Attend by cuDNN's kernel, if it can (`fits_cudnn`).
+        q: Queries of the new tokens.
+        keys: Cached keys, those of the new tokens included.
+        values: Cached values, those of the new tokens included.
+        mask: Positions that each token sees; none from `length` on.
+        length: Positions that any token of a row sees; the fused kernel reads no more.
+        fused: Use cuDNN's kernel, if it supports these queries (`fits_cudnn`).
     """
     if isinstance(keys, QuantizedKV) and isinstance(values, QuantizedKV):
         return _attend_coded(q, keys, values, mask)
@@ -72,7 +76,7 @@ def attend_positions(
 def _attend_coded(
     q: Float[Array, "b t n h"], keys: QuantizedKV, values: QuantizedKV, mask: Bool[Array, "b 1 t s"]
 ) -> Float[Array, "b t n h"]:
-    """As `attend_positions`, over codes [b, s, k, h] with scales [b, s, k]."""
+    """Returns the attention of `attend_positions` over 8-bit codes [b, s, k, h] with scales [b, s, k]."""
     q = _group(q, keys.codes.shape[2])
     keys, values = (part._replace(scales=part.scales.swapaxes(1, 2)) for part in (keys, values))
     scores = jnp.where(mask[:, :, None], _scores("bkgth,bskh->bkgts", q, keys), -jnp.inf)
@@ -84,24 +88,25 @@ def _attend_coded(
 def attend_packed(
     q: Float[Array, "b t n h"], k: Float[Array, "b t k h"], v: Float[Array, "b t k h"], mask: Bool[Array, "b 1 t t"]
 ) -> Float[Array, "b t n h"]:
-    """As `attend`, of packed rows by cuDNN's kernel and its gradient; `mask` is causal.
+    """Returns causal attention within packed rows, by cuDNN's kernel and its gradient.
 
-    The [t, t] weights never leave the chip. Attention between the crystals of a row is masked, not skipped.
+    The [t, t] weights are never written to GPU memory. Attention between the crystals of a row is masked, not skipped.
+    `mask` must be causal.
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
 
 
 def fits_cudnn(q: Float[Array, "b t n h"]) -> bool:
-    """Whether cuDNN's attention takes queries of this type and size (jax._src.cudnn: H <= 128 before Hopper)."""
+    """Whether cuDNN's attention supports this dtype and head dimension (jax._src.cudnn: H <= 128 before Hopper)."""
     return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 class Past(NamedTuple):
-    """What was read before.
+    """The cached keys and values of earlier tokens.
 
     Attributes:
-        keys, values: Of any positions; `QuantizedKV`, they are rounded.
-        filled: Which of them are to be attended to.
+        keys, values: Keys and values of the cached positions, possibly in 8 bits (`QuantizedKV`).
+        filled: Positions to attend to.
     """
 
     keys: Float[Array, "b k s h"] | QuantizedKV
@@ -116,7 +121,10 @@ def attend_after(
     values: Float[Array, "b k t h"],
     mask: Bool[Array, "#b 1 t t"],
 ) -> Float[Array, "b t n h"]:
-    """As `attend`, over the past and the keys given: one softmax over both, without an array that holds both."""
+    """Returns attention over the past and over the keys given.
+
+    One softmax covers both parts, without an array that holds both.
+    """
     q = _group(q, keys.shape[1])
     parts: tuple[Any, ...] = ((past.keys, past.values, past.filled), (keys, values, mask))
     scores = [jnp.where(mask[:, :, None], _scores("bkgth,bksh->bkgts", q, k), -jnp.inf) for k, _, mask in parts]
@@ -130,7 +138,7 @@ def attend_after(
 
 
 def _scores(axes: str, q: Array, keys: Array | QuantizedKV) -> Float[Array, "b k ... s"]:
-    """Products of queries and keys; coded ones are multiplied as codes, and the result by their scales."""
+    """Returns products of queries and keys; codes are multiplied as they are, and the products by their scales."""
     if not isinstance(keys, QuantizedKV):
         return jnp.einsum(axes, q, keys, preferred_element_type=jnp.float32)
     scores = jnp.einsum(axes, q, keys.codes.astype(q.dtype), preferred_element_type=jnp.float32)
@@ -138,14 +146,14 @@ def _scores(axes: str, q: Array, keys: Array | QuantizedKV) -> Float[Array, "b k
 
 
 def _mixture(axes: str, weights: Array, values: Array | QuantizedKV, dtype: jnp.dtype) -> Float[Array, "b k ... h"]:
-    """Values mixed by weights; where they are coded, the weights take their scales along."""
+    """Returns values summed with weights; the scales of coded values are multiplied into the weights."""
     if isinstance(values, QuantizedKV):
         weights, values = weights * _expand_scales(values.scales, weights), values.codes
     return jnp.einsum(axes, weights.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def _expand_scales(scales: Float[Array, "b k s"], of: Array) -> Array:
-    """Scales, broadcast to [b, k, ..., s]."""
+    """Returns scales broadcast to [b, k, ..., s]."""
     return scales.reshape(*scales.shape[:2], *(1,) * (of.ndim - 3), -1)
 
 
@@ -166,11 +174,11 @@ def _mix(
     values: Float[Array, "b k s h"],
     mask: Bool[Array, "#b 1 1 t s"],
 ) -> Float[Array, "b k g t h"]:
-    """softmax(q · keys) · values, over the keys that the mask lets through.
+    """Returns softmax(q · keys) · values, over the keys that the mask allows.
 
-    The gradient is FlashAttention's (Dao et al., arXiv:2205.14135, algorithm 4) without its tiles: of the [t, s] arrays
-    only the weights are kept, and each is passed over once. Differentiated by JAX, the same formula takes twice the
-    time on CPU.
+    The gradient is FlashAttention's (Dao et al., arXiv:2205.14135, algorithm 4) without tiling: of the [t, s] arrays,
+    only the weights are stored, and each array is read once. With JAX's automatic gradient, the same formula takes
+    twice the time on CPU.
     """
     return _forward(q, keys, values, mask)[0]
 
@@ -181,7 +189,7 @@ def _forward(q: Array, keys: Array, values: Array, mask: Array) -> tuple[Array, 
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
     weights = weights.astype(values.dtype)
-    # Divided after the values are mixed: [t, h] is smaller than [t, s].
+    # The division comes after the product with the values: [t, h] is smaller than [t, s].
     mixed = jnp.einsum("bkgts,bksh->bkgth", weights, values, preferred_element_type=jnp.float32) / total
     mixed = mixed.astype(q.dtype)
     return mixed, (q, keys, values, weights, total, mixed)
@@ -190,7 +198,7 @@ def _forward(q: Array, keys: Array, values: Array, mask: Array) -> tuple[Array, 
 def _backward(residuals: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None]:
     q, keys, values, weights, total, mixed = residuals
     wide = gradient / total
-    # What each weight's gradient loses through the sum that it is divided by.
+    # The term of each weight's gradient that comes from the normalisation.
     shared = (wide * mixed).sum(axis=-1, keepdims=True)
     narrow = wide.astype(values.dtype)
     d_values = jnp.einsum("bkgts,bkgth->bksh", weights, narrow)

@@ -1,4 +1,4 @@
-"""The memory that a frozen base takes, known before any of it exists."""
+"""The memory of a frozen base model, computed from its configuration alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crystal_jax.model.lora import split
 
 
 def abstract_base(cfg: ModelConfig, quantization: QuantizationConfig) -> nnx.State:
-    """Shapes and types of the parameters that are frozen under adapters; nothing is computed."""
+    """Returns shapes and dtypes of the parameters that adapters leave frozen; no array is created."""
     lora = LoraConfig(rank=1, alpha=1.0, targets=("q",))
     execution = ExecutionConfig(scan_layers=True, remat=True)
     model = nnx.eval_shape(lambda: make_model(cfg, lora, execution, quantization, rngs=nnx.Rngs(0)))
@@ -21,5 +21,5 @@ def abstract_base(cfg: ModelConfig, quantization: QuantizationConfig) -> nnx.Sta
 
 
 def gigabytes(state: nnx.State) -> float:
-    """Size of a state in memory, in units of 10⁹ bytes; works on abstract ones too."""
+    """Returns the size of a state in memory, in units of 10⁹ bytes; the state may be abstract."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 1e9

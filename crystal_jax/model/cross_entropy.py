@@ -1,4 +1,4 @@
-"""Cross-entropy of the places that count, without the logits of all places in memory at once."""
+"""Cross-entropy of the positions with nonzero weight, without the logits of all positions in memory at once."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ def chunked_cross_entropy(
     *,
     chunk: int,
 ) -> Float[Array, ""]:
-    """Weighted cross-entropy in nats, summed, of the logits `x · head`.
+    """Returns the weighted sum of the cross-entropy, in nats, of the logits `x · head`.
 
-    Each row's places are sorted, those that count first, and looked at in chunks; a chunk in which nothing counts, in
-    any row, costs nothing. Prompts and padding are most of a row of LLaMA-2's tokens, and the output projection is most
-    of the arithmetic of a small model with its vocabulary. Rows stay where they are, so nothing moves between devices.
+    The positions of each row are sorted, those with nonzero weight first, and processed in chunks; a chunk whose
+    weights are zero in all rows is skipped. Prompts and padding are most of a row of LLaMA-2's tokens, and with its
+    vocabulary, the output projection is most of the arithmetic of a small model. Sorting is within rows, so no data
+    moves between devices.
 
     Args:
         x: Hidden states after the last norm.
-        head: The output projection; taken in x's type, the logits are float32.
+        head: Output projection; it is cast to x's dtype, and the logits are float32.
         targets: Token ids.
-        weights: 0 where a target does not count.
-        chunk: Places of a row that are looked at together; it divides t.
+        weights: Weight of each target; 0 excludes it.
+        chunk: Positions of a row that are processed together; it divides t.
 
     Raises:
         ValueError: `chunk` does not divide t.
@@ -48,7 +49,7 @@ def _total(chunk: int, x: Array, head: Array, targets: Array, weights: Array) ->
 def _pass(
     chunk: int, x: Array, head: Array, targets: Array, weights: Array, *, gradients: bool, of_head: bool
 ) -> tuple[Array, Array | None, Array | None]:
-    """The loss and, in the same pass over the logits, its gradients: recomputing them would cost a product more."""
+    """Returns the loss and its gradients from one pass over the logits; recomputing them would cost another product."""
     b, t, d = x.shape
     order = jnp.argsort(weights == 0, axis=1, stable=True)
 

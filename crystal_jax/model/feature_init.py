@@ -1,4 +1,4 @@
-"""An embedding that knows, before training, which tokens are alike."""
+"""Initialises embeddings from features, so that tokens with similar features start with similar embeddings."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from jaxtyping import Array, Float, Key
 def feature_init(
     embedding: Float[Array, "v d"], features: Float[np.ndarray, "n f"], share: float, key: Key[Array, ""]
 ) -> Float[Array, "v d"]:
-    """Puts a random projection of the features in place of a share of the variance of an embedding just drawn.
+    """Returns an embedding in which a random projection of the features provides a share of the variance.
 
-    Inner products survive a random projection (Johnson & Lindenstrauss, 1984), so tokens are alike as far as their
-    features are. Tokens without features, whose rows are zero, stay as they are drawn.
+    A random projection preserves inner products (Johnson & Lindenstrauss, 1984), so embeddings are as similar as the
+    features of their tokens. Tokens without features, whose rows are zero, keep their initial embedding.
 
     Args:
-        embedding: Independent numbers, of one variance.
-        features: Of the first n tokens, in rows of mean square 1 or of zeros; tokens after them have none.
-        share: Between 0 and 1.
-        key: Of the projection.
+        embedding: The initial embedding: independent random numbers of one variance.
+        features: Features of the first n tokens, in rows of mean square 1 or of zeros; later tokens have none.
+        share: Share of the variance, between 0 and 1.
+        key: Random key of the projection.
     """
     features = np.pad(features, ((0, len(embedding) - len(features)), (0, 0)))
     scale = jnp.std(embedding) * features.shape[1] ** -0.5

@@ -1,6 +1,6 @@
 """GPT-2 in Flax NNX (Radford et al., 2019): learned positions, layer norms, GELU, biases, tied embedding.
 
-Axis letters as in model/layers.py. GPT-2's dropout is left out, as it is from LLaMA-2: only adapters have any.
+Axis letters are those of model/layers.py. Of GPT-2's kinds of dropout, only `resid_pdrop` exists (`Dropout.rate`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from crystal_jax.model.transformer import Attention, Transformer
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean x) / √(var x + ε) · scale + bias, in float32 whatever the model computes in (Ba et al., 2016)."""
+    """Layer norm, (x - mean x) / √(var x + ε) · scale + bias, in float32 for any model dtype (Ba et al., 2016)."""
 
     def __init__(self, cfg: Gpt2Config, lora: LoraConfig):
         self.eps = cfg.norm_eps
@@ -40,7 +40,7 @@ class LayerNorm(nnx.Module):
 
 
 class Gpt2Block(nnx.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+    """A decoder block: attention and MLP, each with a norm before it and a residual connection."""
 
     def __init__(
         self, cfg: Gpt2Config, lora: LoraConfig, quantization: QuantizationConfig, *, flat: bool, rngs: nnx.Rngs
@@ -65,7 +65,7 @@ class Gpt2Block(nnx.Module):
         attention: Attention,
         dropout: Dropout | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Any, Any]]:
-        """The new x, and the keys and values that `attention` gives out."""
+        """Returns the new x, and the keys and values that `attention` returns for the cache."""
         project = projecting(self, dropout)
         y = self.attn_norm(x)
         mixed, kept = attention(project("q", y), project("k", y), project("v", y))
@@ -75,7 +75,7 @@ class Gpt2Block(nnx.Module):
 
 
 class Gpt2(Transformer):
-    """GPT-2: positions are vectors that are added to those of the tokens."""
+    """GPT-2, with learned position embeddings that are added to the token embeddings."""
 
     block, norm = Gpt2Block, LayerNorm
     cfg: Gpt2Config
@@ -95,7 +95,7 @@ class Gpt2(Transformer):
         self.position_embedding = nnx.Param(init(rngs.params(), (cfg.num_positions, cfg.embed_dim), param_dtype))
 
     def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """The sum of the two embeddings; positions beyond the last, which only padding has, are read as the last."""
+        """Returns the sum of both embeddings; positions beyond the last, which only padding has, are clipped."""
         places = self.position_embedding[...].at[positions].get(mode="clip")
         return super()._embed(tokens, positions) + places.astype(self.cfg.dtype)
 

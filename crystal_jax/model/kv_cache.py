@@ -1,4 +1,4 @@
-"""The keys and values of what a model has read.
+"""The KV cache: keys and values of the tokens that a model has read.
 
 Axis letters: l layer, b batch, k key/value heads, s cached position, t new position, h head dimension.
 """
@@ -23,15 +23,15 @@ AXES: dict[Layout, tuple[str, str]] = {
     "position_major": ("bskh", "bskh"),
 }
 
-_LARGEST = 127  # -128 stays unused: a number and its negative get opposite codes
+_LARGEST = 127  # -128 is unused, so that a number and its negative have opposite codes
 
 
 class QuantizedKV(NamedTuple):
-    """Keys or values in 8 bits: a head's numbers at a position are codes in steps of one scale, of their largest.
+    """Keys or values in 8 bits: a head's numbers at one position share a scale, set by the largest of them.
 
     Attributes:
-        codes: With the axes of what they stand for.
-        scales: Without its axis h.
+        codes: Integers, with the axes of the original array.
+        scales: Steps of the codes, with these axes except h.
     """
 
     codes: Int8[Array, " ..."]
@@ -39,7 +39,7 @@ class QuantizedKV(NamedTuple):
 
 
 def quantize_kv(wide: Float[Array, " ..."], *, axis: int = -1) -> QuantizedKV:
-    """Rounds keys or values, whose h is the given axis."""
+    """Quantises keys or values to 8 bits; `axis` is h."""
     wide = wide.astype(jnp.float32)
     largest = jnp.abs(wide).max(axis=axis)
     scales = jnp.where(largest == 0, 1, largest) / _LARGEST
@@ -47,34 +47,33 @@ def quantize_kv(wide: Float[Array, " ..."], *, axis: int = -1) -> QuantizedKV:
 
 
 def dequantize_kv(coded: QuantizedKV, dtype: jnp.dtype | str, *, axis: int = -1) -> Float[Array, " ..."]:
-    """What `quantize_kv` rounded."""
+    """Returns the keys or values that the codes stand for."""
     return (coded.codes * jnp.expand_dims(coded.scales, axis)).astype(dtype)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "length"], meta_fields=["layout"])
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of the positions read so far (a KV cache), in the layout that the device reads fastest.
+    """A KV cache: keys and values of the positions read so far, in the layout that the device reads fastest.
 
-    head_major      For CPUs. One array a layer; heads stand before positions, so that a decode step reads each head's
-                    keys in one piece: five times faster there than with a layer axis in front. The keys' positions
-                    are last: the scores of several new tokens are then a product whose right side lies as XLA's
-                    products on CPU want it, in a third of the time.
+    head_major      For CPUs. One array per layer, with heads before positions, so that a decode step reads each head's
+                    keys as one block: five times faster there than with a leading layer axis. Keys are stored [heads,
+                    dim, position], so that Q·K of several new tokens needs no transpose: a third of the time.
     stacked         For TPUs. One array for all layers: the layers are a loop, and what a loop reads and writes must be
                     one array.
-    position_major  For GPUs. One array a layer, with the axes that cuDNN's attention reads; new positions are written
-                    in one piece.
+    position_major  For GPUs. One array per layer, with the axes that cuDNN's attention reads; new positions are written
+                    as one block.
 
-    Each row has its own length, so that rows at different places of different texts are read side by side.
+    Each row has its own length, so that sequences of different lengths are decoded side by side.
 
     Attributes:
-        keys: num_layers arrays, or one where they are stacked, with the axes of `AXES`; each may be `QuantizedKV`.
-        values: As `keys`; coded where keys are. What stands beyond a row's length is never attended to.
-        length: Positions filled in each row, [b].
-        layout: One of the three.
+        keys: num_layers arrays, or one if they are stacked, with the axes of `AXES`; each may be `QuantizedKV`.
+        values: As `keys`, and in 8 bits if keys are. Attention masks positions beyond a row's length.
+        length: Number of filled positions in each row, [b].
+        layout: One of the three layouts.
     """
 
-    # JAX rebuilds it with shapes, shardings or axes in place of arrays, so their types cannot be stated.
+    # Typed as Any: JAX rebuilds the class with shapes, shardings or axes in place of arrays.
     keys: Any
     values: Any
     length: Any
@@ -87,27 +86,27 @@ class Cache:
 
     @property
     def coded(self) -> bool:
-        """Whether it is in 8 bits."""
+        """Whether keys and values are in 8 bits."""
         return isinstance(self.keys if self.stacked else self.keys[0], QuantizedKV)
 
     @property
     def capacity(self) -> int:
-        """Positions that a row has room for."""
+        """Returns the number of positions that a row has room for."""
         return jax.tree.leaves(self.values)[0].shape[AXES[self.layout][1].index("s")]
 
     def replace(self, **changes: Any) -> Cache:
-        """A copy with other fields."""
+        """Returns a copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 
     def axes(self, name: Literal["s", "b"]) -> tuple[Any, Any]:
-        """Where each array of keys and of values has the axis of positions (s) or rows (b)."""
+        """Returns, for each array of keys and values, the number of its axis of positions (s) or rows (b)."""
         return tuple(
             _axes(part, axes, name) for part, axes in zip((self.keys, self.values), AXES[self.layout], strict=True)
         )
 
 
 def _axes(part: Any, axes: str, name: str) -> Any:
-    """The place of an axis in each array; scales lack h."""
+    """Returns the number of an axis in each array; scales lack h."""
     scales = axes.replace("h", "").index(name)
 
     def of(array: Any) -> Any:
@@ -121,14 +120,14 @@ def _is_coded(part: Any) -> bool:
 
 
 def arrange(x: Float[Array, "b t k h"], axes: str) -> Array:
-    """New keys or values of a layer, with the axes of a cache's."""
+    """Returns new keys or values of a layer with the axes of the cache."""
     return jnp.einsum(f"bskh->{axes}", x)
 
 
 def empty_cache(
     cfg: ModelConfig, *, batch: int, capacity: int, layout: Layout = "head_major", coded: bool = False
 ) -> Cache:
-    """A cache for `capacity` positions of `batch` rows; `coded`, it takes half the memory of bfloat16."""
+    """Returns an empty cache of `capacity` positions in `batch` rows; `coded` takes half the memory of bfloat16."""
     size = {"l": cfg.num_layers, "b": batch, "k": cfg.num_kv_heads, "s": capacity, "h": cfg.head_dim}
 
     def blank(axes: str) -> Any:
@@ -142,7 +141,7 @@ def empty_cache(
 
 
 def _encode_all(cache: Cache) -> Cache:
-    """A cache whose keys and values are rounded."""
+    """Returns the cache with keys and values in 8 bits."""
     keys, values = (
         jax.tree.map(functools.partial(quantize_kv, axis=axes.index("h")), part)
         for part, axes in zip((cache.keys, cache.values), AXES[cache.layout], strict=True)
@@ -151,9 +150,9 @@ def _encode_all(cache: Cache) -> Cache:
 
 
 def append(cache: Cache, keys: Any, values: Any, count: Int[Array, " b"]) -> Cache:
-    """Writes t new keys and values of all layers behind those of each row; the first `count` are its own from then on.
+    """Writes t new keys and values of all layers after those of each row; the first `count` of them become valid.
 
-    The cache is stacked; keys and values are [l, b, k, t, h], coded where it is.
+    The cache must be stacked. Keys and values are [l, b, k, t, h], in 8 bits if the cache is.
     """
     old, new = (cache.keys, cache.values), (keys, values)
     all_keys, all_values = _write(old, new, cache.length, cache.layout)
@@ -167,7 +166,7 @@ def append_layer(
     length: Int[Array, " b"],
     layout: Layout,
 ) -> tuple[Any, Any]:
-    """As `append`, of one layer's own keys and values, which it codes where the past is coded."""
+    """Writes new keys and values of one layer after those of each row, in 8 bits if the layer's past is."""
     new: tuple[Any, ...] = tuple(arrange(x, axes) for x, axes in zip((keys, values), AXES[layout], strict=True))
     if _is_coded(past[0]):
         new = tuple(quantize_kv(x, axis=axes.index("h")) for x, axes in zip(new, AXES[layout], strict=True))
@@ -175,7 +174,7 @@ def append_layer(
 
 
 def _write(old: Any, new: Any, length: Array, layout: Layout) -> Any:
-    """Puts new positions behind the `length` that each row has, each device its own rows."""
+    """Writes new positions after the `length` of each row; each device writes its own rows."""
     held = cache_spec(layout)
     rows = AXES[layout][0].index("b")
     axes = tuple(_axes(part, names, "s") for part, names in zip(old, AXES[layout], strict=True))
@@ -194,21 +193,21 @@ def _write(old: Any, new: Any, length: Array, layout: Layout) -> Any:
         def one_row(old: Any, row: Array) -> tuple[Any, None]:
             return jax.tree.map(lambda old, new, axis: put(old, new, axis, row), old, new, axes), None
 
-        if layout == "position_major":  # one scatter: on a GPU, a loop over rows is a launch of a kernel for each
+        if layout == "position_major":  # one scatter: on a GPU, a loop over rows would launch a kernel for each of them
             return jax.tree.map(put_all, old, new, axes)
-        # Row by row: a slice of one row is written in place. The scatter that would write all rows at once is slow on
-        # CPU, and a TPU's copies the whole cache where the heads of a device do not fill its tiles. Counted by the loop
-        # itself, the rows make libtpu 0.0.42 take the loop for one that writes all of the cache, and fail.
+        # Row by row: a slice of one row is written in place. One scatter for all rows is slow on CPU; on TPU, it copies
+        # the whole cache if the heads of a device do not fill the hardware's tiles. Row numbers are a scanned input:
+        # with the loop's own counter, libtpu 0.0.42 mistakes the loop for one that writes the whole cache, and fails.
         return jax.lax.scan(one_row, old, jnp.arange(start.shape[0]))[0]
 
     return on_each_device(write, in_specs=(held, held, BATCH), out_specs=held)(old, new, length)
 
 
 def put_rows(cache: Cache, other: Cache, source: Int[Array, " b"]) -> Cache:
-    """Replaces each row whose `source` is not -1 by that row of `other`, which has no more capacity.
+    """Replaces each row whose `source` is not -1 by row `source` of `other`, whose capacity must not be larger.
 
-    A pass over `other`'s part of the cache; what stands beyond it is overwritten as the row grows. Where the cache is
-    coded, `other` is rounded.
+    It writes only as many positions as `other` has; entries beyond a row's length are overwritten as the row grows. If
+    the cache is in 8 bits, `other` is quantised.
     """
     if cache.coded and not other.coded:
         other = _encode_all(other)
@@ -230,7 +229,7 @@ def put_rows(cache: Cache, other: Cache, source: Int[Array, " b"]) -> Cache:
 
 
 def resize(cache: Cache, kept: Int[Array, " c"], *, capacity: int) -> Cache:
-    """The rows `kept`, with another capacity, which must hold them."""
+    """Returns the rows `kept` with another capacity, which must hold their sequences."""
 
     def fit(leaf: Array, positions: int, rows: int) -> Array:
         leaf = jnp.take(jax.lax.slice_in_dim(leaf, 0, min(capacity, cache.capacity), axis=positions), kept, axis=rows)

@@ -1,4 +1,4 @@
-"""The parts that blocks are made of: projections with LoRA factors beside the kernels they adapt, and LLaMA-2's norm.
+"""Layers of the blocks: projections with optional LoRA adapters, dropout, and LLaMA-2's RMSNorm.
 
 Axis letters: b batch, t query position, s key position, d embedding, n query heads, k key/value heads, h head
 dimension, f hidden layer of the MLP, v vocabulary, r LoRA rank.
@@ -21,11 +21,13 @@ from crystal_jax.model.quantize import Quantized, dequantize, quantize
 
 
 class Dropout(NamedTuple):
-    """What a training step drops (Srivastava et al., 2014); equal keys drop the same, however layers are computed.
+    """The dropout of a training step (Srivastava et al., 2014).
+
+    Equal keys drop equal elements, whether the layers are scanned or unrolled.
 
     Attributes:
-        key: Decides which elements.
-        rate: Share of what a block adds to the residual stream. What adapters drop, `LoraConfig.dropout` says.
+        key: Random key that selects the dropped elements.
+        rate: Dropout rate of what a block adds to the residual stream. The rate of adapters is `LoraConfig.dropout`.
     """
 
     key: Array
@@ -33,9 +35,9 @@ class Dropout(NamedTuple):
 
 
 class Projection(nnx.Module):
-    """`einsum(equation, x, kernel)`, plus `α/r · (x A) B` where the projection has an adapter.
+    """A linear projection, `einsum(equation, x, kernel)`, plus `α/r · (x A) B` if it has a LoRA adapter.
 
-    A quantised kernel is kept as `codes` and `scales`. A `biased` projection adds a vector of its own.
+    A quantised kernel is stored as `codes` and `scales`. A `biased` projection adds a bias vector.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Projection(nnx.Module):
         rngs: nnx.Rngs,
     ):
         x, kernel, y = re.split(",|->", equation)
-        ins = "".join(axis for axis in kernel if axis in x)  # contracted; they stand first in `kernel`
+        ins = "".join(axis for axis in kernel if axis in x)  # contracted axes; they come first in `kernel`
         outs = kernel.removeprefix(ins)
         size = {
             "d": cfg.embed_dim,
@@ -64,9 +66,9 @@ class Projection(nnx.Module):
         fan_in = math.prod(shape_in)
         self.equation, self.flat = equation, flat
         self.dtype = jnp.dtype(cfg.dtype)
-        # A frozen base is kept in the type it computes in; trained weights need float32's small updates.
+        # A frozen base is stored in its computing dtype; trained weights need float32 for small updates.
         param_dtype = self.dtype if lora.rank else jnp.float32
-        # What is added to the residual stream starts smaller, by the number of additions (GPT-2's rule).
+        # Projections that add to the residual stream start smaller, by the number of additions (GPT-2's rule).
         self.adds = outs == "d"
         damping = (2 * cfg.num_layers) ** -0.5 if self.adds else 1.0
         init = nnx.initializers.truncated_normal(damping * fan_in**-0.5)
@@ -81,7 +83,7 @@ class Projection(nnx.Module):
             self.bias = nnx.Param(jnp.zeros(shape_out, param_dtype))
         self.adapted = adapted and lora.rank > 0
         if self.adapted:
-            # As PEFT does: A uniform within ±1/√fan_in, B zero, so that training starts from the base model.
+            # As in PEFT: A is uniform within ±1/√fan_in and B is zero, so that training starts from the base model.
             bound = fan_in**-0.5
             init_a = jax.random.uniform(rngs.params(), (*shape_in, lora.rank), minval=-bound, maxval=bound)
             self.lora_a = nnx.LoRAParam(init_a)
@@ -90,7 +92,7 @@ class Projection(nnx.Module):
             self.scale, self.dropout = lora.scale, lora.dropout
 
     def __call__(self, x: Array, dropout: Dropout | None = None) -> Array:
-        """The projection of x; while training, the adapter sees x after dropout."""
+        """Returns the projection of x; in training, the adapter's input passes through dropout."""
         y = self._base_product(x)
         if self.biased:
             y += self.bias[...].astype(self.dtype)
@@ -111,26 +113,27 @@ class Projection(nnx.Module):
             kernel = dequantize(packed, self.quantization, inputs=self.inputs, dtype=self.dtype)
             return self._product(self.equation, x, kernel)
 
-        # The gradient of x needs the kernel again. Without the checkpoint its wide copy would be kept until then, of
-        # all layers at once, and nothing were saved. CSE must not undo this, and within a scan it cannot.
+        # The gradient of x needs the kernel again. Without the checkpoint, the dequantised kernels of all layers would
+        # be kept until then, and quantisation would save no memory. CSE must not undo the recomputation; within a scan
+        # it cannot.
         recomputed = jax.checkpoint(product, prevent_cse=self.flat)
         return recomputed(x, Quantized(self.codes[...], self.scales[...]))
 
     def _product(self, equation: str, x: Array, kernel: Array) -> Array:
-        """`einsum(equation, x, kernel)`; when `flat`, as a product of two matrices.
+        """Returns `einsum(equation, x, kernel)`; when `flat`, computed as a product of two matrices.
 
         XLA makes transposed copies for the gradient of any other product; on CPU they cost a tenth of a step.
         """
         weights = kernel.astype(self.dtype)
         if not self.flat:
             return jnp.einsum(equation, x, weights)
-        contracted = x.ndim - 2  # all but b and t
+        contracted = x.ndim - 2  # all axes except b and t
         fan_in, outs = math.prod(x.shape[2:]), weights.shape[contracted:]
         return (x.reshape(-1, fan_in) @ weights.reshape(fan_in, -1)).reshape(*x.shape[:2], *outs)
 
 
 def projecting(block: nnx.Module, dropout: Dropout | None) -> Callable[[str, Array], Array]:
-    """`project(name, x)` by a block's projections; while training, each of them drops other elements, as PEFT's do."""
+    """Returns `project(name, x)` for a block's projections; in training, each has its own dropout mask, as in PEFT."""
 
     def project(name: str, x: Array) -> Array:
         if dropout is None:
@@ -142,13 +145,13 @@ def projecting(block: nnx.Module, dropout: Dropout | None) -> Callable[[str, Arr
 
 
 def drop(x: Array, rate: float, key: Array) -> Array:
-    """Sets a share of x to zero and enlarges the rest, so that the expectation stays."""
+    """Sets a share of x to zero, at random, and scales up the rest so that the expectation is unchanged."""
     kept = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(kept, x / (1 - rate), 0)
 
 
 class RMSNorm(nnx.Module):
-    """x / √(mean x² + ε) · scale, in float32 whatever the model computes in (Zhang & Sennrich, 2019)."""
+    """RMSNorm, x / √(mean x² + ε) · scale, in float32 for any model dtype (Zhang & Sennrich, 2019)."""
 
     def __init__(self, cfg: ModelConfig, lora: LoraConfig):
         self.eps = cfg.norm_eps

@@ -19,7 +19,7 @@ from crystal_jax.model.transformer import Attention, Transformer
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+    """A decoder block: attention and MLP, each with a norm before it and a residual connection."""
 
     def __init__(
         self, cfg: LlamaConfig, lora: LoraConfig, quantization: QuantizationConfig, *, flat: bool, rngs: nnx.Rngs
@@ -45,7 +45,7 @@ class Block(nnx.Module):
         attention: Attention,
         dropout: Dropout | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Any, Any]]:
-        """The new x, and the keys and values that `attention` gives out."""
+        """Returns the new x, and the keys and values that `attention` returns for the cache."""
         project = projecting(self, dropout)
         y = self.attn_norm(x)
         q, k, v = rotate(project("q", y), *angles), rotate(project("k", y), *angles), project("v", y)
@@ -56,7 +56,7 @@ class Block(nnx.Module):
 
 
 class Llama(Transformer):
-    """LLaMA-2: positions are angles that queries and keys are turned by."""
+    """LLaMA-2, with rotary position embedding."""
 
     block, norm = Block, RMSNorm
     cfg: LlamaConfig

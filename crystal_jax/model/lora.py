@@ -1,4 +1,4 @@
-"""What is trained and what is frozen, adapters merged into their kernels, and parameters counted."""
+"""LoRA: splits trainable from frozen parameters, merges adapters into kernels, and counts parameters."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from crystal_jax.model.transformer import Transformer
 
 
 def trainable(lora: LoraConfig) -> type[nnx.Variable]:
-    """The variable type that training changes: the adapters if there are any, else every parameter."""
+    """Returns the variable type that training updates: adapters if there are any, else all parameters."""
     return nnx.LoRAParam if lora.rank else nnx.Param
 
 
 def split(model: Transformer, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The model's graph, its trainable parameters, and the frozen rest (empty in full training)."""
+    """Returns the model's graph, its trainable parameters, and the frozen ones (empty in full training)."""
     graph, state = nnx.split(model)
     params, frozen = nnx.split_state(state, trainable(lora), ...)
     return graph, params, frozen
 
 
 def merge_adapters(state: nnx.State, lora: LoraConfig, quantization: QuantizationConfig = UNQUANTIZED) -> nnx.State:
-    """The parameters of a model without adapters that computes the same: kernel + α/r · A B.
+    """Returns the parameters of an equivalent model without adapters: kernel + α/r · A B.
 
-    `state` holds both kinds of parameters. The sum is made in float32 and kept in the kernel's type. A quantised base
-    is dequantised first, to the numbers that the adapters were trained on, and stays so.
+    `state` holds base and adapters. The sum is computed in float32 and stored in the kernel's dtype. A quantised base
+    is first dequantised, to the values that the adapters were trained on, and the result is not quantised.
 
     Raises:
         ValueError: the base is quantised and `quantization` does not say how, or the other way round.
@@ -56,5 +56,5 @@ def merge_adapters(state: nnx.State, lora: LoraConfig, quantization: Quantizatio
 
 
 def count_parameters(state: nnx.State) -> int:
-    """Numbers in a state; works on abstract ones too."""
+    """Returns the number of parameters in a state; the state may be abstract."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))

@@ -1,4 +1,4 @@
-"""The three architectures of LLaMA-2 (Touvron et al., arXiv:2307.09288, and the released config files)."""
+"""The three LLaMA-2 model sizes (Touvron et al., arXiv:2307.09288, and the released config files)."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""A frozen base in 8 or 4 bits a weight: the kernels of the blocks as integer codes and float32 scales.
+"""Quantisation of a frozen base: the kernels of the blocks as 8- or 4-bit integer codes and float32 scales.
 
-int8  one scale for each output channel; a code is the weight in steps of it.
-int4  one scale for each `block_size` weights of a column; a code is the weight in steps of it.
-nf4   the same blocks; a code names one of sixteen quantiles of the normal distribution (QLoRA: Dettmers et al.,
-      arXiv:2305.14314).
+int8  one scale for each output channel; a code is the weight in units of the scale.
+int4  one scale for each `block_size` weights of a column; a code is the weight in units of the scale.
+nf4   blocks as for int4; a code is the index of one of sixteen quantiles of the normal distribution (QLoRA: Dettmers
+      et al., arXiv:2305.14314).
 
-A kernel [ins..., outs...] becomes `codes` and `scales` with the same axes in the same order, so the row of the sharding
-table for the kernel holds for both. `codes` is [ins..., outs...] in int8; in 4 bits two neighbours along the last input
-axis share a byte, and that axis is half as long. `scales` has 1 for every input axis (int8), or on the last input axis
-the number of blocks (4 bits). Blocks do not cross that axis: those of `o` lie within a head. Where its length is no
+A kernel [ins..., outs...] becomes `codes` and `scales` with the same axes in the same order, so the kernel's row of the
+sharding table holds for both. `codes` is [ins..., outs...] in int8; in 4 bits, two neighbours along the last input axis
+share a byte, and that axis is half as long. `scales` has length 1 on every input axis (int8), or the number of blocks
+on the last input axis (4 bits). Blocks do not cross that axis: those of `o` lie within a head. If its length is no
 multiple of the block size, the last block is shorter.
 """
 
@@ -45,18 +45,23 @@ NF4 = (
     0.7229568362236023,
     1.0,
 )
-_LARGEST = {"int8": 127, "int4": 7}  # -128 and -8 stay unused: a weight and its negative get opposite codes
+_LARGEST = {"int8": 127, "int4": 7}  # -128 and -8 are unused, so that a weight and its negative have opposite codes
 
 
 class Quantized(NamedTuple):
-    """A kernel in few bits; the module's docstring has the shapes."""
+    """A quantised kernel; the module's docstring gives the shapes.
+
+    Attributes:
+        codes: Integer codes; in 4 bits, two in a byte.
+        scales: Scale of each channel or block.
+    """
 
     codes: Int8[Array, " ..."] | UInt8[Array, " ..."]
     scales: Float32[Array, " ..."]
 
 
 def quantize(kernel: Float[Array, " ..."], cfg: QuantizationConfig, *, inputs: int) -> Quantized:
-    """Rounds one kernel [ins..., outs...] with `inputs` input axes to the nearest codes.
+    """Quantises a kernel [ins..., outs...] with `inputs` input axes to the nearest codes.
 
     Raises:
         ValueError: 4 bits, and the last input axis is odd: its last weight has no neighbour to share a byte with.
@@ -71,7 +76,7 @@ def quantize(kernel: Float[Array, " ..."], cfg: QuantizationConfig, *, inputs: i
     scales = _nonzero(_block_maxima(jnp.abs(wide), cfg, axis)) / _steps(cfg)
     relative = wide / _spread(scales, cfg, axis, kernel.shape[axis])
     if cfg.kind == "nf4":
-        # The nearest value's index is the number of midpoints below.
+        # The index of the nearest value is the number of midpoints below.
         middles = [(a + b) / 2 for a, b in itertools.pairwise(NF4)]
         codes = sum(((relative > middle).astype(jnp.uint8) for middle in middles), start=jnp.uint8(0))
     else:
@@ -80,10 +85,10 @@ def quantize(kernel: Float[Array, " ..."], cfg: QuantizationConfig, *, inputs: i
 
 
 def dequantize(packed: Quantized, cfg: QuantizationConfig, *, inputs: int, dtype: jnp.dtype) -> Float[Array, " ..."]:
-    """The kernel that `quantize` rounded, in float32 arithmetic and then `dtype`.
+    """Returns the kernel that the codes stand for, computed in float32 and cast to `dtype`.
 
-    Elementwise throughout (a code's value is chosen by its bits, not looked up in memory), so that XLA can make it
-    part of the product that reads it instead of writing the wide kernel out.
+    All operations are elementwise (a code's value is selected by its bits, not looked up in memory), so that XLA can
+    fuse them into the product that reads the kernel, instead of writing the dequantised kernel to memory.
     """
     if cfg.kind == "int8":
         return (packed.codes * packed.scales).astype(dtype)
@@ -94,7 +99,7 @@ def dequantize(packed: Quantized, cfg: QuantizationConfig, *, inputs: int, dtype
 
 
 def quantize_state(state: nnx.State, cfg: QuantizationConfig, **options: Any) -> nnx.State:
-    """`quantize_each` of a state's parameters."""
+    """Quantises the parameters of a state; see `quantize_each`."""
     return quantize_each(nnx.to_flat_state(state), cfg, **options)
 
 
@@ -105,15 +110,15 @@ def quantize_each(
     where: nnx.State | None = None,
     donate: bool = False,
 ) -> nnx.State:
-    """The parameters with each kernel of the blocks replaced by its codes and scales; the rest is passed on.
+    """Returns the parameters with each kernel of the blocks replaced by its codes and scales.
 
-    One kernel after the other, and of each one layer after the other: beside the parameters themselves only a layer's
-    float32 copy is held. If they come one by one and are donated, never more than one of them is wide.
+    Kernels are quantised one by one, and layer by layer: besides the parameters, only the float32 copy of one layer is
+    in memory. If parameters arrive one by one and are donated, at most one kernel is unquantised at any time.
 
     Args:
-        parameters: Of a model without quantisation, by their paths.
-        cfg: How to quantise.
-        where: The result's shardings, if they are not to be the compiler's choice.
+        parameters: Parameters of a model without quantisation, with their paths.
+        cfg: Configuration of the quantisation.
+        where: Shardings of the result; by default the compiler chooses them.
         donate: Free each kernel as soon as its codes exist.
     """
     shardings = {} if where is None else {path: leaf.get_value() for path, leaf in nnx.to_flat_state(where)}
@@ -136,7 +141,7 @@ def quantize_each(
 
 
 def dequantize_state(state: nnx.State, cfg: QuantizationConfig) -> nnx.State:
-    """The inverse of `quantize_state` up to rounding; kernels come in the type of the other frozen weights."""
+    """Inverts `quantize_state`, up to rounding; kernels get the dtype of the other frozen weights."""
     variables = dict(nnx.to_flat_state(state))
     dtype = variables[("embedding",)].get_value().dtype
     flat = {}
@@ -152,15 +157,15 @@ def dequantize_state(state: nnx.State, cfg: QuantizationConfig) -> nnx.State:
 
 
 def is_quantized(state: nnx.State) -> bool:
-    """Whether some kernels of the state are codes."""
+    """Whether some kernels of the state are quantised."""
     return any(path[-1] == "codes" for path, _ in nnx.to_flat_state(state))
 
 
 def _steps(cfg: QuantizationConfig) -> float:
-    """Scales between zero and the largest weight of a block.
+    """Returns the largest weight of a block in units of its scale.
 
-    For integers half a step more than the largest code: the outermost steps then are as wide as the others, and the
-    mean error of int4 is 5 % smaller than if the largest weight were met exactly.
+    For integers it is half a step more than the largest code: the outermost steps are then as wide as the others, and
+    the mean error of int4 is 5 % smaller than if the largest weight were represented exactly.
     """
     return 1.0 if cfg.kind == "nf4" else _LARGEST[cfg.kind] + 0.5
 
@@ -184,16 +189,17 @@ def _block_maxima(magnitudes: Array, cfg: QuantizationConfig, axis: int) -> Arra
 
 
 def _spread(scales: Array, cfg: QuantizationConfig, axis: int, size: int) -> Array:
-    """Each block's scale for each of its weights: [..., blocks, ...] to [..., size, ...]."""
+    """Repeats each block's scale for each of its weights: [..., blocks, ...] to [..., size, ...]."""
     repeated = jnp.repeat(scales, min(cfg.block_size, size), axis=axis)
     return jax.lax.slice_in_dim(repeated, 0, size, axis=axis)
 
 
 def _pack(codes: UInt8[Array, " ..."], axis: int) -> UInt8[Array, " ..."]:
-    """Neighbours in one byte, the earlier in its low half.
+    """Packs neighbours into one byte, the earlier one in the low half.
 
-    Neighbours and not the halves of the axis: a shard of the bytes then holds the weights of the same shard of the
-    kernel. And bytes, not JAX's 4-bit types: TensorStore, and with it Orbax, has no uint4, and takes a byte for int4.
+    Packing neighbours rather than the halves of the axis means that a shard of the bytes holds the weights of the same
+    shard of the kernel. Bytes are used, not JAX's 4-bit types: TensorStore, and with it Orbax, has no uint4, and stores
+    an int4 in a byte.
     """
     pairs = codes.reshape(*codes.shape[:axis], -1, 2, *codes.shape[axis + 1 :])
     low, high = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
@@ -206,7 +212,7 @@ def _unpack(packed: UInt8[Array, " ..."], axis: int) -> UInt8[Array, " ..."]:
 
 
 def _choose(codes: UInt8[Array, " ..."], values: tuple[float, ...]) -> Float32[Array, " ..."]:
-    """`values[codes]` by halving the values with each bit: 15 selections, where a TPU would be slow at a gather."""
+    """Returns `values[codes]`, halving the values with each bit: 15 selections, since gathers are slow on TPU."""
     left: list[Array] = [jnp.float32(value) for value in values]
     for bit in range(4):
         odd = (codes >> bit) & 1 == 1

@@ -1,4 +1,4 @@
-"""Positions, as angles that queries and keys are turned by.
+"""Rotary position embedding.
 
 Axis letters: b batch, t position, n head, h head dimension.
 """
@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 def rotary(
     positions: Int[Array, "b t"], *, head_dim: int, theta: float
 ) -> tuple[Float[Array, "b t 1 h"], Float[Array, "b t 1 h"]]:
-    """Cosines and sines of the rotary embedding (Su et al., arXiv:2104.09864); θ is the base of the wavelengths.
+    """Returns cosines and sines of the rotary embedding (Su et al., arXiv:2104.09864).
 
-    Each stands for both members of a pair, with the sign that `rotate` adds it with.
+    θ is the base of the wavelengths. Each entry serves both members of a pair, with the sign that `rotate` needs.
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
     angles = positions[..., None, None] * frequencies
@@ -23,9 +23,9 @@ def rotary(
 
 
 def rotate(x: Float[Array, "b t n h"], cos: Array, sin: Array) -> Float[Array, "b t n h"]:
-    """Turns the pairs (i, i + h/2): Hugging Face's order of the head dimension, not Meta's interleaved one.
+    """Rotates the pairs (i, i + h/2): Hugging Face's order of the head dimension, not Meta's interleaved one.
 
-    The partner comes by a roll: joining two halves after their arithmetic is several times slower on CPU.
+    A roll aligns the members of a pair: joining two halves after the arithmetic is several times slower on CPU.
     """
     wide = x.astype(jnp.float32)
     partner = jnp.roll(wide, x.shape[-1] // 2, axis=-1)

@@ -1,4 +1,4 @@
-"""Attention within packed rows by JAX's splash kernels: on a TPU, its weights never leave the chip's own memory."""
+"""Segmented attention on TPU by JAX's splash kernels, which keep the attention weights in on-chip memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from crystal_jax.config import SPLASH_TOKENS
 from crystal_jax.errors import UserError
 from crystal_jax.sharding import BATCH, HEADS, on_each_device, row_parts
 
-# What a checkpoint policy calls the kernels' output and the logarithms of its sums.
+# Name, for checkpoint policies, of the kernels' output and of the logarithms of its sums.
 KEPT = "splash"
-# A tile of scores of 512 x 512 takes 1 MiB of a chip's own memory; tiles above the diagonal are skipped.
+# A tile of 512 x 512 scores takes 1 MiB of on-chip memory; tiles above the diagonal are skipped.
 _TILES = (512, 256, SPLASH_TOKENS)
 
 
@@ -23,10 +23,10 @@ def attend_segments(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """As `attend`, of each token to those of its own segment up to itself; padding is a segment like others.
+    """Returns attention of each token to its own segment up to itself; padding is a segment like any other.
 
-    Each device of a mesh has rows and heads of its own. Tokens are a multiple of `SPLASH_TOKENS`. Interpreted, the
-    kernels run on a CPU, slowly.
+    On a mesh, each device has its own rows and heads. The number of tokens must be a multiple of `SPLASH_TOKENS`. With
+    `interpret`, the kernels run on CPU, slowly.
 
     Raises:
         UserError: the rows do not divide over the devices that split them.
@@ -37,7 +37,7 @@ def attend_segments(
             f"execution.attention='splash': the {q.shape[0]} rows of a micro-batch do not divide over the {parts} "
             "devices of 'data' x 'fsdp'; choose data.batch_size / optimizer.accumulate a multiple, or 'einsum'"
         )
-    # Here, because Pallas takes a while to import, and only a TPU needs it.
+    # Imported here: Pallas is slow to import, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     t = q.shape[1]

@@ -1,4 +1,4 @@
-"""What LLaMA-2 and GPT-2 share: blocks in a row, read as packed rows or behind a cache, and logits.
+"""The transformer that LLaMA-2 and GPT-2 share: blocks, forward passes over packed rows or with a KV cache, and logits.
 
 Axis letters: b batch, t query position, s key position, d embedding, n query heads, k key/value heads, h head
 dimension, f hidden layer of the MLP, v vocabulary, r LoRA rank.
@@ -31,13 +31,13 @@ from crystal_jax.model.ragged import ragged_index
 from crystal_jax.model.splash import KEPT, attend_segments
 from crystal_jax.sharding import Layout, split_rows, split_width, target_platform
 
-# How a block's queries, keys and values are mixed: from q [b, t, n, h], k and v [b, t, k, h] to the mixture
-# [b, t, n, h], and the keys and values to be kept.
+# Attention of a block: from q [b, t, n, h], k and v [b, t, k, h] to the result [b, t, n, h], and the keys and values to
+# be cached.
 Attention = Callable[[Array, Array, Array], tuple[Array, tuple[Any, Any]]]
 
 
 def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
-    """Tokens attend to each other only; keys and values [b, t, k, h] are what is kept."""
+    """Returns attention among the new tokens only; keys and values [b, t, k, h] are returned for the cache."""
 
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask), (k, v)
@@ -46,10 +46,10 @@ def within(mask: Bool[Array, "#b 1 t t"]) -> Attention:
 
 
 def within_segments(segments: Int[Array, "b t"], execution: ExecutionConfig) -> Attention:
-    """Tokens attend to the earlier ones of their own segment."""
+    """Returns attention of each token to the earlier tokens of its own segment."""
     t = segments.shape[1]
     mask = _causal(t) & (segments[:, :, None] == segments[:, None, :])[:, None]
-    # Rows that are scored, not trained on, have any length.
+    # Scored rows, unlike training rows, may have any length.
     if execution.attention == "cudnn" and target_platform() == "gpu" and t % 2 == 0:
 
         def fused(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -66,11 +66,11 @@ def within_segments(segments: Int[Array, "b t"], execution: ExecutionConfig) -> 
 
 
 class Transformer(nnx.Module):
-    """Token ids in, logits out. Parameters of the blocks are stacked along a leading layer axis.
+    """A decoder-only transformer. Parameters of the blocks are stacked along a leading layer axis.
 
     Attributes:
         block: The architecture's block, with the interface of `llama.Block`.
-        norm: Its norm, with that of `layers.RMSNorm`.
+        norm: The architecture's norm, with the interface of `layers.RMSNorm`.
     """
 
     block: ClassVar[type]
@@ -89,7 +89,7 @@ class Transformer(nnx.Module):
         param_dtype = cfg.dtype if lora.rank else jnp.float32
         init = nnx.initializers.normal(cfg.embed_dim**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (cfg.vocab_size, cfg.embed_dim), param_dtype))
-        # Pods keep the einsums: their sharding is that of the arrays as they are.
+        # Pods scan over layers and keep the einsums, whose operands are sharded along their own axes.
         flat = not execution.scan_layers
         self.blocks = nnx.vmap(lambda r: self.block(cfg, lora, quantization, flat=flat, rngs=r))(
             rngs.split(cfg.num_layers)
@@ -105,7 +105,7 @@ class Transformer(nnx.Module):
         segments: Int[Array, "b t"],
         dropout: Dropout | None = None,
     ) -> Float[Array, "b t v"]:
-        """Logits of packed rows; see `hidden`."""
+        """Returns the logits of packed rows; see `hidden`."""
         return self.unembed(self.hidden(tokens, positions, segments, dropout))
 
     def hidden(
@@ -115,9 +115,10 @@ class Transformer(nnx.Module):
         segments: Int[Array, "b t"],
         dropout: Dropout | None = None,
     ) -> Float[Array, "b t d"]:
-        """Packed rows after the last block: a token sees the earlier tokens of its own segment; segment 0 is padding.
+        """Returns the last hidden states of packed rows.
 
-        A training step says what is dropped; without that, nothing is.
+        A token attends to itself and the earlier tokens of its own segment; segment 0 is padding. `dropout` is set in
+        training only.
         """
         attention = within_segments(segments, self.execution)
         angles = self._angles(positions)
@@ -146,7 +147,11 @@ class Transformer(nnx.Module):
     def prefill(
         self, tokens: Int[Array, "b t"], count: Int[Array, " b"], *, layout: Layout = "head_major"
     ) -> tuple[Float[Array, "b t d"], Cache]:
-        """Reads texts from their beginning: `decode_forward` without a past. Their cache has room for t positions."""
+        """Runs the model on the first `count` tokens of each sequence, with padding after them.
+
+        Returns:
+            The last hidden states, for `unembed`, and a cache with a capacity of t positions.
+        """
         causal = _causal(tokens.shape[1])
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
@@ -171,18 +176,28 @@ class Transformer(nnx.Module):
         layers: list[nnx.State] | None = None,
         budget: int | None = None,
     ) -> tuple[Float[Array, "b t d"], Cache]:
-        """Reads the first `count` of a row's tokens into its cache; returns last hidden states, for `unembed`.
+        """Runs the model on the first `count` new tokens of each row and appends them to its cache.
 
-        The tokens after them are computed in vain, and overwritten by the next. The cache has room for all t.
+        Padding tokens are computed too; their cache entries are overwritten by the next call. With `budget`, padding is
+        skipped everywhere except in attention, unless the cache is stacked. The cache must have room for t more
+        positions.
 
-        Where the cache is not stacked, a loop around this passes what `layers` returns; and with a `budget`, which no
-        sum of counts exceeds, only attention is computed for tokens in vain.
+        Args:
+            tokens: New tokens of each row, with padding after the first `count`.
+            count: Number of new tokens in each row.
+            cache: KV cache of the earlier tokens.
+            layers: The result of `layers`, if the cache is not stacked; a loop around this call computes it beforehand.
+            budget: Upper bound on the sum of `count`.
+
+        Returns:
+            The last hidden states, for `unembed`, and the new cache.
         """
         t, length, places = tokens.shape[1], cache.length, jnp.arange(cache.capacity)
         old = (cache.keys, cache.values)
         positions = length[:, None] + jnp.arange(t)
         if cache.stacked:
-            # The cache is only read in the loop over the layers: as a carry, or as outputs, there would be two of it.
+            # The scan over layers only reads the cache: as its carry, or among its outputs, the cache would be in
+            # memory twice.
             causal, filled = _causal(t), (places < length[:, None])[:, None, None]
 
             def beside(old_keys: Any, old_values: Any) -> Attention:
@@ -192,7 +207,7 @@ class Transformer(nnx.Module):
                     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
                     if not cache.coded:
                         return attend_after(past, q, keys, values, causal), (keys, values)
-                    # Rounded for this step, too: what is read does not depend on which tokens are read together.
+                    # Quantised for this step, too, so that results do not depend on which tokens are computed together.
                     kept = quantize_kv(keys), quantize_kv(values)
                     keys, values = (dequantize_kv(part, q.dtype) for part in kept)
                     return attend_after(past, q, keys, values, causal), kept
@@ -225,7 +240,7 @@ class Transformer(nnx.Module):
         return packed.unpack(x) if packed else x, cache.replace(keys=keys, values=values, length=length + count)
 
     def layers(self) -> list[nnx.State]:
-        """The blocks' parameters layer by layer. Taken apart within a loop, they would be copied in each round."""
+        """Returns the blocks' parameters by layer; unstacking them within a loop would copy them in each iteration."""
         return unstack(nnx.state(self.blocks), self.cfg.num_layers)
 
     def _read(
@@ -236,9 +251,9 @@ class Transformer(nnx.Module):
         past: tuple[Any, ...],
         layers: list[nnx.State] | None,
     ) -> tuple[Float[Array, "b t d"], Any, Any]:
-        """Last hidden states of tokens, and what the layers keep; without `layers`, in a loop over them.
+        """Returns the last hidden states, and the keys and values of all layers; without `layers`, by a scan over them.
 
-        `attention` makes a layer's from what it has of the `past`.
+        `attention` makes the attention of a layer from that layer's part of `past`.
         """
         angles = self._angles(positions)
         graph, states = nnx.split(self.blocks)
@@ -260,7 +275,7 @@ class Transformer(nnx.Module):
         return x, all_keys, all_values
 
     def unembed(self, x: Float[Array, "b t d"], columns: Int[Array, " c"] | None = None) -> Float[Array, "b t v"]:
-        """Logits in float32, of the whole vocabulary or of the given token ids only."""
+        """Returns the logits in float32, of the whole vocabulary or of the given token ids only."""
         x = self.final_norm(x)
         if self.cfg.tie_embeddings:
             rows = self.embedding[...] if columns is None else self.embedding[...][columns]
@@ -271,21 +286,27 @@ class Transformer(nnx.Module):
     def cross_entropy(
         self, x: Float[Array, "b t d"], targets: Int[Array, "b t"], weights: Float[Array, "b t"], *, chunk: int
     ) -> Float[Array, ""]:
-        """Weighted loss of what `hidden` returns, summed, in nats; `chunk` places of a row at a time."""
+        """Returns the weighted sum of the cross-entropy, in nats, of hidden states from `hidden`.
+
+        `chunk` positions of a row are processed at a time.
+        """
         head = self.embedding[...].T if self.cfg.tie_embeddings else self.lm_head[...]
         return chunked_cross_entropy(self.final_norm(x), head, targets, weights, chunk=chunk)
 
     def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """What the first block reads."""
+        """Returns the input of the first block."""
         return self.embedding[...][tokens].astype(self.cfg.dtype)
 
     def _angles(self, positions: Int[Array, "b t"]) -> Any:
-        """What every block is told of the positions."""
+        """Returns the position information that every block receives."""
         raise NotImplementedError
 
 
 def _keep_products() -> Callable[..., Any]:
-    """Keeps what products with weights return, and what splash kernels do. Einsums of attention have batch axes."""
+    """Returns a checkpoint policy that saves products with weights and the output of splash kernels.
+
+    The einsums of attention have batch axes, so they are recomputed.
+    """
     policies = jax.checkpoint_policies
     return policies.save_from_both_policies(
         policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
@@ -297,7 +318,10 @@ def _causal(t: int) -> Bool[Array, "1 1 t t"]:
 
 
 def unstack(stacked: nnx.State, num_layers: int) -> list[nnx.State]:
-    """One tree a layer. `lax.split` and not indexing: its gradient is one concatenation, not a sum of padded arrays."""
+    """Returns one tree of parameters per layer.
+
+    It uses `lax.split`, whose gradient is one concatenation; the gradient of indexing is a sum of padded arrays.
+    """
     leaves, structure = jax.tree.flatten(stacked)
     pieces = [[p.squeeze(0) for p in jax.lax.split(leaf, [1] * num_layers)] for leaf in leaves]
     return [jax.tree.unflatten(structure, layer) for layer in zip(*pieces, strict=True)]

@@ -125,9 +125,7 @@ def _requests(
     attempts: int,
     **settings: Any,
 ) -> Iterator[GenerationRequest]:
-    """Yields the engine's request for each sample with an admitted composition, and records all specifications in
-    `asked`.
-    """
+    """Yields the request of each sample with an admitted composition; records all specifications in `asked`."""
     for index, question in numbered:
         asked[index] = question
         if question.stated is None or question.stated.admitted:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from absl import flags
 
 from crystal_jax import arguments, processes
+from crystal_jax.checkpoint.model_flags import ALL_ON_DATA, define_model_flags, mesh_of, step_of
 from crystal_jax.errors import UserError
 from crystal_jax.provenance import command_line
 from crystal_jax.sample.request_flags import (
@@ -62,12 +63,7 @@ MIN_RADIUS_FACTOR = 0.7  # of evaluate/validity.py, which is not imported for --
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A workdir, an exported folder, or a released model: crystal-tiny.", flag_values=flag_values
-    )
-    flags.DEFINE_string(
-        "step", None, "A checkpoint's step, or 'best'; the last one by default.", flag_values=flag_values
-    )
+    define_model_flags(flag_values)
     flags.DEFINE_integer(
         "num_samples", 1000, "How many crystals there will be, for each line of --requests.", flag_values=flag_values
     )
@@ -130,9 +126,6 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_integer("seed", 0, "The same seed gives the same samples.", flag_values=flag_values)
-    flags.DEFINE_string(
-        "mesh", "-1,1,1", "Devices along the axes data, fsdp, tensor; -1 is all the others.", flag_values=flag_values
-    )
     flags.DEFINE_string("output", None, "Directory for samples.jsonl, samples.csv, cif/.", flag_values=flag_values)
     flags.DEFINE_bool("extxyz", False, "Write samples.extxyz as well.", flag_values=flag_values)
     processes.define_flags(flag_values)
@@ -147,9 +140,7 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(
             "--requests states the properties; leave out --" + ", --".join(HINT_FLAGS[name] for name in asked)
         )
-    step = flag_values.step
-    if step is not None and step != "best" and not step.isdecimal():
-        raise UserError(f"--step={step} is neither a number nor 'best'")
+    step = step_of(flag_values)
     processes.join_if_asked(flag_values)
     path = sample(
         flag_values.checkpoint,
@@ -168,7 +159,7 @@ def main(flag_values: flags.FlagValues) -> None:
         batch_size=flag_values.batch_size,
         kv_cache=flag_values.kv_cache,
         seed=flag_values.seed,
-        step="best" if step == "best" else None if step is None else int(step),
+        step=step,
         mesh=flag_values.mesh,
         extxyz=flag_values.extxyz,
         command=command_line("sample", flag_values),
@@ -213,7 +204,7 @@ def sample(
     kv_cache: Literal["model", "int8"] = "model",
     seed: int = 0,
     step: int | Literal["best"] | None = None,
-    mesh: str = "-1,1,1",
+    mesh: str = ALL_ON_DATA,
     extxyz: bool = False,
     command: str = "sample",
 ) -> Path:
@@ -275,21 +266,16 @@ def sample(
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.checkpoint.models import load_for_inference
     from crystal_jax.checkpoint.pretrained import locate
-    from crystal_jax.config import MeshConfig
     from crystal_jax.sample.constraints.rules import Rules, merged_with
     from crystal_jax.sample.engine.request import GenerationRequest
     from crystal_jax.sample.engine.scheduler import Engine
     from crystal_jax.sample.rejection import draw_samples
     from crystal_jax.sample.sample_spec import SampleSpecBuilder
     from crystal_jax.sample.writer import SampleWriter
-    from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar.crystal import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
-    try:
-        devices = make_mesh(MeshConfig.parse(mesh))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    devices = mesh_of(mesh)
     trained = load_for_inference(checkpoint, devices, step=step)
     experiment = trained.experiment
     hints = list(dict.fromkeys(name for one in asked for name in conditions_of(one)))

@@ -1,6 +1,6 @@
 """The output directory of a sampling run.
 
-    run.json        the request, and the versions that ran it
+    run.json        the request, and the versions of the software
     samples.jsonl   one sample per line, in the order in which they are finished, sorted at the end; an interrupted run
                     continues with the samples that are missing
     samples.csv     the reference's columns, gen_str (prompt and text), cif, model_name, and the formula; then

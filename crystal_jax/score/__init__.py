@@ -1,1 +1,1 @@
-"""How probable a model finds given crystals."""
+"""Computes the likelihood of given crystals under a model."""

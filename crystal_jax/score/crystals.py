@@ -1,4 +1,4 @@
-"""Crystals from files, in the words that a model was trained to read."""
+"""Reads crystals from files and writes them in the text format of a model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from crystal_jax.text.crystal_text import Crystal
 
 
 def crystal_of(entry: Entry) -> Crystal:
-    """Returns the crystal of an entry, sites in pymatgen's order, as in the data sets.
+    """Returns the crystal of an entry, with its sites in pymatgen's order, as in the data sets.
 
     Raises:
-        ValueError: there is no ordered crystal of elements in it; the message is one line.
+        ValueError: the entry holds no ordered crystal of elements; the message is one line.
     """
     sample = parse(entry)
     if sample.structure is None:
@@ -29,13 +29,13 @@ def crystal_of_cif(cif: str) -> Crystal:
 
 
 def spelled(crystal: Crystal, experiment: Experiment) -> str:
-    """The crystal's text, its sites sorted where the model was trained so, and as they stand elsewhere.
+    """Returns the text of a crystal, with its sites sorted if the model was trained on sorted sites.
 
     Raises:
-        ValueError: the text format cannot express it.
+        ValueError: the text format cannot express the crystal.
     """
     if experiment.task.order == "sorted":
         crystal = experiment.text.sorted(crystal)
     text = experiment.text.encode(crystal)
-    experiment.text.decode(text)  # an element after lawrencium, an angle that rounds to 0
+    experiment.text.decode(text)  # raises for an element after lawrencium, or an angle that rounds to 0
     return text

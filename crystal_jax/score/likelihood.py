@@ -1,6 +1,6 @@
-"""Exact log-probabilities of texts that follow a prompt: the full forward, many texts at once.
+"""Exact log-probabilities of texts that follow a prompt, from batched forward passes.
 
-Unlike the log-probabilities of `sample`, these are among all texts, not among those of the grammar.
+Unlike the log-probabilities of `sample`, they are normalised over all texts, not over those of the grammar.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import BATCH, on_mesh
 from crystal_jax.text.tokenizer import Tokenizer, encode_example
 
-# So many places of a batch have their logits in memory together.
+# Positions of a batch whose logits are in memory together.
 _PLACES = 32
 
 LogProbs = Callable[[nnx.State, Int[Array, " p"], Int[Array, "b n"]], Float[Array, "b n"]]
 
 
-@functools.lru_cache(maxsize=8)  # asked again, a model is not compiled again
+@functools.lru_cache(maxsize=8)  # a model is compiled only once
 def make_log_probs(graph: nnx.GraphDef, mesh: Mesh) -> LogProbs:
-    """Returns jitted `log_probs(params, prompt, completions)`: the natural logarithm of each token's probability.
+    """Returns the jitted `log_probs(params, prompt, completions)`: the log-probability (nats) of each token, [b, n].
 
-    What stands after a completion's end changes nothing before it, so any id serves as padding.
+    Attention is causal, so padding after the end of a completion changes nothing before it, and may hold any ids.
     """
 
     def log_probs(params: nnx.State, prompt: Array, completions: Array) -> Array:
@@ -43,7 +43,7 @@ def make_log_probs(graph: nnx.GraphDef, mesh: Mesh) -> LogProbs:
         b, n = completions.shape
         read = jnp.concatenate([jnp.tile(prompt, (b, 1)), completions[:, :-1]], axis=1)
         positions = jnp.broadcast_to(jnp.arange(read.shape[1]), read.shape)
-        # The token at place i predicts the one after it: the prompt's last predicts the completion's first.
+        # The token at position i predicts the next one: the prompt's last token predicts the completion's first.
         hidden = model.hidden(read, positions, jnp.ones_like(read))[:, prompt.shape[0] - 1 :]
 
         width = min(n, _PLACES)
@@ -64,12 +64,20 @@ def make_log_probs(graph: nnx.GraphDef, mesh: Mesh) -> LogProbs:
 
 
 def _padded(tokens: int) -> int:
-    """Lengths that completions are padded to: a power of two or a multiple of `_PLACES`; few are few compilations."""
+    """Returns the padded length of a completion: a power of two or a multiple of `_PLACES`, to limit compilations."""
     return 1 << (tokens - 1).bit_length() if tokens < _PLACES else tokens + -tokens % _PLACES
 
 
 class Likelihood:
-    """How probable a trained model finds texts after one prompt."""
+    """The likelihood of texts after one prompt, under a trained model.
+
+    Args:
+        trained: The model.
+        tokenizer: Tokenizer of the model.
+        mesh: Device mesh that holds the parameters.
+        prompt: Text before every completion.
+        batch_size: Completions per batch; rounded up to a multiple of the devices.
+    """
 
     def __init__(self, trained: Trained, tokenizer: Tokenizer, mesh: Mesh, *, prompt: str, batch_size: int):
         self._params, self._tokenizer, self._prompt = trained.params, tokenizer, prompt
@@ -80,10 +88,10 @@ class Likelihood:
         self._where = NamedSharding(mesh, BATCH)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text after the prompt, as in training: the canonical tokenisation, then EOS.
+        """Returns the token ids of a text after the prompt, as in training: the canonical tokenisation, then EOS.
 
         Raises:
-            ValueError: something is not in the tokenizer's vocabulary, or the model cannot read so much.
+            ValueError: something is not in the tokenizer's vocabulary, or the text is longer than the model can read.
         """
         _, body = encode_example(self._tokenizer, self._prompt, text)
         if self._longest is not None and (length := len(self._prompt_ids) + len(body)) > self._longest:
@@ -91,7 +99,7 @@ class Likelihood:
         return [*body, self._tokenizer.eos_id]
 
     def __call__(self, completions: Sequence[Sequence[int]]) -> list[float]:
-        """The log-probability, in nats, of each completion, whatever their lengths and order."""
+        """Returns the log-probability, in nats, of each completion; lengths may differ, and order is kept."""
         result = np.zeros(len(completions))
         padded = [_padded(len(ids)) for ids in completions]
         by_length = sorted(range(len(completions)), key=padded.__getitem__)
@@ -103,7 +111,7 @@ class Likelihood:
         return result.tolist()
 
     def _batch(self, completions: Sequence[Sequence[int]], length: int) -> Float[np.ndarray, " b"]:
-        # Always as many rows, so that each length is compiled once.
+        # Padded to the full batch size, so that each length is compiled once.
         tokens, counts = np.zeros((2, self._batch_size, length), np.int32)
         for row, ids in enumerate(completions):
             tokens[row, : len(ids)], counts[row, : len(ids)] = ids, 1

@@ -1,8 +1,8 @@
-"""Says how probable a trained model finds given crystals, as they are and moved by random translations.
+"""Computes the likelihood of given crystals under a trained model, as they are and after random translations.
 
-Each crystal gets a line of scores.jsonl: the log-probability (nats) of its text after the unconditional prompt, its
-perplexity, the same of each translation, and the increase in perplexity under translation (IPT). What cannot be scored
-keeps its line, with the reason. The same command run again goes on where it stopped.
+Each crystal has a line in scores.jsonl: the log-probability (nats) of its text after the unconditional prompt, its
+perplexity, the same for each translation, and the increase in perplexity under translation (IPT). A crystal that cannot
+be scored keeps its line, with the reason. The same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from absl import flags
 
+from crystal_jax.checkpoint.model_flags import ALL_ON_DATA, define_model_flags, mesh_of, step_of
 from crystal_jax.config import Experiment
 from crystal_jax.errors import UserError
 from crystal_jax.score.crystals import crystal_of, spelled
@@ -26,17 +27,14 @@ from crystal_jax.text.prompts import generation_prompt
 if TYPE_CHECKING:
     from crystal_jax.score.likelihood import Likelihood
 
-# Texts of so many batches are sorted by length together, and written together: with fewer, the last batch of each
-# length, which is seldom full, would be much of the work.
+# Number of batches whose texts are sorted by length and written together. With fewer, the last batch of each length,
+# which is rarely full, would be much of the work.
 _BATCHES_AT_ONCE = 32
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The command's flags."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A workdir, an exported folder, or a released model: crystal-tiny.", flag_values=flag_values
-    )
-    flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
+    """Defines the flags of the command."""
+    define_model_flags(flag_values)
     flags.DEFINE_string(
         "samples",
         None,
@@ -53,7 +51,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Entry of `crystal-jax score`."""
+    """Runs `crystal-jax score`."""
     path = score(
         flag_values.checkpoint,
         samples=Path(flag_values.samples),
@@ -61,7 +59,8 @@ def main(flag_values: flags.FlagValues) -> None:
         translations=flag_values.translations,
         batch_size=flag_values.batch_size,
         seed=flag_values.seed,
-        step=flag_values.step,
+        step=step_of(flag_values),
+        mesh=flag_values.mesh,
     )
     print(_summary(JsonlLog(path).rows()))
     print(path)
@@ -75,13 +74,14 @@ def score(
     translations: int = 20,
     batch_size: int = 64,
     seed: int = 0,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
+    mesh: str = ALL_ON_DATA,
 ) -> Path:
-    """Scores crystals and returns the path of `scores.jsonl`, one object a crystal, in the order of `samples`:
+    """Scores crystals and returns the path of `scores.jsonl`, with one object per crystal, in the order of `samples`:
 
-        index, name             its place, from 0, and its name in the source
+        index, name             number of the crystal, from 0, and its name in the source
         reason                  why it could not be scored, and then nothing follows; null otherwise
-        text                    its text, sites sorted where the model was trained so
+        text                    its text, with sites sorted if the model was trained on sorted sites
         tokens, log_prob        tokens of the text, its EOS included, and log p(text, EOS | prompt) in nats
         log_prob_per_token      their ratio
         perplexity              see `perplexity`
@@ -92,10 +92,11 @@ def score(
         checkpoint: A workdir, an exported folder, or the name of a released model.
         samples: A CSV with a column `cif`, or another source of crystals (`crystal_jax.structures.read`).
         output: Directory for the scores; continued if it holds some of the same request.
-        translations: How many random ones; the i-th crystal's depend on the seed and on i alone.
+        translations: Number of random translations; those of the i-th crystal depend on the seed and on i alone.
         batch_size: Texts scored side by side; no influence on the scores beyond rounding.
-        seed: Of the translations.
-        step: A checkpoint's step; the last by default.
+        seed: Random seed of the translations.
+        step: Step of the checkpoint, or "best"; the last one by default.
+        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the results.
 
     Raises:
         UserError: no such checkpoint or crystals, an impossible setting, or an output directory of another request.
@@ -105,22 +106,20 @@ def score(
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative")
     entries = read_entries(samples)
-    # Late, so that --help and bad flags answer at once.
+    # Imported late, so that --help and bad flags answer at once.
     from tqdm import tqdm
 
     from crystal_jax.checkpoint.models import load_for_inference
     from crystal_jax.checkpoint.pretrained import locate
-    from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
     from crystal_jax.score.likelihood import Likelihood
-    from crystal_jax.sharding import make_mesh
     from crystal_jax.text.tokenizer import load_tokenizer
 
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    trained = load_for_inference(checkpoint, mesh, step=step)
+    devices = mesh_of(mesh)
+    trained = load_for_inference(checkpoint, devices, step=step)
     experiment = trained.experiment
     tokenizer = load_tokenizer(experiment.tokenizer.name, Path(experiment.tokenizer.path))
-    likelihood = Likelihood(trained, tokenizer, mesh, prompt=generation_prompt(), batch_size=batch_size)
+    likelihood = Likelihood(trained, tokenizer, devices, prompt=generation_prompt(), batch_size=batch_size)
     request: dict[str, Any] = {
         "checkpoint": str(locate(checkpoint).resolve()),
         "step": trained.step,
@@ -154,15 +153,16 @@ def score(
 
 
 def perplexity(log_prob: float, tokens: int) -> float:
-    """exp(-log_prob / tokens): the paper's 2^(CE/n), whose cross-entropy is in bits."""
+    """Returns exp(-log_prob / tokens): the paper's 2^(CE/n), whose cross-entropy is in bits."""
     return math.exp(-log_prob / tokens)
 
 
 def increase_under_translation(perplexities: Sequence[float]) -> float:
-    """IPT of a crystal: how far the perplexities of its translations lie above the smallest of them, on average.
+    """Returns the IPT of a crystal: the mean perplexity of its translations, minus the smallest one.
 
     IPT(s) = mean over g of PPL(t_g s) - PPL(t_g* s), with g* the translation of smallest perplexity (Gruver et al.,
-    ICLR 2024). The paper does not state how many translations it draws. 0 is a model that sees no difference.
+    ICLR 2024). The paper does not state how many translations it draws. An IPT of 0 means that the model gives all
+    translations the same perplexity.
 
     Raises:
         ValueError: there is no perplexity.
@@ -179,7 +179,7 @@ def _write_scores(
     seed: int,
     translations: int,
 ) -> dict[str, Any]:
-    """A crystal's row before it is scored: in place of its scores, the ids of its texts."""
+    """Returns the row of a crystal before scoring: it holds the token ids of its texts in place of scores."""
     shifts = np.random.default_rng([seed, index]).random((translations, 3))
     row: dict[str, Any] = {"index": index, "name": entry.name, "reason": None}
     try:
@@ -192,7 +192,7 @@ def _write_scores(
 
 
 def _score_together(rows: Sequence[dict[str, Any]], likelihood: Likelihood) -> None:
-    """Replaces the ids in the rows by their scores; each distinct text is scored once."""
+    """Replaces the token ids in the rows by scores; each distinct text is scored once."""
     ids = list(dict.fromkeys(tuple(text) for row in rows for text in row.get("ids", ())))
     log_probs = dict(zip(ids, likelihood(ids), strict=True))
     for row in rows:

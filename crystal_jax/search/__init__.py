@@ -1,1 +1,1 @@
-"""A search for crystals that a reward likes."""
+"""Searches for crystals of high reward."""

@@ -1,11 +1,12 @@
-"""Searches for crystals that a reward likes, instead of sampling them.
+"""Searches for crystals of high reward.
 
-Monte-Carlo tree search with the model's probabilities as its guide. Rewards are validity, or how low the energy per
-atom is by an energy model, unrelaxed. Limits and hints are those of crystal-jax sample. A model whose texts begin with
-a composition searches the structures of one composition: drawn first, by --seed, within the limits.
+The method is Monte-Carlo tree search with the model's probabilities as the prior. The reward is validity, or minus the
+energy per atom of the unrelaxed crystal by an energy model. Limits and hints are those of crystal-jax sample. If the
+model's texts start with a composition line, the search is over structures of one composition, which is drawn first, by
+--seed, within the limits.
 
-Writes what crystal-jax sample writes; samples.jsonl holds every crystal that was finished, the best first, and
-samples.csv the best --num_samples.
+The outputs are those of crystal-jax sample; samples.jsonl holds every finished crystal, the best first, and samples.csv
+the best --num_samples.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from absl import flags
 
 from crystal_jax import arguments
+from crystal_jax.checkpoint.model_flags import ALL_ON_DATA, define_model_flags, mesh_of, step_of
 from crystal_jax.errors import UserError
 from crystal_jax.sample.request_flags import MAX_ATOMS, check_numbers, define_request_flags, hints_in, limits_in
 from crystal_jax.sample.requests import FORMULA, parse_request
@@ -27,15 +29,12 @@ from crystal_jax.text.crystal_text import Crystal
 from crystal_jax.text.prompts import Conditions
 
 Reward = Callable[[Crystal], float]
-_WORST_ENERGY = 10.0  # eV/atom; what is no structure, or is above, counts as this
+_WORST_ENERGY = 10.0  # eV/atom; upper bound of the energy, also used for invalid structures
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The command's flags."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A workdir, an exported folder, or a released model: crystal-tiny.", flag_values=flag_values
-    )
-    flags.DEFINE_integer("step", None, "A checkpoint's step; the last one by default.", flag_values=flag_values)
+    """Defines the flags of the command."""
+    define_model_flags(flag_values)
     flags.DEFINE_string(
         "reward", "validity", "validity, or an energy model: m3gnet, chgnet, matgl:NAME.", flag_values=flag_values
     )
@@ -55,7 +54,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Entry of `crystal-jax search`."""
+    """Runs `crystal-jax search`."""
     path = search(
         flag_values.checkpoint,
         output=Path(flag_values.output),
@@ -69,7 +68,8 @@ def main(flag_values: flags.FlagValues) -> None:
         temperature=flag_values.temperature,
         width=flag_values.batch_size,
         seed=flag_values.seed,
-        step=flag_values.step,
+        step=step_of(flag_values),
+        mesh=flag_values.mesh,
     )
     print(f"samples: {path}")
 
@@ -94,34 +94,36 @@ def search(
     temperature: float = 1.0,
     width: int = 16,
     seed: int = 0,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
+    mesh: str = ALL_ON_DATA,
 ) -> Path:
-    """Searches and returns the path of `samples.csv`, the best first.
+    """Searches for crystals of high reward and returns the path of `samples.csv`, the best first.
 
     Args:
         checkpoint: A workdir, an exported folder, or the name of a released model.
         output: A new directory.
-        reward: Says of a crystal how good it is; a finite number.
-        reward_name: Stands in `run.json`.
-        budget: Model calls.
-        num_samples: How many of the best go into `samples.csv`.
-        conditions: Properties to ask for, by the names of `CONDITIONS`. A formula is kept to.
-        chemical_system: Elements that all occur, and no others: "Li-P-S".
+        reward: Maps a crystal to its reward, a finite number.
+        reward_name: Name of the reward, recorded in `run.json`.
+        budget: Number of model calls.
+        num_samples: Number of the best crystals that are written to `samples.csv`.
+        conditions: Conditions of the prompt, by the names of `CONDITIONS`. A formula is enforced, too.
+        chemical_system: Elements that must all occur, and no others: "Li-P-S".
         elements: Elements that may occur; all by default.
-        exclude_elements: Elements that may not.
-        min_elements: Fewest different elements.
-        max_elements: Most different elements.
-        min_atoms: Fewest atoms in the cell.
-        max_atoms: Most atoms in the cell.
-        exploration: See `search/tree.py`.
-        temperature: Of what is written beyond the tree.
-        width: Crystals written side by side.
-        seed: Of the same.
-        step: A checkpoint's step; the last by default.
+        exclude_elements: Elements that must not occur.
+        min_elements: Minimum number of distinct elements.
+        max_elements: Maximum number of distinct elements.
+        min_atoms: Minimum number of atoms in the cell.
+        max_atoms: Maximum number of atoms in the cell.
+        exploration: Weight of the model's probabilities against rewards: c in `search/tree.py`.
+        temperature: Temperature of the tokens that complete a prefix, and of the composition line.
+        width: Crystals decoded side by side.
+        seed: Random seed; the same seed finds the same crystals.
+        step: Step of the checkpoint, or "best"; the last one by default.
+        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the results.
 
     Raises:
         UserError: no such checkpoint, an impossible setting, a reward that is not finite, or an output directory that
-            holds something.
+            is not empty.
     """
     if not 0 <= temperature < float("inf") or not 0 <= exploration < float("inf"):
         raise UserError(f"temperature={temperature} and exploration={exploration} must be finite and not negative")
@@ -140,24 +142,22 @@ def search(
     limits = dict(parse_request(given))
     if not is_new(output):
         raise UserError(f"{output} is not empty, and a search is not continued; choose another --output")
-    # Late, so that --help and bad flags answer at once.
+    # Imported late, so that --help and bad flags answer at once.
     import numpy as np
     from tqdm import tqdm
 
     from crystal_jax.checkpoint.models import load_for_inference
     from crystal_jax.checkpoint.pretrained import locate
-    from crystal_jax.config import MeshConfig
     from crystal_jax.provenance import provenance
     from crystal_jax.sample.constraints.rules import Rules, merged_with
     from crystal_jax.sample.sample_spec import SampleSpecBuilder
     from crystal_jax.sample.samples_file import SamplesFile
     from crystal_jax.search.tree import Search
-    from crystal_jax.sharding import make_mesh
     from crystal_jax.text.grammar.crystal import crystal_automaton
     from crystal_jax.text.tokenizer import completion_text, load_tokenizer
 
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    trained = load_for_inference(checkpoint, mesh, step=step)
+    devices = mesh_of(mesh)
+    trained = load_for_inference(checkpoint, devices, step=step)
     experiment = trained.experiment
     if asked and not experiment.task.conditions:
         raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {', '.join(asked)}")
@@ -168,7 +168,7 @@ def search(
         questions = SampleSpecBuilder([asked], rules, automaton, tokenizer, experiment.text)
     except ValueError as error:
         raise UserError(str(error)) from error
-    compositions = questions.make_compositions(trained.graph, experiment.model, mesh, seed=seed, at_once=32)
+    compositions = questions.make_compositions(trained.graph, experiment.model, devices, seed=seed, at_once=32)
     state = None
     if compositions:
         state = functools.partial(compositions, trained.params, temperature=temperature, top_p=1.0)
@@ -210,7 +210,7 @@ def search(
         trained.graph,
         experiment.model,
         automaton,
-        mesh=mesh,
+        mesh=devices,
         prompt=head,
         width=width,
         exploration=exploration,
@@ -232,13 +232,14 @@ def search(
 
 
 def named_reward(name: str) -> Reward:
-    """`validity`, or an energy model's name.
+    """Returns a reward by name: `validity`, or the name of an energy model.
 
-    `validity` is the mean of two verdicts, 0, ½ or 1: the structure is valid and plausible, the composition is valid.
-    Of a model: minus the energy per atom in eV, unrelaxed; -10 where the structure is not valid and plausible.
+    `validity` is the mean of two tests, so 0, ½ or 1: the structure is valid and plausible, and the composition is
+    valid. The reward of an energy model is minus the energy per atom in eV, unrelaxed, and at least -10; it is -10 if
+    the structure is not valid and plausible, or has elements that the model does not cover.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such energy model.
     """
     from pymatgen.core import Composition
 

@@ -1,13 +1,13 @@
-"""Search instead of sampling: texts that a reward likes, with the model's probabilities as the guide.
+"""Monte-Carlo tree search for sequences of high reward, with the model's probabilities as the prior.
 
-Monte-Carlo tree search over the decisions of a text: its lengths, angles, elements and coordinates. A node is a
-beginning, a choice is a token that grammar and limits admit. Each round goes down from the root by the rule PUCT
-(Silver et al., Nature 550, 354, 2017), with the model's probabilities as the prior,
+The search runs over the tokens of a sequence: its lengths, angles, elements and coordinates. A node is a prefix, and an
+action is a token that grammar and limits allow. Each round descends from the root by the rule PUCT (Silver et al.,
+Nature 550, 354, 2017), with the model's probabilities as the prior,
 
     Q(token) + c · p(token) · √(1 + visits of the node) / (1 + visits of the token)
 
-to a beginning that was not seen before, lets the model write it to its end, and gives the reward of the finished
-crystal to every choice on the way. Q is the mean reward, scaled by the smallest and the largest one seen so far.
+to a prefix that is not in the tree. The model completes that prefix, and the reward of the finished crystal is added to
+every action on the path. Q is the mean reward, scaled by the smallest and the largest reward seen so far.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """A finished text.
+    """A finished sequence.
 
     Attributes:
-        ids: Token ids, EOS left out.
-        reward: What it was given.
-        calls: How many model calls had been made when it was finished.
+        ids: Token ids, without EOS.
+        reward: Reward of the sequence.
+        calls: Number of model calls made until it was finished.
     """
 
     ids: tuple[int, ...]
@@ -64,12 +64,12 @@ class SearchResult:
 
 
 class _Node:
-    """A beginning of a text that has been visited.
+    """A visited prefix of a sequence.
 
     Attributes:
-        prior: Probabilities of the columns, 0 of what is not admitted.
-        visits, total: Of each column: how often it was chosen, and the sum of the rewards.
-        children: What stands after a column.
+        prior: Probability of each column; 0 if it is not allowed.
+        visits, total: How often each column was chosen, and the sum of its rewards.
+        children: Node after each column.
     """
 
     __slots__ = ("children", "prior", "total", "visits")
@@ -82,7 +82,13 @@ class _Node:
 
 
 class _Path(NamedTuple):
-    """A way down: the choices, and the columns of the beginning they lead to, forced ones included."""
+    """A path down the tree.
+
+    Attributes:
+        choices: Nodes on the path, with the column chosen in each.
+        columns: Columns of the prefix that the path leads to, forced ones included.
+        state: Automaton state after the prefix.
+    """
 
     choices: list[tuple[_Node, int]]
     columns: list[int]
@@ -90,7 +96,13 @@ class _Path(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """What the host sees of a batch of beginnings: the next token's probabilities, and how they went on."""
+    """The output of a round on the device.
+
+    Attributes:
+        prior: Probabilities of the token after each prefix.
+        columns: Columns that complete each prefix.
+        written: Number of these columns.
+    """
 
     prior: Float[Array, "b k"]
     columns: Int[Array, "b n"]
@@ -98,18 +110,22 @@ class _Written(NamedTuple):
 
 
 class Search:
-    """Searches with one model and one prompt, several beginnings side by side.
+    """A tree search with one model and one prompt, which completes several prefixes side by side.
 
     Args:
-        graph: Of the model.
-        cfg: Its configuration.
+        graph: Graph definition of the model.
+        cfg: Configuration of the model.
         automaton: The grammar.
-        mesh: Where the parameters are.
+        mesh: Device mesh that holds the parameters.
         prompt: Token ids, BOS included.
-        width: Beginnings that are written to their ends side by side; more are faster, and guide each other less.
-        exploration: c of the rule above.
-        temperature: Of what is written beyond the tree.
-        limits: Of the composition.
+        width: Prefixes that are completed side by side. A larger width is faster, but the prefixes of a round do not
+            profit from one another's rewards.
+        exploration: The constant c of the PUCT rule (see the module's docstring).
+        temperature: Temperature of the tokens that complete a prefix.
+        limits: Limits on the composition.
+
+    Raises:
+        UserError: the longest sequence has more tokens than the model can read.
     """
 
     def __init__(
@@ -126,7 +142,7 @@ class Search:
         limits: CompositionLimits | None = None,
     ):
         self._automaton, self._prompt, self._width, self._exploration = automaton, tuple(prompt), width, exploration
-        check_length(cfg, len(self._prompt) + automaton.max_tokens - 1)  # nothing reads EOS
+        check_length(cfg, len(self._prompt) + automaton.max_tokens - 1)  # the model never reads EOS
         tables = to_device(automaton, jump=False)
         room = len(self._prompt) + automaton.max_tokens
         grants = AllowedValueMask(jnp.ones((width, len(automaton.values)), bool), jnp.full(width, NEVER))
@@ -162,7 +178,7 @@ class Search:
                 def unfinished(rows: DecodeState) -> Array:
                     return is_active(tables, rows, grants).any()
 
-                layers = model.layers()  # within the loop, this would copy the weights in each step
+                layers = model.layers()  # before the loop: within it, this would copy the weights in each step
                 rows = jax.lax.while_loop(
                     unfinished, lambda rows: decode_step(model, tables, rows, grants, layers=layers), rows
                 )
@@ -173,23 +189,24 @@ class Search:
     def run(
         self, params: nnx.State, reward: Callable[[tuple[int, ...]], float], *, budget: int, seed: int = 0
     ) -> Iterator[SearchResult]:
-        """Yields each finished text with its reward, until `budget` model calls are spent.
+        """Yields each finished sequence with its reward, until `budget` model calls are spent.
 
-        A call is one probability distribution of a next token, as plain sampling needs one for each of its tokens.
+        A call is one probability distribution of a next token; plain sampling needs one call per token.
 
         Args:
-            params: The model's.
-            reward: Token ids of a crystal, EOS left out, to what is to be large; a finite number.
-            budget: Model calls; the round in which they run out is finished.
-            seed: Of what is written beyond the tree.
+            params: Parameters of the model.
+            reward: Maps the token ids of a crystal, without EOS, to the finite number to maximise.
+            budget: Model calls; the round that exceeds it is completed.
+            seed: Random seed of the tokens that complete prefixes.
         """
         key, calls = jax.random.key(seed), 0
         root: _Node | None = None
-        low, high = np.inf, -np.inf  # of the rewards
+        low, high = np.inf, -np.inf  # smallest and largest reward
         start = _Path([], *self._forced([], self._automaton.start))
         while calls < budget:
             scale = (low, high - low) if high > low else (0.0, 0.0)
-            # A way that is being tried counts as visited with the smallest reward, so that others are tried beside it.
+            # Virtual loss: a path in progress counts as visited with the smallest reward, so that the other slots of
+            # the round take other paths.
             paths = [start if root is None else self._descend(root, start, scale) for _ in range(self._width)]
             lent = scale[0]
             key, now = jax.random.split(key)
@@ -211,7 +228,7 @@ class Search:
                 yield SearchResult(ids=ids, reward=value, calls=calls)
 
     def _descend(self, root: _Node, start: _Path, scale: tuple[float, float]) -> _Path:
-        """The way to a beginning that is not in the tree, or to the end of a text."""
+        """Returns the path to a prefix that is not in the tree, or to the end of a sequence."""
         low, span = scale
         node: _Node | None = root
         choices, columns, state = [], list(start.columns), start.state
@@ -232,14 +249,14 @@ class Search:
         return _Path(choices, columns, state)
 
     def _forced(self, columns: list[int], state: int) -> tuple[list[int], int]:
-        """With the tokens that leave no choice; an end is a choice of its own."""
+        """Appends the tokens that leave no choice; EOS may be one of them."""
         while state != self._automaton.end and self._automaton.allowed[state].sum() == 1:
             column = int(self._automaton.allowed[state].argmax())
             columns, state = [*columns, column], int(self._automaton.next_state[state, column])
         return columns, state
 
     def _beginnings(self, paths: Sequence[_Path]) -> tuple[np.ndarray, ...]:
-        """Tokens and their numbers, states and atoms of beginnings; of finished ones, of an empty one."""
+        """Returns the prefixes' tokens, padded, and their numbers of tokens, automaton states and atoms per element."""
         tokens = np.zeros((self._width, len(self._prompt) + self._automaton.max_tokens), np.int32)
         count, state = np.zeros(self._width, np.int32), np.zeros(self._width, np.int32)
         atoms = np.zeros((self._width, len(ELEMENTS)), np.int32)

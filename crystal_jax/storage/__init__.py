@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, logs, locks, caches; and the processes that share work."""
+"""Storage on disk (atomic writes, JSONL logs, locks, caches) and worker pools."""

@@ -1,4 +1,4 @@
-"""Results that are dear to compute, kept between runs on this machine: one SQLite file a kind."""
+"""Caches expensive results between runs on this machine, in one SQLite file per type of result."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pathlib import Path
 from crystal_jax.errors import UserError
 from crystal_jax.storage.files import cache_folder
 
-_AT_ONCE = 500  # keys of one query; SQLite allows some thousand
-_PATIENCE = 60.0  # s to wait for another process that writes
+_AT_ONCE = 500  # keys per query; SQLite allows a few thousand
+_PATIENCE = 60.0  # s to wait for another writer
 
 
 class Cache:
-    """A file of values by the hash of what they were computed from; several processes may use it at a time.
+    """Cache file of values, keyed by the hash of their input. Several processes may use it at the same time.
 
-    A damaged file is deleted and made anew: everything in it can be computed again.
+    A damaged file is deleted and created again, because all of its values can be recomputed.
     """
 
     def __init__(self, name: str):
-        """Opens `name`.sqlite, which must change its name when the computation changes.
+        """Opens `name`.sqlite. The name must change when the computation changes.
 
         Raises:
-            UserError: the place cannot be written to.
+            UserError: the cache folder cannot be written to.
         """
         self._path = cache_folder() / f"{name}.sqlite"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._file = _open(self._path)
-            except sqlite3.OperationalError:  # locked, or may not be written
+            except sqlite3.OperationalError:  # the file is locked or read-only
                 raise
             except sqlite3.DatabaseError as error:
                 self._make_anew(error)
@@ -40,7 +40,7 @@ class Cache:
             raise self._unusable(error) from error
 
     def get(self, texts: Iterable[str]) -> dict[str, bytes]:
-        """The values of those texts that are known.
+        """Returns the values of the texts that are in the cache.
 
         Raises:
             UserError: the file cannot be read.
@@ -61,7 +61,7 @@ class Cache:
         return found
 
     def put(self, values: Mapping[str, bytes]) -> None:
-        """Keeps values by their texts; they are on disk when this returns.
+        """Stores values by their texts; they are on disk when this returns.
 
         Raises:
             UserError: the file cannot be written, or the disk is full.
@@ -78,7 +78,7 @@ class Cache:
                 self._file.executemany("INSERT OR REPLACE INTO found VALUES (?, ?)", rows)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._file.close()
 
     def _make_anew(self, error: sqlite3.Error) -> None:

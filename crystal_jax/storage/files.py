@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and where those are that save a later run some work."""
+"""Atomic writes of files and folders, and the cache folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from crystal_jax.errors import UserError
 
-LOCK = ".lock"  # in a folder that a process writes to
-_TEMPORARY = ".part"  # how the names of temporary files and folders end
+LOCK = ".lock"  # name of the lock file in a folder that a process writes to
+_TEMPORARY = ".part"  # suffix of temporary files and folders
 
 
 def cache_folder() -> Path:
-    """Where results and fetched files are kept: $CRYSTAL_JAX_CACHE, or `crystal_jax` in the user's cache folder."""
+    """Returns the cache folder: $CRYSTAL_JAX_CACHE, or `crystal_jax` in the user's cache folder."""
     own = os.environ.get("CRYSTAL_JAX_CACHE")
     if own:
         return Path(own)
@@ -25,14 +25,14 @@ def cache_folder() -> Path:
 
 
 def as_path(value: object, name: str) -> Path:
-    """Returns an argument that names a file or folder as a path, ~ being the home folder.
+    """Converts an argument to a path; ~ is the home folder.
 
     Args:
-        value: a text or a path.
-        name: of the argument, for the message.
+        value: a string or a path.
+        name: name of the argument, for the error message.
 
     Raises:
-        UserError: it is of another type.
+        UserError: the value has another type.
     """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{name} is {value!r:.60}, of type {type(value).__name__}; it must be a path or a text")
@@ -40,17 +40,17 @@ def as_path(value: object, name: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text in UTF-8; see `write_bytes`."""
+    """Writes a text file in UTF-8, atomically; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file through a temporary one beside it, making folders as needed.
+    """Writes a file atomically, through a temporary file in the same folder; creates folders as needed.
 
-    Where that fails, the temporary file is removed and `path` stays as it was.
+    If writing fails, the temporary file is removed and `path` is unchanged.
 
     Raises:
-        UserError: the place cannot be written to, or the disk is full.
+        UserError: the folder cannot be written to, or the disk is full.
     """
     temporary: Path | None = None
     try:
@@ -60,7 +60,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         ) as file:
             temporary = Path(file.name)
             file.write(content)
-        temporary.chmod(_mode(0o666))  # a temporary file is private, a result is not
+        temporary.chmod(_mode(0o666))  # temporary files are private; results are not
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; {_remedy(error)}") from error
@@ -71,13 +71,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder that becomes `path` at the end; on any failure it is removed and `path` stays as it was.
+    """Yields a temporary folder that is renamed to `path` at the end.
+
+    After an error, the temporary folder is removed and `path` is unchanged.
 
     Args:
         path: a folder that does not exist yet, or is empty.
 
     Raises:
-        UserError: the place cannot be written to, or the disk is full.
+        UserError: the folder cannot be written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,9 +97,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def is_new(folder: Path) -> bool:
-    """Whether a folder is missing or holds nothing; what a killed process left there by the way does not count.
+    """Whether a folder is missing or empty, apart from the lock and temporary files of killed processes.
 
-    A file in its place is not new.
+    A path that is a file is not new.
     """
     if not folder.is_dir():
         return not (folder.exists() or folder.is_symlink())

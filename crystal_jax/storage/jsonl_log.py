@@ -1,4 +1,4 @@
-"""An output directory of one request: what was asked for, and rows that are appended as they are finished."""
+"""Manages the output directory of a run: `run.json` with the request, and JSONL logs that are appended to."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _RUN = "run.json"
 def ensure_same_run(
     directory: Path, request: Mapping[str, Any], made_by: Mapping[str, Any], *, what: str = "the output"
 ) -> None:
-    """Makes the directory this request's, by its `run.json`, or checks that it already is, and locks it.
+    """Claims the directory for this request by writing its `run.json`, or checks that it belongs to it, and locks it.
 
     Args:
-        directory: made if it does not exist; `release` unlocks it.
-        request: what was asked for.
-        made_by: versions and the like.
-        what: what the directory holds, for messages.
+        directory: output directory; created if it does not exist. `release` unlocks it.
+        request: settings that decide the output.
+        made_by: provenance, such as versions.
+        what: the directory's content, for error messages.
 
     Raises:
-        UserError: it holds something else, another process writes to it, or it cannot be written to.
+        UserError: the directory belongs to another request, another process writes to it, or it cannot be written to.
     """
     run = directory / _RUN
     try:
@@ -50,7 +50,7 @@ def _check(directory: Path, run: Path, request: Mapping[str, Any], what: str) ->
     if run.exists():
         advice = f"what lies beside it is still whole: copy {what} elsewhere, and delete the folder"
         found = read_object(run, advice=advice).part("request").content
-        asked = json.loads(json.dumps(dict(request)))  # tuples are lists
+        asked = json.loads(json.dumps(dict(request)))  # converts tuples to lists, as in the file
         if changed := [key for key in {**found, **asked} if found.get(key) != asked.get(key)]:
             raise UserError(
                 f"{directory} holds {what} of another request (other {', '.join(changed)}); choose another --output"
@@ -60,11 +60,11 @@ def _check(directory: Path, run: Path, request: Mapping[str, Any], what: str) ->
 
 
 class JsonlLog:
-    """A file of JSON rows, one a line, that survives being stopped: a line that was cut off is dropped.
+    """JSONL file that survives interruptions: a truncated last line is dropped.
 
     Args:
         path: the file; it need not exist.
-        fields: what each row has, and of which type.
+        fields: required fields of each row, with their types.
     """
 
     def __init__(self, path: Path, fields: Mapping[str, type] | None = None):
@@ -77,10 +77,10 @@ class JsonlLog:
                 write_bytes(path, whole)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows written so far, in order; of several with the same `index` the first.
+        """Returns the rows in order; of rows with the same `index` only the first.
 
         Raises:
-            UserError: the file is damaged; the message has the line.
+            UserError: the file is damaged; the message names the line.
         """
         if not self.path.exists():
             return []
@@ -96,7 +96,7 @@ class JsonlLog:
         return list(rows.values())
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds rows; they are in the file when this returns."""
+        """Appends rows; they are in the file when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 

@@ -1,8 +1,8 @@
-"""One process at a time writes an output folder: a lock file that names the host and the process.
+"""Locks an output folder for one process at a time, with a lock file that names host and process.
 
-The operating system holds the lock (flock) and lets go of it when the process ends, however it ends; so a lock file of
-a process that was killed on this host does not count. Where the folder is shared, another host's lock shows by its
-age: whoever holds a lock renews the file each minute, and one that was not renewed for ten minutes does not count.
+The operating system holds the lock (flock) and releases it when the process ends for any reason. So the lock file of a
+process that was killed on this host has no effect. In a shared folder, the lock of another host is judged by its age:
+the holder touches the file every minute, and a lock file not touched for ten minutes is stale.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HELD: dict[Path, _Lock] = {}
 
 
 class _Lock:
-    """A held lock file, which a thread renews."""
+    """Held lock file, touched regularly by a thread."""
 
     def __init__(self, path: Path, descriptor: int):
         self._path, self._descriptor, self._ended = path, descriptor, threading.Event()
@@ -44,10 +44,10 @@ class _Lock:
 
 
 def lock(folder: Path) -> None:
-    """Locks a folder, which exists, for this process until `release` or its end; again within the process is allowed.
+    """Locks an existing folder for this process until `release` or the end of the process. Locking it again is allowed.
 
     Raises:
-        UserError: another process works in the folder; the message names it.
+        UserError: another process holds the lock; the message names it.
     """
     path = folder.resolve() / LOCK
     if path in _HELD:
@@ -55,7 +55,7 @@ def lock(folder: Path) -> None:
     descriptor = _open(path)
     try:
         owned = _take(descriptor)
-        while owned and not _is_at(path, descriptor):  # another process ended between the two calls
+        while owned and not _is_at(path, descriptor):  # another process removed the file between the two calls
             os.close(descriptor)
             descriptor = _open(path)
             owned = _take(descriptor)
@@ -72,7 +72,7 @@ def lock(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Releases a folder, if this process has locked it."""
+    """Releases a folder if this process has locked it."""
     if held := _HELD.pop(folder.resolve() / LOCK, None):
         held.release()
 
@@ -85,12 +85,12 @@ def _open(path: Path) -> int:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one at its path."""
+    """Whether an open file is still the file at its path."""
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _take(descriptor: int) -> bool:
-    """Whether this process could take the operating system's lock; true where the file system has none."""
+    """Tries to take the operating system's lock; returns True also if the file system does not support locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -99,7 +99,7 @@ def _take(descriptor: int) -> bool:
 
 
 def _holder(descriptor: int) -> dict[str, object]:
-    """What a lock file states; nothing where it is new or damaged."""
+    """Reads the content of a lock file; empty if the file is new or damaged."""
     try:
         stated = json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:
@@ -108,10 +108,10 @@ def _holder(descriptor: int) -> dict[str, object]:
 
 
 def _is_alive(holder: dict[str, object], path: Path, descriptor: int) -> bool:
-    """Whether a lock of another host is still renewed. One of this host is not held: the system's lock was free."""
+    """Whether a lock of another host is fresh. A lock of this host is not held, because the system's lock was free."""
     if not holder or holder.get("host") == socket.gethostname():
         return False
-    with tempfile.TemporaryFile(dir=path.parent) as now:  # by the clock of the disk
+    with tempfile.TemporaryFile(dir=path.parent) as now:  # compares times by the file server's clock
         return os.fstat(now.fileno()).st_mtime - os.fstat(descriptor).st_mtime < _STALE_AFTER
 
 

@@ -1,4 +1,4 @@
-"""One function over many items on all cores of this machine."""
+"""Maps a function over many items on all cores of this machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from crystal_jax.errors import UserError
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_WORTH_A_PROCESS = 64  # items; for fewer, starting processes (a second or two each) takes longer than they save
+_WORTH_A_PROCESS = 64  # items; for fewer, starting processes (one or two seconds each) costs more time than it saves
 
 
 def available_workers() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -31,16 +31,16 @@ def map_in_order(
     workers: int | None = None,
     lost: Callable[[In], Out] | None = None,
 ) -> Generator[Out, None, None]:
-    """Yields `function(item)` in the items' order, as soon as each is there.
+    """Yields `function(item)` in the order of the items, each as soon as it is ready.
 
-    Where a process dies (compiled code crashes on a crystal), the items that it had are computed again, one at a time
-    in a process of their own, so that only the item that kills it is lost.
+    If a process dies (compiled code may crash on a crystal), its items are computed again one at a time in a process of
+    their own, so only the item that kills it is lost.
 
     Args:
-        function: of a module, so that other processes find it; so must be its results.
-        items: what it is called with.
-        workers: processes; by default one for each core. With one, or with few items, everything is done here.
-        lost: called here with an item on which a process died, for what to yield in place of its result.
+        function: module-level function, so that other processes can import it; its results must be picklable.
+        items: arguments of the calls.
+        workers: processes; by default one per core. With one worker, or with few items, all calls run in this process.
+        lost: called in this process with an item that killed its worker; its return value is yielded instead.
 
     Raises:
         UserError: a process died, and `lost` is not given.
@@ -49,7 +49,7 @@ def map_in_order(
     if workers == 1 or len(items) < _WORTH_A_PROCESS:
         yield from map(function, items)
         return
-    # Chunks amortise the transport and stay small enough for an even load.
+    # Chunks amortise the transfer and are small enough for an even load.
     size = max(1, min(16, len(items) // (8 * workers)))
     chunks = [items[begin : begin + size] for begin in range(0, len(items), size)]
     done = 0
@@ -66,7 +66,7 @@ def map_in_order(
             done += 1
         finally:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # joblib's, where the caller has enough before the end
+                warnings.simplefilter("ignore")  # joblib warns if the caller stops early
                 results.close()
 
 

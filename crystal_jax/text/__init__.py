@@ -1,1 +1,1 @@
-"""Crystals as text; never imports JAX."""
+"""Text formats, prompts, tokenizers and grammars of crystals; never imports JAX."""

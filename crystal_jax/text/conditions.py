@@ -1,7 +1,7 @@
-"""Reads what a user asks for: formulas, space groups, elements, chemical systems.
+"""Parses conditions in the user's notation: formulas, space groups, elements, chemical systems.
 
-Each function takes text as people write it and returns one canonical form. Whatever cannot be read raises ValueError
-with one line that names the text and, where something similar exists, suggests it.
+Each function takes text as people write it and returns one canonical form. If the text cannot be parsed, it raises
+ValueError with a one-line message that names the text and suggests a similar one if there is one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pymatgen.symmetry.groups import SpaceGroup, sg_symbol_from_int_number
 from crystal_jax.text.crystal_text import ELEMENTS
 
 _ELEMENTS = frozenset(ELEMENTS)
-# An element symbol with an amount, or a bracket with one.
+# An element symbol or a closing bracket, each with an optional amount, an opening bracket, or spaces.
 _FORMULA_PART = re.compile(r"([A-Z][a-z]*)(\d+(?:\.\d+)?|\.\d+)?|[(\[{]|[)\]}](\d+(?:\.\d+)?|\.\d+)?|\s+")
-_HYDRATE = re.compile(r"[.·*]\s*\d*\s*\(?H2O")  # pymatgen would take the dot for a decimal point
+_HYDRATE = re.compile(r"[.·*]\s*\d*\s*\(?H2O")  # pymatgen would read the dot as a decimal point
 _ISOTOPES = {"D": "H", "T": "H"}
 NUM_SPACE_GROUPS = 230
-# Short symbols of other settings that papers and databases use, which pymatgen knows in full only.
+# Short symbols of other settings in papers and databases; pymatgen knows only their full forms.
 _OTHER_SETTINGS = {
     **dict.fromkeys(("P2/a", "P2/n"), 13),
     **dict.fromkeys(("P21/a", "P21/n"), 14),
@@ -45,7 +45,7 @@ def parse_formula(text: str) -> str:
     """Returns a chemical formula without spaces, after checking that every symbol in it is an element.
 
     Raises:
-        ValueError: the text is no formula.
+        ValueError: the text is not a formula.
     """
     formula, position = text.strip(), 0
     symbols: list[str] = []
@@ -62,7 +62,7 @@ def parse_formula(text: str) -> str:
             raise ValueError(f"{text!r} is not a chemical formula: an amount is 0")
         symbols += [symbol] if symbol else []
         position = part.end()
-    if "." in formula and len(set(symbols)) < len(symbols):  # Al2O3.2SiO2 is two formulas, Li0.5FePO4 has a share
+    if "." in formula and len(set(symbols)) < len(symbols):  # Al2O3.2SiO2 is two formulas, Li0.5FePO4 is one
         raise ValueError(f"{text!r} is not a chemical formula: its dot may be a decimal point; write one formula")
     formula = "".join(formula.split())
     try:
@@ -75,10 +75,10 @@ def parse_formula(text: str) -> str:
 
 
 def formula_unit(formula: str) -> Mapping[str, int]:
-    """Returns the atoms of each element in the smallest whole formula: of Li4Fe4P4O16, those of LiFePO4.
+    """Returns the atoms of each element in the smallest formula of whole numbers: LiFePO4 for Li4Fe4P4O16.
 
     Raises:
-        ValueError: it is no formula.
+        ValueError: the text is not a formula.
     """
     try:
         composition = Composition(formula)
@@ -90,12 +90,12 @@ def formula_unit(formula: str) -> Mapping[str, int]:
     if any(number != round(number) for number in amounts.values()):
         amounts = Composition(composition.get_integer_formula_and_factor()[0]).get_el_amt_dict()
     counts = {symbol: round(number) for symbol, number in amounts.items()}
-    divisor = math.gcd(*counts.values())  # pymatgen would make O2 of oxygen
+    divisor = math.gcd(*counts.values())  # pymatgen would reduce oxygen to O2
     return {symbol: number // divisor for symbol, number in counts.items()}
 
 
 def parse_spacegroup(value: str | int) -> int:
-    """Returns the number, 1 to 230, of a space group that is given by number or by Hermann-Mauguin symbol.
+    """Returns the number, 1 to 230, of a space group given by number or by Hermann-Mauguin symbol.
 
     Spaces, underscores and setting suffixes are optional: Pnma, P21/c, P 1 21/c 1, Fd-3m, R-3m:H.
 
@@ -109,7 +109,7 @@ def parse_spacegroup(value: str | int) -> int:
             raise ValueError(f"there is no space group {text}: their numbers are 1 to {NUM_SPACE_GROUPS}")
         return int(text)
     key = _symbol_key(text)
-    # Before 1983 cubic groups were written without the bar (Fd3m); the letter of the lattice may be in lower case.
+    # Before 1983 cubic groups were written without the bar (Fd3m); the lattice letter may be in lower case.
     capital = key[:1].upper() + key[1:]
     for symbol in (
         key,
@@ -125,13 +125,13 @@ def parse_spacegroup(value: str | int) -> int:
 
 
 def _number_of(symbol: str) -> int | None:
-    """Returns the number of a group by any symbol that pymatgen knows, in any setting; None if it knows none."""
+    """Returns the number of a group by any symbol that pymatgen knows, in any setting; None for an unknown symbol."""
     if symbol in _standard_symbols():
         return _standard_symbols()[symbol]
     if symbol in _OTHER_SETTINGS:
         return _OTHER_SETTINGS[symbol]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen says where it has no full symbol
+        warnings.simplefilter("ignore")  # pymatgen warns if it has no full symbol
         try:
             return SpaceGroup(symbol).int_number
         except ValueError:
@@ -142,25 +142,25 @@ def _number_of(symbol: str) -> int | None:
 def _standard_symbols() -> Mapping[str, int]:
     """Returns the numbers of the 230 groups by their standard symbols, monoclinic ones with and without the axes."""
     numbers = {_symbol_key(sg_symbol_from_int_number(n)): n for n in range(1, NUM_SPACE_GROUPS + 1)}
-    # Unique axis b: P121/c1 is P21/c for short.
+    # Unique axis b: P21/c is short for P121/c1.
     short = {re.sub(r"^(\w)1(.+)1$", r"\1\2", symbol): n for symbol, n in numbers.items() if n in range(3, 16)}
     return short | numbers
 
 
 def _symbol_key(symbol: str) -> str:
-    """A symbol without what people leave out: spaces, underscores, the setting after a colon."""
+    """Removes optional parts of a symbol: spaces, underscores, the setting after a colon."""
     return re.sub(r"[\s_]", "", symbol).partition(":")[0]
 
 
 def parse_elements(values: Sequence[str], *, name: str = "elements") -> tuple[str, ...]:
-    """Returns element symbols, each once, after checking them.
+    """Checks element symbols and returns each once.
 
     Args:
-        values: The symbols.
-        name: What messages call the list: the name of its flag or argument.
+        values: the symbols.
+        name: name of the flag or argument, for error messages.
 
     Raises:
-        ValueError: one of them is no element, or they are not separated by commas.
+        ValueError: a symbol is not an element, or they are not separated by commas.
     """
     if isinstance(values, str):
         values = values.split(",")
@@ -183,7 +183,7 @@ def parse_chemical_system(value: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the elements of a chemical system, such as Li-P-S, in their order.
 
     Raises:
-        ValueError: it names something that is no element, or nothing.
+        ValueError: a symbol is not an element, or there are no symbols.
     """
     symbols = [word for word in re.split(r"[-,\s]+", value) if word] if isinstance(value, str) else list(value)
     if not symbols:
@@ -201,7 +201,7 @@ def without_elements(elements: Iterable[str], excluded: Iterable[str]) -> tuple[
     """Returns the elements that are not excluded.
 
     Raises:
-        ValueError: none is left.
+        ValueError: no element is left.
     """
     forbidden = set(excluded)
     if not (left := tuple(symbol for symbol in elements if symbol not in forbidden)):
@@ -210,7 +210,7 @@ def without_elements(elements: Iterable[str], excluded: Iterable[str]) -> tuple[
 
 
 def _no_element(symbol: str) -> str:
-    """A sentence that says that a symbol is no element, and what may have been meant."""
+    """Returns a message that a symbol is not an element, with a suggestion."""
     if symbol in _ISOTOPES:
         return f"{symbol!r} is an isotope; write {_ISOTOPES[symbol]}"
     near = [name for name in (symbol.capitalize(), symbol[:2], symbol[:1]) if name in _ELEMENTS]

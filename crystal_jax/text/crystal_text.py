@@ -1,8 +1,8 @@
-"""Crystal ⇄ text, in four format versions.
+"""Converts crystals to text and back, in four format versions.
 
-The text of a crystal (Gruver et al., ICLR 2024, section 3): one line with the lattice's lengths (Å, one decimal),
-one with its angles (degrees, integers), then two lines an atom, its element symbol and its coordinates (two
-decimals). No newline at the end.
+The text of a crystal (Gruver et al., ICLR 2024, section 3) has one line with the lattice's lengths (Å, one decimal),
+one with its angles (degrees, integers), then two lines per atom: its element symbol and its coordinates (two
+decimals). There is no newline at the end.
 
     5.6 4.0 5.7
     90 90 90
@@ -10,15 +10,15 @@ decimals). No newline at the end.
     0.25 0.50 0.73
 
 `paper` reproduces the published bytes: angles are truncated (89.99 → 89) and a coordinate from 0.995 up is printed
-as 1.00. `plain`, the default, rounds the angles and wraps the coordinates once more after rounding, so that each
-position has one spelling.
+as 1.00. `plain`, the default, rounds the angles and wraps the coordinates again after rounding, so that each position
+has one spelling.
 
-`composition_first` is `plain` with the composition in a line of its own before the lattice, `Te4Se4` or the like: what a crystal is made
-of is decided at once, and not spread over its sites.
+`composition_first` is `plain` with a composition line before the lattice, such as `Te4Se4`. The model decides the
+composition at once, instead of site by site.
 
-`cif` has the same numbers as `plain` in the words of a CIF (text/layout.py), as CrystaLLM reads them (Antunes et al.,
-Nature Communications 15, 10570, 2024): a `data_` block with the composition, the cell, the symmetry, and a loop over
-the sites. All sites are written, in P 1, so formats differ in words alone.
+`cif` has the same numbers as `plain` in CIF syntax (text/layout.py), as CrystaLLM reads them (Antunes et al., Nature
+Communications 15, 10570, 2024): a `data_` block with the composition, the cell, the symmetry, and a loop over the
+sites. All sites are written, in P 1, so the formats differ only in syntax.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from crystal_jax.text.layout import (
     plain_words,
 )
 
-# Hydrogen to lawrencium: what has been seen in a solid, and a little more.
+# Hydrogen to lawrencium: the elements observed in solids, and a few more.
 ELEMENTS: tuple[str, ...] = tuple(Element.from_Z(z).symbol for z in range(1, 104))
 _KNOWN = frozenset(ELEMENTS)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -53,13 +53,13 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Crystal:
-    """A periodic structure in the terms of its text: no orientation, no properties.
+    """Periodic structure as its text describes it: without orientation and properties.
 
     Attributes:
         lengths: a, b, c in Å, shape [3].
         angles: α, β, γ in degrees, shape [3].
-        frac_coords: Fractional coordinates, shape [n_atoms, 3].
-        symbols: Element symbols, n_atoms of them, in the order of the sites.
+        frac_coords: fractional coordinates, shape [n_atoms, 3].
+        symbols: n_atoms element symbols, in the order of the sites.
     """
 
     lengths: Float[np.ndarray, 3]
@@ -69,7 +69,7 @@ class Crystal:
 
     @classmethod
     def from_structure(cls, structure: Structure) -> Crystal:
-        """Keeps the order of the sites.
+        """Converts a structure; the order of the sites is kept.
 
         Raises:
             ValueError: the structure is disordered.
@@ -81,7 +81,11 @@ class Crystal:
         return cls(parameters[:3], parameters[3:], structure.frac_coords, symbols)
 
     def to_structure(self) -> Structure:
-        """Raises ValueError where the angles form no cell."""
+        """Converts the crystal to a structure.
+
+        Raises:
+            ValueError: the angles form no cell.
+        """
         if not self.forms_cell:
             raise ValueError(f"angles {self.angles.tolist()} form no cell")
         lattice = Lattice.from_parameters(*self.lengths, *self.angles)
@@ -89,7 +93,9 @@ class Crystal:
 
     @property
     def forms_cell(self) -> bool:
-        """Each angle less than the sum of the other two, and all three less than 360°: a positive volume."""
+        """Whether the angles form a cell of positive volume: each is less than the sum of the others, and their sum is
+        less than 360°.
+        """
         largest, total = self.angles.max(), self.angles.sum()
         return bool(total < 360 and 2 * largest < total)
 
@@ -99,23 +105,23 @@ class Crystal:
         return Lattice.from_parameters(*self.lengths, *self.angles).matrix
 
     def translated(self, shift: Float[np.ndarray, 3]) -> Crystal:
-        """All sites moved by a fractional vector and wrapped into the cell."""
+        """Translates all sites by a fractional vector and wraps them into the cell."""
         return dataclasses.replace(self, frac_coords=np.mod(self.frac_coords + shift, 1))
 
     def permuted(self, order: Sequence[int] | np.ndarray) -> Crystal:
-        """The sites in another order."""
+        """Permutes the sites."""
         symbols = tuple(self.symbols[i] for i in order)
         return dataclasses.replace(self, frac_coords=self.frac_coords[np.asarray(order)], symbols=symbols)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """How a crystal is spelled.
+    """Text format of crystals.
 
     Attributes:
-        version: `plain`, `composition_first`, `paper` or `cif` (see the head of this file).
-        coordinates: `fractional`, or `cartesian` (Å), the ablation of the paper's appendix.
-        decimals: Of a coordinate: 1, 2 or 3. The paper's are 2.
+        version: `plain`, `composition_first`, `paper` or `cif` (see the module's docstring).
+        coordinates: `fractional`, or `cartesian` (Å), the ablation in the paper's appendix.
+        decimals: decimals of a coordinate: 1, 2 or 3. The paper has 2.
     """
 
     version: Literal["plain", "composition_first", "paper", "cif"] = "plain"
@@ -138,11 +144,11 @@ class TextFormat:
 
     @property
     def layout(self) -> Layout:
-        """What stands between its numbers."""
+        """Separators between the numbers."""
         return {"cif": CIF, "composition_first": COMPOSITION_FIRST}.get(self.version, PLAIN)
 
     def encode(self, crystal: Crystal) -> str:
-        """The text of a crystal, as it stands: translation and permutation are the caller's choice."""
+        """Returns the text of a crystal. Translation and permutation of sites are left to the caller."""
         words = [f"{x:.1f}" for x in crystal.lengths]
         words += [str(int(x) if self.version == "paper" else round(x)) for x in crystal.angles]
         for symbol, position in zip(crystal.symbols, self._positions(crystal).tolist(), strict=True):
@@ -150,15 +156,15 @@ class TextFormat:
         return self.layout.first_line(crystal.symbols) + self.layout.join(words)
 
     def sorted(self, crystal: Crystal) -> Crystal:
-        """The sites in the order of their coordinates as printed: by x, where that is equal by y, then by z.
+        """Sorts the sites by their coordinates as printed: by x, then y, then z.
 
-        A model that reads them so need only look at the last site to know which places are taken.
+        With sorted sites, a model needs only the last site to know which positions may follow.
         """
         printed = [[float(self._printed(x)) for x in position] for position in self._positions(crystal).tolist()]
         return crystal.permuted(sorted(range(len(printed)), key=printed.__getitem__))
 
     def coordinate_values(self) -> tuple[str, ...]:
-        """Every coordinate that there may be, as it is printed; Cartesian ones up to 100 Å."""
+        """Returns all possible coordinates as printed; Cartesian ones up to 100 Å."""
         scale = 10**self.decimals
         numbers = range(1 - 100 * scale, 100 * scale) if self.coordinates == "cartesian" else range(scale)
         values = tuple(f"{i / scale:.{self.decimals}f}" for i in numbers)
@@ -176,18 +182,18 @@ class TextFormat:
         return zero if text == f"-{zero}" else text
 
     def words(self, text: str) -> list[Word]:
-        """The words of a text: three lengths, three angles, then an element and three coordinates for each atom.
+        """Splits a text into words: three lengths, three angles, then an element and three coordinates per atom.
 
         Raises:
-            CrystalTextError: lines are missing, or no such lines.
+            CrystalTextError: a line is missing or malformed.
         """
         return cif_words(text) if self.layout is CIF else plain_words(text, self.layout)
 
     def decode(self, text: str) -> Crystal:
-        """Reads a text back. Cartesian coordinates in angles that form no cell mean nothing, and become NaN.
+        """Parses a text. Cartesian coordinates become NaN if the angles form no cell.
 
         Raises:
-            CrystalTextError: with the line's number and the offending text.
+            CrystalTextError: the text is malformed; the error has the line's number and text.
         """
         words = self.words(text)
         lattice = np.array([_number(word) for word in words[:LATTICE_WORDS]])
@@ -209,13 +215,13 @@ class TextFormat:
         crystal = Crystal(lengths, angles, np.reshape(coordinates, (-1, 3)), tuple(symbols))
         if self.coordinates == "fractional":
             return crystal
-        if not crystal.forms_cell:  # readable all the same: such a text is a sample, too, and not a valid one
+        if not crystal.forms_cell:  # still parsed: such a text is an invalid sample
             return dataclasses.replace(crystal, frac_coords=np.full_like(crystal.frac_coords, np.nan))
         return dataclasses.replace(crystal, frac_coords=crystal.frac_coords @ np.linalg.inv(crystal.matrix))
 
 
 def _number(word: Word) -> float:
-    # Stricter than float(), which takes "nan", "1e5" and "1_0".
+    # Stricter than float(), which accepts "nan", "1e5" and "1_0".
     if not _NUMBER.fullmatch(word.value) or not math.isfinite(float(word.value)):
         raise CrystalTextError(word.line, word.text, f"{word.value!r} is not a number")
     return float(word.value)

@@ -1,6 +1,6 @@
-"""Which part of a crystal each token of its text writes: the composition, the lattice, an element, a coordinate.
+"""Classifies the tokens of a crystal's text: composition, lattice, element, coordinate.
 
-The id of a token does not say it, since a digit of LLaMA-2 may stand anywhere; its place does.
+The class depends on the position of a token, not on its id, because a digit of LLaMA-2 can occur anywhere.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ OTHER, LATTICE, ELEMENT, COORDINATE, END, COMPOSITION = range(len(CLASSES))
 
 
 def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str, number: int) -> list[int]:
-    """The class of each token of a completion: a crystal, or the symbol that an infilling asks for. No EOS.
+    """Returns the class of each token of a completion: a crystal, or the symbol that answers an infilling prompt. EOS
+    is not included.
 
     Args:
-        tokenizer: Its tokenizer.
-        text_format: The crystal's.
-        completion: The text.
-        number: Of its tokens after a prompt; alone, SentencePiece would put a space before it.
+        tokenizer: the tokenizer of the completion.
+        text_format: the format of the crystal.
+        completion: the text.
+        number: number of the completion's tokens after a prompt; without a prompt, SentencePiece would add a space.
 
     Raises:
-        ValueError: the tokenizer writes the crystal in another way than field by field.
+        ValueError: the tokenizer does not tokenise the crystal field by field.
     """
     if "\n" not in completion:
         return [ELEMENT] * number
@@ -44,12 +45,12 @@ def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str
 
 
 def _class(place: int) -> int:
-    """Of the word at this place of a crystal."""
+    """Returns the class of the word with this index in a crystal."""
     if place < LATTICE_WORDS:
         return LATTICE
     return COORDINATE if (place - LATTICE_WORDS) % ATOM_WORDS else ELEMENT
 
 
-@functools.cache  # a few thousand values, each asked for again and again
+@functools.cache  # a few thousand values, each requested many times
 def _tokens_in(tokenizer: Any, separator: str, value: str) -> int:
     return len(tokenizer.spell(separator, value))

@@ -1,7 +1,7 @@
-"""What stands between the numbers of a crystal's text, and how they are found again.
+"""Separators between the numbers of a crystal's text, for writing and parsing.
 
-A text is a row of words: three lengths, three angles, then an element and three coordinates for each atom. Formats
-differ in what separates them:
+A text is a sequence of words: three lengths, three angles, then an element and three coordinates per atom. Formats
+differ in the separators:
 
     data_Na1Cl1                                     5.6 5.6 5.6
     _cell_length_a 5.6                              90 90 90
@@ -19,7 +19,7 @@ differ in what separates them:
     Na 0.00 0.00 0.00
     Cl 0.50 0.50 0.50
 
-A label is the element alone, not numbered. A composition may stand before all of it, as a CIF has one in its first line
+A label is only the element, without a number. A composition may come first, as in the first line of a CIF
 (`composition_line`).
 """
 
@@ -37,7 +37,7 @@ LATTICE_WORDS, ATOM_WORDS = 6, 4
 
 
 class CrystalTextError(ValueError):
-    """A text that is no crystal: which line (from 1), what stands there, and what is wrong with it."""
+    """Parse error of a crystal's text, with the line's number (from 1), its text, and the problem."""
 
     def __init__(self, line: int, text: str, problem: str):
         super().__init__(f"line {line}: {problem}: {text!r}")
@@ -45,7 +45,7 @@ class CrystalTextError(ValueError):
 
 
 class Word(NamedTuple):
-    """A word of a text, and the line that it stands in, with its number from 1."""
+    """Word of a text, with the number (from 1) and text of its line."""
 
     value: str
     line: int
@@ -53,13 +53,13 @@ class Word(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What stands before each word.
+    """Separators before each word.
 
     Attributes:
-        lattice: Before the six numbers of the lattice.
-        first, later: Before the element of the first atom, and of the others.
-        coordinates: Before x, y, z.
-        block: What a first line has before the composition; None where there is no such line.
+        lattice: separators before the six numbers of the lattice.
+        first, later: separators before the element of the first atom, and of the other atoms.
+        coordinates: separators before x, y, z.
+        block: text before the composition in the composition line; None for formats without this line.
     """
 
     lattice: tuple[str, str, str, str, str, str]
@@ -69,18 +69,18 @@ class Layout(NamedTuple):
     block: str | None
 
     def separator(self, place: int) -> str:
-        """Before the word at this place of a crystal, from 0."""
+        """Returns the separator before the word with this index in a crystal, from 0."""
         if place < LATTICE_WORDS:
             return self.lattice[place]
         atom, part = divmod(place - LATTICE_WORDS, ATOM_WORDS)
         return self.coordinates[part - 1] if part else self.later if atom else self.first
 
     def join(self, words: Iterable[str]) -> str:
-        """The text of these words, without a name."""
+        """Joins words to a text, without the composition line."""
         return "".join(self.separator(place) + word for place, word in enumerate(words))
 
     def first_line(self, symbols: Iterable[str]) -> str:
-        """The line before the lattice, if there is one."""
+        """Returns the composition line before the lattice; empty for formats without it."""
         return "" if self.block is None else self.block + composition_line(symbols)
 
 
@@ -105,36 +105,39 @@ CIF = Layout(
     block=_BLOCK,
 )
 
-MASK = "[MASK]"  # stands for an element that an infilling asks for
+MASK = "[MASK]"  # replaces the masked element in an infilling prompt
 _COUNTED = re.compile(rf"([A-Z][a-z]?|{re.escape(MASK)})([1-9][0-9]*)")
 _ELECTRONEGATIVITY = {element.symbol: element.data.get("X") or math.inf for element in Element}
-_ELECTRONEGATIVITY[MASK] = 0.0  # first, so that its place does not give it away
+_ELECTRONEGATIVITY[MASK] = 0.0  # first, so that its position does not reveal the element
 
 
 def composition_line(symbols: Iterable[str]) -> str:
-    """Each element with its number of atoms in the cell, Na4Cl4: in the order of electronegativity, as in a formula."""
+    """Returns each element with its number of atoms in the cell, as Na4Cl4, in the order of electronegativity, as in a
+    formula.
+    """
     counts = Counter(symbols)
     return "".join(f"{symbol}{counts[symbol]}" for symbol in in_order(counts))
 
 
 def in_order(symbols: Iterable[str]) -> tuple[str, ...]:
-    """Elements from the least electronegative one on."""
+    """Sorts elements by increasing electronegativity."""
     return tuple(sorted(symbols, key=lambda symbol: (_ELECTRONEGATIVITY[symbol], symbol)))
 
 
 def composition_of(line: str) -> dict[str, int] | None:
-    """The numbers of atoms in a `composition_line`; None for other lines."""
+    """Parses a `composition_line` to numbers of atoms by element; returns None for other lines."""
     found = _COUNTED.findall(line)
     return {s: int(n) for s, n in found} if line and "".join(map("".join, found)) == line else None
 
 
 def plain_words(text: str, layout: Layout = PLAIN) -> list[Word]:
-    """The words of a text of lines of numbers and symbols; empty lines are passed over, as the reference does.
+    """Splits a text of lines of numbers and symbols into words; empty lines are skipped, as in the reference
+    implementation.
 
-    A composition in a first line need not agree with the sites.
+    The composition in the first line need not agree with the sites.
 
     Raises:
-        CrystalTextError: lines are missing, or have another number of words.
+        CrystalTextError: a line is missing, or has another number of words.
     """
     lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line]
     if layout.block is not None:
@@ -154,10 +157,10 @@ def plain_words(text: str, layout: Layout = PLAIN) -> list[Word]:
 
 
 def cif_words(text: str) -> list[Word]:
-    """The words of a CIF that is written as above; its name need not agree with its sites.
+    """Splits a CIF in the syntax above into words; its name need not agree with its sites.
 
     Raises:
-        CrystalTextError: a line is missing or another one.
+        CrystalTextError: a line is missing or different.
     """
     lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line]
     words: list[Word] = []

@@ -1,6 +1,6 @@
-"""The three prompts of the paper: generation, conditional generation, infilling (Gruver et al., figure 3).
+"""Builds the paper's three prompts: generation, conditional generation, infilling (Gruver et al., figure 3).
 
-A prompt ends with a newline and the completion follows at once: a crystal's text, or one element symbol.
+A prompt ends with a newline, and the completion follows directly: a crystal's text, or one element symbol.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ CONDITIONS: Mapping[str, str] = {
 }
 _DRAWN = tuple(name for name in CONDITIONS if name != "pretty_formula")
 
-# Every fixed piece of every prompt; small tokenizers give each a token of its own.
+# All fixed phrases of prompts; small tokenizers have a token for each.
 PHRASES = (_OPENING, _TASK, _INFILL_OPENING, _INFILL_TASK, *CONDITIONS.values())
 
 Conditions = Mapping[str, str | float | int]
 
 
 def generation_prompt(conditions: Conditions | None = None) -> str:
-    """The prompt for a new crystal; `conditions` are stated in their own order, floats with four decimals.
+    """Returns the prompt for a new crystal; `conditions` are stated in their own order, floats with four decimals.
 
     Raises:
-        ValueError: an unknown condition.
+        ValueError: a condition is unknown.
     """
     stated = []
     for name, value in (conditions or {}).items():
@@ -53,15 +53,15 @@ def generation_prompt(conditions: Conditions | None = None) -> str:
 
 
 def infill_prompt(masked_text: str) -> str:
-    """The prompt that asks which element `[MASK]` stands for in a crystal's text."""
+    """Returns the prompt that asks for the element behind `[MASK]` in a crystal's text."""
     return f"{_INFILL_OPENING}{masked_text}{_INFILL_TASK}"
 
 
 def mask_element(text: str, symbol: str, *, substring: bool = False) -> str:
-    """Replaces an element by `[MASK]` in the lines of atoms and of a composition.
+    """Replaces an element by `[MASK]` in the lines of atoms and in the composition.
 
-    `substring` repeats the published behaviour, which also turns the Ca of a carbonate into `[MASK]a`; it exists
-    for parity only.
+    `substring` reproduces the published behaviour, which also turns the Ca of a carbonate into `[MASK]a`; it exists
+    only for parity.
     """
     if substring:
         return text.replace(symbol, MASK)
@@ -72,10 +72,10 @@ def mask_element(text: str, symbol: str, *, substring: bool = False) -> str:
 
 
 def draw_conditions(properties: Conditions, rng: np.random.Generator) -> dict[str, str | float | int]:
-    """Conditions as the paper's training draws them.
+    """Draws conditions as the paper's training does.
 
-    k is uniform in 0…4. For k = 0 nothing is stated; otherwise the formula comes first, then k of the other four
-    in random order. A property that is missing (NaN, or a negative space group) is passed over.
+    k is uniform in 0…4. For k = 0 no condition is stated; otherwise the formula comes first, then k of the other four
+    conditions in random order. A missing property (NaN, or a negative space group) is skipped.
     """
     k = int(rng.integers(0, len(_DRAWN) + 1))
     if k == 0:

@@ -1,7 +1,7 @@
-"""GPT-2's byte-level BPE from a file of ranks, the format of OpenAI's tiktoken, as a `tokenizer.json`.
+"""Converts GPT-2's byte-level BPE from a file of ranks, tiktoken's format, to a `tokenizer.json`.
 
-A line of such a file is a token's bytes in base64 and its rank, which is its id. Which two tokens a merge joins is not
-stated, but follows: those that a token falls into under all merges before its own.
+A line of such a file has a token's bytes in base64 and its rank, which is its id. The file does not state which two
+tokens a merge joins. They follow from the ranks: they are the parts into which all earlier merges split the token.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tokenizers import decoders, models, pre_tokenizers
 from crystal_jax.errors import UserError
 from crystal_jax.storage.files import write_text
 
-END_OF_TEXT = "<|endoftext|>"  # GPT-2's only special token, after all others
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's only special token, with the last id
 
 
 def write_tokenizer(ranks: Path, directory: Path) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json` of GPT-2's kind of tokenizer.
+    """Writes `tokenizer.json` and `tokenizer_config.json` of a tokenizer like GPT-2's.
 
     Args:
-        ranks: A `.tiktoken` file.
-        directory: Where to; made if it does not exist.
+        ranks: a `.tiktoken` file.
+        directory: output folder; created if it does not exist.
 
     Raises:
-        UserError: it is no such file.
+        UserError: the file is not a `.tiktoken` file.
     """
     try:
         lines = [line.split() for line in ranks.read_text().splitlines() if line]
@@ -55,7 +55,7 @@ def write_tokenizer(ranks: Path, directory: Path) -> None:
 
 
 def _parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens whose merge is this one."""
+    """Returns the two tokens whose merge is this token."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         rank, place = min(
@@ -68,7 +68,7 @@ def _parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
 
 
 def _letters() -> dict[int, str]:
-    """The printable letter that stands for each byte in a byte-level vocabulary: its own, or one from U+0100 on."""
+    """Returns the printable character of each byte in a byte-level vocabulary: its own, or one from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = (byte for byte in range(256) if byte not in printable)
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

@@ -1,8 +1,8 @@
-"""What the tokens of a crystal mean, as numbers: a start for the embedding of a model that learns from nothing.
+"""Features of the tokens of a crystal, for initialising the embedding of a model trained from scratch.
 
-The coordinates beside 0.31 are 0.30 and 0.32, and 0.99 is followed by 0.00; iron's neighbours are cobalt and ruthenium.
-A model whose vectors are drawn independently has to find that out from the data, for each token alone. For the rare
-ones the data do not suffice.
+The coordinates next to 0.31 are 0.30 and 0.32, and 0.99 is next to 0.00; iron is similar to cobalt and ruthenium. A
+model with independent random embeddings has to learn this from the data, separately for each token. For rare tokens the
+data do not suffice.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pymatgen.core import Element
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 
-# Waves in each range: the first tell what is far apart, the last what is side by side. Those of angles and coordinates
+# Frequencies in each range: low ones separate distant values, high ones adjacent ones. Those of angles and coordinates
 # include the fractions that symmetry prefers.
-_LENGTHS, _LENGTH_WAVES = np.arange(10, 600), (1, 2, 4, 8, 16, 32, 64, 128)  # tenths of an Å, in 60 Å
-_ANGLES, _ANGLE_WAVES = np.arange(1, 180), (1, 2, 3, 4, 6, 8, 12, 24, 60)  # degrees, in a turn
+_LENGTHS, _LENGTH_WAVES = np.arange(10, 600), (1, 2, 4, 8, 16, 32, 64, 128)  # tenths of an Å; periods per 60 Å
+_ANGLES, _ANGLE_WAVES = np.arange(1, 180), (1, 2, 3, 4, 6, 8, 12, 24, 60)  # degrees; periods per turn
 _COORDINATES, _COORDINATE_WAVES = np.arange(101), (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 25, 50)  # hundredths
 _ELECTRONEGATIVITIES = np.linspace(0.7, 4.0, 8)  # Pauling's scale
 _RADII = np.linspace(0.25, 2.6, 8)  # Å
 _OXIDATION_STATES = range(-4, 9)
-_GROUP_WEIGHT, _OTHER_WEIGHT = 2.0, 1.5  # of what decides which elements replace each other, against the rest
+_GROUP_WEIGHT, _OTHER_WEIGHT = 2.0, 1.5  # weights of properties that decide which elements are alike
 
 
 def token_features(tokenizer: AtomCoordinateTokenizer) -> Float[np.ndarray, "v f"]:
-    """Features of lengths, angles, coordinates and elements, in rows of mean square 1; all other tokens have zeros.
+    """Returns features of lengths, angles, coordinates and elements, in rows of mean square 1; other tokens have zeros.
 
-    The four kinds have columns of their own, so that their rows are orthogonal. Numbers are sines and cosines (as in
-    Vaswani et al., arXiv:1706.03762, section 3.5); an element is its period, group, block, electronegativity, common
-    oxidation states and radius.
+    The four kinds have separate columns, so their rows are orthogonal. Numbers are encoded as sines and cosines (as in
+    Vaswani et al., arXiv:1706.03762, section 3.5). Elements are encoded by period, group, block, electronegativity,
+    common oxidation states and radius.
     """
     kinds = (
         ([f"{i / 10:.1f}" for i in _LENGTHS], _waves(_LENGTHS / 600, _LENGTH_WAVES)),

@@ -1,9 +1,9 @@
-"""Five tokenizers behind one protocol.
+"""Implements five tokenizers behind one protocol.
 
 `Llama2Tokenizer` is LLaMA-2's SentencePiece model, `Llama2CrystalTokenizer` the same with added tokens for crystals,
 and `HuggingFaceTokenizer` any `tokenizer.json`. `CharacterTokenizer` (LM-CH) and `AtomCoordinateTokenizer` (LM-AC)
-follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file: one token a character, or one token an element,
-a lattice number, a coordinate.
+follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file: they have one token per character, or one token
+per element, lattice number and coordinate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from crystal_jax.text.prompts import PHRASES
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text ⇄ token ids. `encode` adds neither BOS nor EOS; `decode(encode(text)) == text`."""
+    """Converts text to token ids and back. `encode` adds neither BOS nor EOS; `decode(encode(text)) == text`."""
 
     name: str
     vocab_size: int
@@ -34,17 +34,17 @@ class Tokenizer(Protocol):
     eos_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, a crystal, or a prompt followed by its completion."""
+        """Returns the token ids of a prompt, a crystal, or a prompt followed by its completion."""
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """The text of some ids; BOS and EOS are left out."""
+        """Returns the text of token ids; BOS and EOS are skipped."""
         ...
 
     def spell(self, separator: str, value: str) -> tuple[int, ...]:
-        """The ids that `value`, and the separator before it, become inside a crystal's text.
+        """Returns the ids of `separator + value` inside a crystal's text.
 
-        The grammar is built from these, so it admits the canonical tokenisation only.
+        The grammar is built from these ids, so it accepts only the canonical tokenisation.
         """
         ...
 
@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
 class Llama2Tokenizer:
     """LLaMA-2's SentencePiece vocabulary of 32,000 pieces, read from a `tokenizer.model`.
 
-    Every digit, space and newline of a crystal is a token; 44 of the first 94 element symbols are two.
+    Every digit, space and newline of a crystal is a token; 44 of the first 94 element symbols are two tokens.
     """
 
     name = "llama2"
@@ -78,12 +78,12 @@ class Llama2Tokenizer:
 
 
 class Llama2CrystalTokenizer:
-    """LLaMA-2's 32,000 pieces and, after them, tokens of their own for what a crystal is made of (`FIELDS`).
+    """LLaMA-2's 32,000 pieces, followed by added tokens for the fields of a crystal (`FIELDS`).
 
-    Every number and element of a crystal is one added token, as in `AtomCoordinateTokenizer`; prompts, and the formulas
-    in them, are spelled with LLaMA-2's pieces. The paper's ablation: the new tokens share nothing with the digits and
-    letters that a pre-trained model knows. Under adapters on such a model their embeddings would stay what they are at
-    first, all the same; this is for models that are trained whole.
+    Every number and element of a crystal is one added token, as in `AtomCoordinateTokenizer`. Prompts, and the formulas
+    in them, are tokenised with LLaMA-2's pieces. This is the paper's ablation: the added tokens share nothing with the
+    digits and letters that a pretrained model knows. Under LoRA adapters their embeddings would keep their initial
+    values, so this tokenizer is for full training.
     """
 
     name = "llama2_crystal"
@@ -94,7 +94,7 @@ class Llama2CrystalTokenizer:
         self._first = self._pieces.vocab_size
         self._field_ids = {field: i for i, field in enumerate(FIELDS, start=self._first)}
         self.vocab_size = self._first + len(FIELDS)
-        # At a beginning SentencePiece reads a space that is not there.
+        # SentencePiece adds a space at the beginning of a text.
         self._space = self._pieces.encode("\n")[:-1]
 
     def encode(self, text: str) -> list[int]:
@@ -108,7 +108,7 @@ class Llama2CrystalTokenizer:
 
     def _between(self, text: str, *, at_start: bool) -> list[int]:
         ids = self._pieces.encode(text)
-        # What comes after a crystal begins with a newline.
+        # The text after a crystal begins with a newline.
         return ids if at_start or not text else ids[len(self._space) :]
 
     def decode(self, ids: list[int]) -> str:
@@ -127,9 +127,10 @@ class Llama2CrystalTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`, such as the byte-level BPE of SmolLM2 or LLaMA-3; the `tokenizers` package reads it.
+    """Tokenizer of a `tokenizer.json`, such as the byte-level BPE of SmolLM2 or LLaMA-3, read by the package
+    `tokenizers`.
 
-    BOS and EOS are those of the `tokenizer_config.json` beside it; a model without a BOS begins with its EOS.
+    BOS and EOS are those of `tokenizer_config.json` in the same folder; without a BOS, EOS is used in its place.
     """
 
     name = "huggingface"
@@ -167,7 +168,7 @@ class HuggingFaceTokenizer:
 
 
 class CharacterTokenizer:
-    """LM-CH: one token a printable ASCII character or newline."""
+    """LM-CH: one token per printable ASCII character or newline."""
 
     name = "character"
     bos_id, eos_id = 0, 1
@@ -187,12 +188,12 @@ class CharacterTokenizer:
 
 
 class AtomCoordinateTokenizer:
-    """LM-AC: one token an element, a lattice length (1.0 … 59.9 Å), an angle (1 … 179°), a coordinate (0.00 … 1.00).
+    """LM-AC: one token per element, lattice length (1.0 … 59.9 Å), angle (1 … 179°) and coordinate (0.00 … 1.00).
 
-    The lines of a crystal have a fixed number of fields, so its spaces and newlines need no tokens: a crystal of
-    n atoms is 6 + 4 n tokens. A composition before it is two tokens an element; a number of atoms is the token of the
-    angle, which no cell has. Around it, a prompt is spelled with one token a fixed phrase, element tokens in
-    formulas, and characters for the rest. Cartesian coordinates are outside of the vocabulary.
+    The lines of a crystal have a fixed number of fields, so spaces and newlines need no tokens: a crystal of n atoms
+    has 6 + 4 n tokens. A composition before it has two tokens per element; a number of atoms shares its token with the
+    angle of the same spelling. Prompts are tokenised with one token per fixed phrase, element tokens in formulas, and
+    characters for the rest. Cartesian coordinates are outside the vocabulary.
     """
 
     name = "atom_coordinate"
@@ -200,7 +201,7 @@ class AtomCoordinateTokenizer:
 
     def __init__(self):
         texts = [*PHRASES, *_PRINTABLE]
-        # The angle "5" and the character "5" of a formula are different tokens; an element is the same one in both.
+        # The angle "5" and the character "5" of a formula are different tokens; an element has one token for both.
         self._field_ids = {field: i for i, field in enumerate(FIELDS, start=2)}
         self._text_ids = {piece: i for i, piece in enumerate(texts, start=2 + len(FIELDS))}
         self._text_ids |= {symbol: self._field_ids[symbol] for symbol in (*ELEMENTS, MASK)}
@@ -230,17 +231,19 @@ class AtomCoordinateTokenizer:
 
 
 def _joined(fields: Sequence[str]) -> str:
-    """A crystal, in which lengths come first or after a composition; or the elements of a formula, or a single one."""
+    """Joins fields: a crystal, with lengths first or after a composition; the elements of a formula; or a single
+    element.
+    """
     start = next((i for i, field in enumerate(fields) if field in _LENGTHS), len(fields))
     line = "".join(fields[:start])
     return line + "\n" * (0 < start < len(fields)) + PLAIN.join(fields[start:])
 
 
 def _spell_in_context(tokenizer: Tokenizer, separator: str, value: str) -> tuple[int, ...]:
-    """What a field adds to a line that stands before it: at the very start of a text, SentencePiece adds a space.
+    """Returns the ids that a field adds to a preceding line, because SentencePiece adds a space at the start of a text.
 
     Raises:
-        ValueError: the field changes how the line before it is tokenised, so it has no spelling of its own.
+        ValueError: the field changes the tokenisation of the preceding line, so it has no ids of its own.
     """
     context = "\n0" if separator else "\n"
     before, ids = tokenizer.encode(context), tokenizer.encode(context + separator + value)
@@ -250,7 +253,7 @@ def _spell_in_context(tokenizer: Tokenizer, separator: str, value: str) -> tuple
 
 
 def load_tokenizer(name: str, path: Path | None = None) -> Tokenizer:
-    """A tokenizer by its name: atom_coordinate, character; or, with a file, llama2, llama2_crystal, huggingface."""
+    """Loads a tokenizer by name: atom_coordinate, character; or, with a file, llama2, llama2_crystal, huggingface."""
     from_files: dict[str, Callable[[Path], Tokenizer]] = {
         "llama2": Llama2Tokenizer,
         "llama2_crystal": Llama2CrystalTokenizer,
@@ -268,10 +271,10 @@ def load_tokenizer(name: str, path: Path | None = None) -> Tokenizer:
 
 
 def encode_example(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Ids of a prompt and of its completion, tokenised together as a model meets them.
+    """Returns the ids of a prompt and of its completion, tokenised together as the model sees them.
 
     Raises:
-        ValueError: the tokenizer joins the prompt's end and the completion's beginning into one token.
+        ValueError: the tokenizer joins the end of the prompt and the beginning of the completion into one token.
     """
     head = tokenizer.encode(prompt)
     whole = tokenizer.encode(prompt + completion)
@@ -281,28 +284,28 @@ def encode_example(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
-    """BOS and a prompt's ids, tokenised as in training, where a completion always follows."""
+    """Returns BOS and the ids of a prompt, tokenised as in training, where a completion always follows."""
     return (tokenizer.bos_id, *encode_example(tokenizer, prompt, "0")[0])
 
 
 def completion_text(tokenizer: Tokenizer, prompt: str, head: Sequence[int], ids: Sequence[int]) -> str:
-    """What ids say that were written after a prompt, whose `prompt_ids` are `head`; decoded together, as tokenised."""
+    """Decodes the completion `ids` of a prompt whose `prompt_ids` are `head`; decodes both together, as in training."""
     return tokenizer.decode([*head[1:], *ids]).removeprefix(prompt)
 
 
 _PRINTABLE = "\n" + "".join(chr(i) for i in range(32, 127))
 _SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
-# Lengths in Å, angles in degrees, fractional coordinates, elements: no two are spelled alike.
+# Lengths in Å, angles in degrees, fractional coordinates, elements: no two have the same spelling.
 _LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 600))
 FIELDS = (*_LENGTHS, *map(str, range(1, 180)), *(f"{i / 100:.2f}" for i in range(101)), *ELEMENTS, MASK)
 _THREE = [" ".join([number] * 3) for number in (r"\d+\.\d", r"\d+", r"\d\.\d\d")]
-# A whole crystal, alone on its lines, a composition in the first one.
+# A complete crystal on lines of its own, with an optional composition line.
 _LINE = rf"(?:(?:(?:{_SYMBOL})\d+)+\n)?"
 _CRYSTAL = rf"(?P<crystal>(?<![^\n]){_LINE}{_THREE[0]}\n{_THREE[1]}(?:\n(?:{_SYMBOL})\n{_THREE[2]})+(?![^\n]))"
 _FIELD = re.compile(rf"{_SYMBOL}|[\d.]+")
 # A crystal; else a phrase; else an element; else one character.
 _PIECE = re.compile(rf"{_CRYSTAL}|{'|'.join(map(re.escape, PHRASES))}|{_SYMBOL}|(?s:.)")
-# A crystal; or an element that is alone on its line: the answer to an infilling prompt.
+# A crystal, or an element alone on its line (the answer to an infilling prompt).
 _OWN = re.compile(rf"{_CRYSTAL}|(?<![^\n])(?:{_SYMBOL})(?![^\n])")
 
 

@@ -1,8 +1,8 @@
-"""What Google's metadata server announces to a virtual machine: that the machine is about to be stopped.
+"""Watches Google's metadata server for announcements that this virtual machine will be stopped.
 
-VMs with TPUs or GPUs cannot move to another host, so maintenance stops them; spot VMs are pre-empted. Two keys of the
-server say so before it happens, and a request for a key can wait until its value changes. Nobody else answers as
-Google's server does, so elsewhere nothing happens.
+VMs with TPUs or GPUs cannot migrate to another host, so maintenance stops them; spot VMs are preempted. Two keys of the
+metadata server announce this in advance, and a request for a key can wait until its value changes. On other machines no
+such server answers, and nothing happens.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from urllib.parse import urlencode
 
 from tqdm import tqdm
 
-# What each key says when the machine will be stopped. MIGRATE_ON_HOST_MAINTENANCE moves it while it runs.
+# Value of each key that announces a stop. MIGRATE_ON_HOST_MAINTENANCE is a live migration, not a stop.
 ENDS = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "TRUE"}
-_HOST = "metadata.google.internal"  # where GCE_METADATA_HOST names no other, as for Google's own libraries
-_TRIES = 3  # until it is believed that there is no such server
-_ANSWER_SECONDS = 3.0  # within which a server that is there answers
-_WAIT_SECONDS = 60  # that a request waits for a change
-_PAUSE_SECONDS = 1.0  # between requests, were the server to answer at once each time, or not at all
-_NO_ANSWER = (OSError, http.client.HTTPException, ValueError)  # the last one of host names that are none
+_HOST = "metadata.google.internal"  # default; GCE_METADATA_HOST overrides it, as in Google's own libraries
+_TRIES = 3  # failed requests after which the server is taken as absent
+_ANSWER_SECONDS = 3.0  # timeout of a request
+_WAIT_SECONDS = 60  # longest time that a request waits for a change
+_PAUSE_SECONDS = 1.0  # between requests, in case the server answers at once or not at all
+_NO_ANSWER = (OSError, http.client.HTTPException, ValueError)  # ValueError for invalid host names
 
 
 class MaintenanceWatcher:
-    """`with Announcements(tell):` calls `tell` when this machine's end is announced, and never after the block.
+    """Calls `tell` when a stop of this machine is announced: `with MaintenanceWatcher(tell):`. It is not called after
+    the block.
 
-    All of it happens in threads of its own: the block begins and ends at once, and no error leaves them. `tell` may be
-    called once for each key.
+    The watcher uses threads of its own: the block starts and ends without delay, and no error leaves the threads.
+    `tell` may be called once per key.
 
-    What was announced before the block is only reported. Notice may be an hour long (GPUs), and a launcher that starts
-    a run again on the same machine would else see it stop after its first step, again and again.
+    Announcements already active at entry are only logged. Notice may be given an hour ahead (GPUs), and a job that is
+    restarted on the same machine would otherwise stop again after its first step.
     """
 
     def __init__(self, tell: Callable[[], None]):
@@ -48,7 +49,7 @@ class MaintenanceWatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._telling:  # a thread may be about to tell
+        with self._telling:  # a thread may be about to call `tell`
             self._left.set()
 
     def _watch(self, key: str, end: str) -> None:
@@ -60,7 +61,7 @@ class MaintenanceWatcher:
         if stands:
             _say(f"{key} has been {end} since before this run; it goes on until SIGTERM")
         while not self._left.is_set():
-            # The server is away for moments, most of all during maintenance: then it is asked again.
+            # The server is unavailable at times, mostly during maintenance, so failed requests are retried.
             with contextlib.suppress(*_NO_ANSWER):
                 value, etag = _ask(key, after=etag)
                 if value == end and not stands:
@@ -73,7 +74,7 @@ class MaintenanceWatcher:
                 _say(f"{key} is {end}; saving and leaving")
 
     def _first(self, key: str) -> tuple[str, str] | None:
-        """The key as it is now, or None where there is no such server."""
+        """Returns the current value and etag of the key, or None if there is no such server."""
         for _ in range(_TRIES):
             with contextlib.suppress(*_NO_ANSWER):
                 return _ask(key)
@@ -83,18 +84,18 @@ class MaintenanceWatcher:
 
 
 def _ask(key: str, *, after: str | None = None) -> tuple[str, str]:
-    """A key's value and the etag of its state.
+    """Requests a key; returns its value and the etag of its state.
 
     Args:
-        key: Below `instance/`.
-        after: The etag of a state that is known: the answer comes when there is another, or after _WAIT_SECONDS.
+        key: name below `instance/`.
+        after: etag of a known state; the server answers when the state changes, or after _WAIT_SECONDS.
 
     Raises:
-        OSError, http.client.HTTPException, ValueError: no server answers, or not as Google's does.
+        OSError, http.client.HTTPException, ValueError: no server answers, or it is not Google's.
     """
     known = None if after is None else dict(wait_for_change="true", timeout_sec=_WAIT_SECONDS, last_etag=after)
     host = os.environ.get("GCE_METADATA_HOST") or _HOST
-    # Not urllib.request, which may go through a proxy: this server is the machine's own.
+    # Not urllib.request, which may use a proxy: the metadata server is local to the machine.
     connection = http.client.HTTPConnection(host, timeout=_ANSWER_SECONDS + (_WAIT_SECONDS if known else 0))
     with contextlib.closing(connection):
         path = f"/computeMetadata/v1/instance/{key}" + (f"?{urlencode(known)}" if known else "")

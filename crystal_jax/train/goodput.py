@@ -1,4 +1,4 @@
-"""Where the time of a run goes, over all its restarts."""
+"""Measures how much of a run's wall time is training, over all restarts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ class GoodputTimer:
     """Divides wall time into training and the rest: waiting for data, compiling, validating, sampling, saving.
 
     Attributes:
-        productive: Seconds of training that went into the present state. What was done after the last checkpoint
-            before a crash is not in it, as it had to be done again.
+        productive: seconds of training that led to the current state. Steps lost in a crash, after the last checkpoint,
+            do not count.
     """
 
     def __init__(self, *, started: float, productive: float):
-        """Goes on from an earlier part of the run.
+        """Continues from an earlier part of the run.
 
         Args:
-            started: When the run was first started, in seconds since 1970.
-            productive: See the class; of the steps up to the one that is resumed from.
+            started: time of the run's first start, in seconds since 1970.
+            productive: productive seconds up to the step that the run resumes from.
         """
         self._started, self.productive = started, productive
         self._since = time.perf_counter()
@@ -28,7 +28,7 @@ class GoodputTimer:
 
     @contextlib.contextmanager
     def span(self, what: str) -> Iterator[None]:
-        """The time inside is not training."""
+        """Counts the time inside the block as `what`, not as training."""
         begin = time.perf_counter()
         try:
             yield
@@ -36,7 +36,7 @@ class GoodputTimer:
             self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - begin
 
     def interval(self) -> tuple[float, dict[str, float]]:
-        """Since the last call: seconds of training, and of each thing else by its name."""
+        """Returns the seconds of training since the last call, and the seconds of each other activity by name."""
         now = time.perf_counter()
         spent, elapsed = self._spent, now - self._since
         self._spent, self._since = {}, now
@@ -45,5 +45,5 @@ class GoodputTimer:
         return training, spent
 
     def goodput(self) -> float:
-        """The productive share of all wall time since the first start, machines that were gone included."""
+        """Returns the productive share of all wall time since the first start, including downtime of the machines."""
         return self.productive / max(time.time() - self._started, 1e-9)

@@ -1,4 +1,4 @@
-"""Training curves: one JSON object a line, and the same numbers for TensorBoard. The first process writes."""
+"""Writes training curves as JSON lines and for TensorBoard. Only the first process writes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from crystal_jax.storage.files import write_text
 
 
 class MetricsLog:
-    """Appends rows to `metrics.jsonl` and `skipped.jsonl`.
+    """Appends rows to `metrics.jsonl` and `skipped.jsonl`, and writes TensorBoard events.
 
-    Rows after `resume_step` belong to a part that is run again, and go. Where `speaks` is false nothing is written:
-    only one process of a run should.
+    Rows after `resume_step` are deleted, because those steps run again. With `speaks` False nothing is written; only
+    one process of a run should write.
     """
 
     def __init__(self, workdir: Path, *, resume_step: int, speaks: bool = True):
@@ -28,24 +28,24 @@ class MetricsLog:
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row; it is on disk when this returns."""
+        """Writes a row; it is on disk when this returns."""
         if self._board is not None:
             _append(self._metrics, {"step": step, **values})
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def write_skipped(self, step: int, values: Mapping[str, float], crystals: Sequence[str]) -> None:
-        """A step that was not believed, and what was in its batch."""
+        """Records a skipped step and the crystals in its batch."""
         if self._board is not None:
             _append(self._skipped, {"step": step, **values, "crystals": list(crystals)})
 
     def last(self, name: str) -> float | None:
-        """The value in the last row that has it."""
+        """Returns the latest value of a metric, or None."""
         rows = _rows(self._metrics)
         return next((row[name] for row in reversed(rows) if name in row), None)
 
     def close(self) -> None:
-        """Finishes the TensorBoard file."""
+        """Closes the TensorBoard file."""
         if self._board is not None:
             self._board.close()
 
@@ -60,7 +60,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # a line cut short by a crash
+        except json.JSONDecodeError:  # a line truncated by a crash
             continue
         if "step" in row:
             rows.append(row)

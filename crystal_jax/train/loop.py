@@ -1,4 +1,4 @@
-"""The training loop: step, log, validate, save; a workdir with a checkpoint is continued."""
+"""Runs the training loop: train, log, validate, save. A workdir with a checkpoint is resumed."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ def fit(
 ) -> TrainState:
     """Trains to `experiment.train.num_steps` and returns the last state.
 
-    State and data position are saved together, so an interrupted run goes on as if it never stopped: the losses
-    are equal to the bit. On SIGTERM, and when Google announces that it will stop the machine, it saves at once.
+    State and data position are saved together, so a resumed run equals an uninterrupted one: the losses are bit-equal.
+    On SIGTERM, and when Google announces that it will stop the machine, a checkpoint is saved at once.
 
     Args:
-        experiment: What to train, and how long.
-        setup: The model on the mesh.
-        train_data: The rows of this process.
-        validation_data: Batches with `classes`.
-        mesh: All devices of all processes.
-        workdir: Checkpoints and logs.
-        material_ids: The names of the training crystals, which a batch counts from 1.
-        probe: Draws and judges samples at checkpoints.
-        started: When this part of the run began, in seconds since 1970: loading the model is time too.
-        stop_after: End early after this step, as an interruption would, after a save.
-        profile_steps: Steps to trace into `workdir/profile`.
+        experiment: configuration of the run.
+        setup: the model on the mesh.
+        train_data: the batch rows of this process.
+        validation_data: batches with `classes`.
+        mesh: all devices of all processes.
+        workdir: folder of checkpoints and logs.
+        material_ids: names of the training crystals; a batch refers to them by number, from 1.
+        probe: draws and evaluates samples at checkpoints.
+        started: start time of this part of the run in seconds since 1970, so that loading the model is included.
+        stop_after: step after which to save and stop early, as after an interruption.
+        profile_steps: steps to trace into `workdir/profile`.
 
     Raises:
-        UserError: the loss is not finite, or too many steps in a row were not believed.
-        Preempted: SIGTERM came, or an announcement; the same command goes on from the step it had reached.
+        UserError: the loss is not finite, or too many steps in a row were skipped as loss spikes.
+        Preempted: SIGTERM or an announcement came; the same command resumes from the saved step.
     """
     cfg = experiment.train
     state, last = setup.state, cfg.num_steps if stop_after is None else min(stop_after, cfg.num_steps)
@@ -94,7 +94,7 @@ def fit(
             ):
                 state, metrics = setup.train_step(state, setup.frozen, put_batch(batch, mesh))
             trace.after(step, metrics)
-            # Metrics are read one step late, so that the device is not kept waiting for the host.
+            # Metrics are read one step late, so that the device does not wait for the host.
             report.step(_Done(step, metrics, crystals))
             leaving = preemption.reached(step)
             validates = step % cfg.eval_every == 0 or step == last
@@ -122,7 +122,7 @@ def fit(
 
 
 class _Done(NamedTuple):
-    """A step that was sent to the devices: its metrics may not be there yet."""
+    """Step that was dispatched to the devices; its metrics may not be computed yet."""
 
     step: int
     metrics: dict[str, jax.Array]
@@ -130,7 +130,7 @@ class _Done(NamedTuple):
 
 
 class _Report:
-    """Everything that a run says: log, progress bar, bad steps. All processes keep it, the first one is heard."""
+    """Logs, progress bar and loss-spike messages of a run. All processes keep it; only the first one writes."""
 
     def __init__(
         self, experiment: Experiment, workdir: Path, material_ids: Sequence[str], *, first: int, started: float
@@ -153,16 +153,16 @@ class _Report:
         self._tokens = 0.0
 
     def step(self, done: _Done) -> None:
-        """Takes note of a step, and reads the one before it."""
+        """Records a step, after reading the metrics of the previous one."""
         self.flush()
         self._pending = done
         self._bar.update()
 
     def flush(self) -> None:
-        """Reads the metrics of the last step.
+        """Reads the metrics of the pending step.
 
         Raises:
-            UserError: they end the run.
+            UserError: the loss is not finite, or too many steps in a row were skipped.
         """
         if self._pending is None:
             return
@@ -197,7 +197,12 @@ class _Report:
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", tokens_per_second=f"{rate:,.0f}")
 
     def _skipped(self, step: int, values: dict[str, float], crystals: np.ndarray) -> None:
-        """A step that changed nothing: names what was in its batch, and stops where that is no accident."""
+        """Records a skipped step with the crystals in its batch, and stops the run if the cause is not a single bad
+        batch.
+
+        Raises:
+            UserError: the loss or gradient norm is not finite, or `guard.patience` steps in a row were skipped.
+        """
         names = self._names(crystals)
         loss, norm = values["loss"], values["grad_norm"]
         self._log.write_skipped(step, {"loss": loss, "grad_norm": norm}, names)
@@ -214,12 +219,12 @@ class _Report:
         self._say(f"skipped: {what}")
 
     def _names(self, crystals: np.ndarray) -> list[str]:
-        """Of the crystals in the whole batch; all processes ask at the same step."""
+        """Returns the names of the crystals in the global batch; all processes call it at the same step."""
         everywhere = multihost_utils.process_allgather(crystals) if jax.process_count() > 1 else crystals
         return [self._material_ids[i - 1] for i in np.unique(everywhere) if i > 0]
 
     def measured(self, step: int, values: dict[str, float]) -> None:
-        """Validation and samples."""
+        """Logs the results of validation and sampling."""
         if values:
             self._log.write(step, values)
             said = ", ".join(f"{name.removeprefix('val_')} {value:.4f}" for name, value in values.items())
@@ -230,13 +235,15 @@ class _Report:
             self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends bar and log."""
+        """Closes progress bar and log."""
         self._bar.close()
         self._log.close()
 
 
 def _memory() -> dict[str, float]:
-    """Of this process's first device, in units of 10⁹ bytes, where the device counts it (CPUs do not)."""
+    """Returns memory figures of this process's first device in units of 10⁹ bytes; empty on devices without them
+    (CPUs).
+    """
     counted = jax.local_devices()[0].memory_stats() or {}
     names = {"bytes_in_use": "memory_gb", "peak_bytes_in_use": "memory_peak_gb", "bytes_limit": "memory_limit_gb"}
     return {ours: counted[theirs] / 1e9 for theirs, ours in names.items() if theirs in counted}
@@ -249,7 +256,7 @@ def _save(
     data: BatchStream,
     measured: dict[str, float],
 ) -> None:
-    """Begins a save; the files are written while training goes on."""
+    """Starts an asynchronous save; the files are written while training continues."""
     if step in checkpoints.all_steps():
         return
     items = dict(
@@ -274,5 +281,5 @@ def _restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState, da
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """The state without the parameters, which samplers read alone."""
+    """Returns the state without the parameters, which are a separate item because sampling reads only them."""
     return {name: value for name, value in state._asdict().items() if name != "params"}

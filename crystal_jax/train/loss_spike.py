@@ -1,8 +1,8 @@
-"""Steps that are not to be believed: their updates are skipped, on the device, without the host being asked.
+"""Skips the updates of loss spikes, on the device, without synchronising with the host.
 
-A loss or gradient norm far above its running median is a bad batch, a broken chip, or a learning rate that is too
-high. One such step can undo days; leaving it out costs nothing. Many in a row, or a loss that is no number, are for a
-human to look at: the loop stops.
+A loss or gradient norm far above its running median indicates a bad batch, a faulty chip, or a learning rate that is
+too high. One such update can undo days of training, and skipping it costs nothing. If many steps in a row are skipped,
+or the loss is not finite, the training loop stops the run.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ T = TypeVar("T")
 
 
 class GuardState(NamedTuple):
-    """What the guard remembers; a part of the train state, so that a resumed run judges as an uninterrupted one.
+    """Statistics for detecting loss spikes. They are part of the train state, so that a resumed run makes the same
+    decisions as an uninterrupted one.
 
     Attributes:
-        losses, norms: Of the last accepted steps, in a ring; NaN where there was none yet. Shape [window].
-        accepted: Steps accepted so far.
-        skipped: Steps skipped so far.
-        in_a_row: Steps skipped since the last accepted one.
+        losses, norms: values of the last accepted steps, in a ring buffer; NaN in unused slots. Shape [window].
+        accepted: number of accepted steps.
+        skipped: number of skipped steps.
+        in_a_row: number of steps skipped since the last accepted one.
     """
 
     losses: Float[Array, " window"]
@@ -36,7 +37,7 @@ class GuardState(NamedTuple):
 
 
 def new_guard(cfg: GuardConfig) -> GuardState:
-    """Before the first step."""
+    """Returns the state before the first step."""
     empty, zero = jnp.full(cfg.window, jnp.nan, jnp.float32), jnp.zeros((), jnp.int32)
     return GuardState(empty, empty, zero, zero, zero)
 
@@ -44,10 +45,10 @@ def new_guard(cfg: GuardConfig) -> GuardState:
 def skip_if_spike(
     cfg: GuardConfig, guard: GuardState, loss: Float[Array, ""], norm: Float[Array, ""]
 ) -> tuple[Bool[Array, ""], GuardState]:
-    """Whether a step's update may be taken, and the guard after it.
+    """Returns whether a step's update is accepted, and the new guard state.
 
-    Both numbers must be finite, and not too many times their median over the last accepted steps. The first `window`
-    steps have no yardstick and are only asked to be finite.
+    Both numbers must be finite and at most a factor times their median over the last accepted steps. The first `window`
+    steps have no median to compare with and only need to be finite.
     """
     believed = jnp.isfinite(loss) & jnp.isfinite(norm)
     for value, history, factor in ((loss, guard.losses, cfg.loss_factor), (norm, guard.norms, cfg.norm_factor)):
@@ -66,5 +67,5 @@ def skip_if_spike(
 
 
 def choose(condition: Bool[Array, ""], yes: T, no: T) -> T:
-    """One of two trees of arrays."""
+    """Selects one of two trees of arrays."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

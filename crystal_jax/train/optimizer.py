@@ -1,4 +1,4 @@
-"""AdamW or Muon with clipping, linear warm-up and cosine decay, all from Optax."""
+"""Builds the optimizer from Optax: AdamW or Muon with clipping, linear warm-up and cosine decay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crystal_jax.config import OptimizerConfig, input_axes
 
 
 def learning_rate(cfg: OptimizerConfig, *, num_steps: int) -> optax.Schedule:
-    """Linear from 0 to `peak_lr` in the warm-up, then half a cosine to `end_lr` at the last step."""
+    """Returns the schedule: linear from 0 to `peak_lr` in the warm-up, half a cosine to `end_lr` at the last step."""
     warmup = min(cfg.warmup_steps, max(num_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -24,7 +24,7 @@ def learning_rate(cfg: OptimizerConfig, *, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
-    """The update rule; norms, biases and embeddings are not decayed."""
+    """Returns the optimizer. Weight decay does not apply to norms, biases and embeddings."""
     schedule = learning_rate(cfg, num_steps=num_steps)
     if cfg.name == "muon":
         rule = optax.contrib.muon(
@@ -40,15 +40,15 @@ def make_optimizer(cfg: OptimizerConfig, *, num_steps: int) -> optax.GradientTra
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), rule)
 
 
-# The size of Adam's typical update, to which Muon's are scaled: both then take the same learning rate (Liu et al.,
+# Typical RMS of Adam's updates, to which Muon's are scaled, so that both use the same learning rate (Liu et al.,
 # arXiv:2502.16982).
 ADAM_RMS = 0.2
 
 
 def _matrices(params: Any) -> Any:
-    """Which axes of a parameter are the rows and the columns of the matrix that Muon makes orthogonal.
+    """Returns which axes of a parameter are the rows and columns of the matrix that Muon orthogonalises.
 
-    The kernels of the blocks only: embedding, head, norms and adapters go to AdamW (None).
+    These are the kernels of the blocks only; embedding, head, norms and adapters are optimised by AdamW (None).
     """
 
     def axes(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:

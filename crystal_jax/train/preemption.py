@@ -1,9 +1,10 @@
-"""Being asked to leave: SIGTERM, which clouds and schedulers send some seconds before they take a machine away.
+"""Detects preemption: SIGTERM, which clouds and schedulers send some seconds before they stop a machine.
 
-Google also announces it (`train/gce_maintenance.py`), a minute before maintenance, and that counts as the signal.
+Google also announces it (`train/gce_maintenance.py`), a minute before maintenance; an announcement has the same effect
+as the signal.
 
-One process notes the signal. Several have to stop at the same step, whoever was asked first: JAX's coordination
-service finds one that none of them has passed.
+A single process handles the signal itself. Several processes must stop at the same step, whichever of them got the
+signal: JAX's coordination service chooses a step that none of them has passed.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from crystal_jax.train.gce_maintenance import MaintenanceWatcher
 
 
 class Preemption:
-    """`with Preemption() as preemption:` listens; `preemption.reached(step)` is asked once a step, by all processes.
+    """Listens for preemption in a `with` block; all processes call `reached(step)` once per step.
 
-    It listens to SIGTERM, and, where Google's metadata server answers, to the announcements of maintenance and
-    pre-emption; elsewhere that server costs neither time nor errors. GCE_METADATA_HOST names another one.
+    It handles SIGTERM and, if Google's metadata server answers, announcements of maintenance and preemption. On other
+    machines the missing server causes neither delay nor errors. GCE_METADATA_HOST sets another server.
     """
 
     def __init__(self):
         self._asked = threading.Event()
         self._before: Any = None
         self._several = jax.process_count() > 1
-        # Python can only set handlers in the main thread; JAX's service listens by itself.
+        # Python sets signal handlers only in the main thread; JAX's service has its own handler.
         self._listens = not self._several and threading.current_thread() is threading.main_thread()
         self._announcements = MaintenanceWatcher(self._announced)
 
@@ -42,7 +43,7 @@ class Preemption:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._announcements.__exit__(*exception)  # first: from here on, nobody may take a SIGTERM
+        self._announcements.__exit__(*exception)  # first: after this, no handler may receive SIGTERM
         if self._listens:
             signal.signal(signal.SIGTERM, self._before)
 
@@ -50,14 +51,14 @@ class Preemption:
         self._asked.set()
 
     def _announced(self) -> None:
-        """Called from a thread."""
+        """Handles an announcement; called from the watcher's thread."""
         if self._several:
-            os.kill(os.getpid(), signal.SIGTERM)  # the one notice that JAX's service takes and hands on to the others
+            os.kill(os.getpid(), signal.SIGTERM)  # the only notice that JAX's service forwards to the other processes
         else:
-            self._asked.set()  # not by the signal, which has no handler where training is not in the main thread
+            self._asked.set()  # not SIGTERM, which has no handler if training is outside the main thread
 
     def reached(self, step: int) -> bool:
-        """Whether this is the step after which to save and leave."""
+        """Whether this is the step after which to save and exit."""
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked.is_set()

@@ -1,14 +1,14 @@
-"""Trains a model on a prepared data set: all of it, or LoRA factors on a frozen base.
+"""Trains a model on a prepared data set: all parameters, or LoRA adapters on a frozen base.
 
-The configuration is a file of configs/, as --config=configs/mp20_open.py or, where the file has variants,
---config=configs/mp20_open.py:lora; any of its values is changed by --config.section.key=value. A workdir that
-already holds this run's checkpoints is continued, as if it had never stopped.
+The configuration is a file of configs/, as --config=configs/mp20_open.py or, if the file has variants,
+--config=configs/mp20_open.py:lora. --config.section.key=value overrides any value. A workdir that already holds
+checkpoints of this run is resumed; the result equals that of an uninterrupted run.
 
-On a pod the same command runs on every host, with --distributed, and the workdir lies on a disk that all of them see
-(docs/PODS.md). The batches do not depend on how many hosts there are, so a run may go on with more or fewer.
+On a pod the same command runs on every host, with --distributed, and the workdir is on a disk that all hosts share
+(docs/PODS.md). The batches do not depend on the number of hosts, so a run may be resumed with more or fewer.
 
-Exit status 75 says that the machine is being taken away (SIGTERM, or an announcement of Google's metadata server) and
-the state saved: run the same command again.
+Exit status 75 means that the machine is being stopped (SIGTERM, or an announcement of Google's metadata server) and
+the state is saved: run the same command again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from crystal_jax.text.tokenizer import load_tokenizer
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the flags of `crystal-jax train`."""
     config_flags.DEFINE_config_file(
         "config", None, "Run configuration: FILE.py or FILE.py:variant.", flag_values=flag_values
     )
@@ -46,10 +46,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Entry of `crystal-jax train`."""
+    """Runs `crystal-jax train`."""
     try:
         config = flag_values.config.to_dict()
-    except OSError as error:  # ml_collections reports a file that does not load at the first use
+    except OSError as error:  # ml_collections reports a file that does not load only at first use
         raise UserError(f"--config does not load: {' '.join(str(error.__cause__ or error).split())}") from error
     processes.join_if_asked(flag_values)
     train(config, workdir=flag_values.workdir, profile_steps=flag_values.profile_steps)
@@ -62,21 +62,21 @@ def train(
     stop_after: int | None = None,
     profile_steps: str | None = None,
 ) -> Experiment:
-    """Trains as a configuration tree says, and returns its typed form.
+    """Trains according to a configuration tree, and returns its typed form.
 
     Args:
-        config: The tree that a file of `configs/` returns, as nested dicts.
-        workdir: Where checkpoints, `metrics.jsonl` and TensorBoard files go; continued if it holds this run.
-        stop_after: Stop early after this step, with a checkpoint.
+        config: the tree that a file of `configs/` returns, as nested dicts.
+        workdir: folder for checkpoints, `metrics.jsonl` and TensorBoard files; resumed if it holds this run.
+        stop_after: step after which to stop early, with a checkpoint.
         profile_steps: START:STOP, steps to trace into `workdir/profile`.
 
     Raises:
-        UserError: a bad configuration, data set or workdir; a loss that is not finite.
-        Preempted: SIGTERM came, or an announcement; call it again to go on.
+        UserError: configuration, data set or workdir is unusable, or a loss is not finite.
+        Preempted: SIGTERM or an announcement came; call it again to resume.
     """
     started = time.time()
     workdir = as_path(workdir, "workdir")
-    # Late, so that --help and bad flags answer at once.
+    # Imported late, so that --help and flag errors are fast.
     import jax
 
     from crystal_jax.checkpoint.workdir import claim

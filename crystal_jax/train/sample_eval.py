@@ -1,6 +1,6 @@
-"""A few crystals drawn from the model while it trains, and how many of them are valid.
+"""Draws a few crystals from the model during training and measures how many are valid.
 
-The one place where training looks ahead, at the sampler and the evaluator: a loss says little about validity.
+This is the only place where training imports the sampler and the evaluator: a loss says little about validity.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from crystal_jax.train.step import TrainSetup, TrainState
 
 
 class SampleEval:
-    """Draws as many unconditional samples at temperature 1, without max_retries and from the same seeds, at each call."""
+    """Draws a fixed number of unconditional samples at temperature 1, without retries and with the same seed at each
+    call.
+    """
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh):
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()
@@ -52,7 +54,9 @@ class SampleEval:
         )
 
     def __call__(self, setup: TrainSetup, state: TrainState) -> dict[str, float]:
-        """Shares of all samples: `sample_validity`, `sample_structural_validity`, `sample_compositional_validity`."""
+        """Returns the rates `sample_validity`, `sample_structural_validity` and `sample_compositional_validity` of all
+        samples.
+        """
         params = nnx.merge_state(state.params, setup.frozen)
         stating = None
         if self._compositions:
@@ -67,7 +71,7 @@ class SampleEval:
 
     @quiet()
     def _judge(self, drawn: Completion) -> tuple[bool, bool, bool]:
-        """Whether a sample is valid, and whether its structure and its composition are."""
+        """Returns whether a sample is valid, and whether its structure and its composition are."""
         head = drawn.request.prompt
         crystal = self._text.decode(completion_text(self._tokenizer, self._questions.texts[0], head, drawn.ids))
         found = parse(Entry("", to_cif(crystal), formula=Composition(Counter(crystal.symbols)).formula))

@@ -1,4 +1,4 @@
-"""One training step, and the loss that it and the validation share."""
+"""Implements the training step, and the loss that training and validation share."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from crystal_jax.train.optimizer import make_optimizer
 
 Batch = dict[str, Array]
 
-# A weight of at most so many MiB is gathered before it is multiplied with, not while. In pieces, the products of a 7B
-# over 16 chips write and read their sums so often that memory takes longer than arithmetic (docs/TPU.md).
+# Largest weight in MiB that is gathered before its matmul, not during it. In pieces, the matmuls of a 7B
+# over 16 chips write and read partial sums so often that they are memory-bound (docs/TPU.md).
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 class TrainState(NamedTuple):
-    """Everything that changes during training; frozen weights are not in it."""
+    """Everything that changes during training; frozen weights are not included."""
 
     step: Int[Array, ""]
     params: nnx.State
@@ -42,7 +42,7 @@ EvalStep = Callable[[nnx.State, nnx.State, Batch], tuple[Array, Array]]
 
 
 class TrainSetup(NamedTuple):
-    """A model laid out on a mesh: what is trained, what is frozen, and how to step."""
+    """Model on a mesh: train state, frozen weights, and the compiled train and eval steps."""
 
     state: TrainState
     frozen: nnx.State
@@ -51,12 +51,12 @@ class TrainSetup(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A `TrainSetup` before any of its arrays exist: shapes, types and shardings in their places.
+    """Abstract `TrainSetup`: shapes, types and shardings instead of arrays.
 
     Attributes:
-        state, frozen, train_step, eval_step: As in `TrainSetup`, abstract where it has arrays.
-        batch: What the steps are fed, abstract too.
-        begin: Parameters → the state before the first step.
+        state, frozen, train_step, eval_step: as in `TrainSetup`, with abstract arrays.
+        batch: the input of the steps, abstract too.
+        begin: function from parameters to the state before the first step.
     """
 
     state: TrainState
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
 
 
 def plan(experiment: Experiment, mesh: Mesh) -> Plan:
-    """Decides all of a run but its numbers; the mesh may be of devices that are not there."""
+    """Plans a run without creating arrays; the devices of the mesh need not exist."""
     optimizer = make_optimizer(experiment.optimizer, num_steps=experiment.train.num_steps)
     graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
 
@@ -76,7 +76,7 @@ def plan(experiment: Experiment, mesh: Mesh) -> Plan:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), new_guard(experiment.guard))
 
     state = jax.eval_shape(begin, params)
-    # Looked up together with the frozen weights: alone, adapters would leave most rules of the table unused.
+    # Looked up together with the frozen weights: for adapters alone, most rules of the table would be unused.
     where, _ = tree_shardings((state, frozen), mesh)
     accumulate = experiment.optimizer.accumulate
     adapters_drop = experiment.lora.rank and experiment.lora.dropout
@@ -102,14 +102,14 @@ def plan(experiment: Experiment, mesh: Mesh) -> Plan:
 
 
 def abstract_batch(cfg: DataConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a batch of the data pipeline."""
+    """Returns shapes, types and shardings of a batch of the data pipeline."""
     shape, where = (cfg.batch_size, cfg.seq_len), NamedSharding(mesh, BATCH)
     types = dict(tokens=jnp.int32, targets=jnp.int32, weights=jnp.float32, positions=jnp.int32, segments=jnp.int32)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in types.items()}
 
 
 def setup(experiment: Experiment, mesh: Mesh) -> TrainSetup:
-    """Builds every array where it will live; no host or device ever holds a full copy."""
+    """Builds every array on its own devices; no host or device ever holds a full copy."""
     planned = plan(experiment, mesh)
     _, params, frozen = initial_parameters(experiment, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, planned.state)
@@ -120,7 +120,7 @@ def setup(experiment: Experiment, mesh: Mesh) -> TrainSetup:
 def loss_sum(
     model: Transformer, batch: Batch, dropout: Dropout | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy in nats over the targets that count, summed, and how many they are."""
+    """Returns the sum of the cross-entropy in nats over the counted targets, and the number of these targets."""
     count = batch["weights"].sum()
     if not (chunk := model.execution.loss_chunk):
         return weighted_losses(model, batch, dropout).sum(), count
@@ -129,7 +129,7 @@ def loss_sum(
 
 
 def weighted_losses(model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Float[Array, "b t"]:
-    """Cross-entropy in nats of every target; 0 where it does not count."""
+    """Returns the cross-entropy in nats of every target; 0 for targets that do not count."""
     logits = model(batch["tokens"], batch["positions"], batch["segments"], dropout)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     return losses * batch["weights"]
@@ -148,11 +148,11 @@ def make_train_step(
 ) -> TrainStep:
     """Returns jitted `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
 
-    The gradient is that of the mean over all counted targets of the global batch, in however many micro-batches
-    it is computed. The new state is pinned to the shardings of the old: left to the compiler they may drift, and
-    then the second step compiles again. A step that the guard does not believe changes its count and nothing else.
+    The gradient is that of the mean over all counted targets of the global batch, for any number of micro-batches. The
+    new state is constrained to the shardings of the old one: if the compiler chose them they could change, and the
+    second step would compile again. A skipped step (loss spike) changes only the counters of the state.
 
-    What is dropped depends on `dropout_seed` (None: nothing is), the step and the micro-batch alone, so a resumed run
+    The dropout mask depends only on `dropout_seed` (None: no dropout), the step and the micro-batch, so a resumed run
     repeats an uninterrupted one without any random state in its checkpoints. `dropout` is `Dropout.rate`.
     """
 
@@ -173,7 +173,7 @@ def make_train_step(
             return gradients(params, frozen, batch, key)
 
         def split_rows(x: Array) -> Array:
-            # Every micro-batch takes rows from all devices, so none idles.
+            # Every micro-batch takes rows from all devices, so no device idles.
             rows = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
             return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, jax.P(None, *BATCH)))
 
@@ -187,7 +187,7 @@ def make_train_step(
     def dropout_key(step: Array) -> Array | None:
         if dropout_seed is None:
             return None
-        # Threefry whatever JAX's default: its bits do not depend on how an array is split over devices.
+        # Threefry independent of JAX's default: its bits do not depend on how an array is sharded.
         return jax.random.fold_in(jax.random.key(dropout_seed, impl="threefry2x32"), step)
 
     def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -210,7 +210,7 @@ def make_train_step(
 def make_eval_step(graph: nnx.GraphDef, mesh: Mesh) -> EvalStep:
     """Returns jitted `evaluate(params, frozen, batch) -> (loss sum, count)`.
 
-    Of a batch with `classes` both have a number for each of `CLASSES`.
+    For a batch with `classes`, loss sum and count are arrays with one value for each of `CLASSES`.
     """
 
     def evaluate(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""The loss on held-out crystals, whole and by what a token writes."""
+"""Computes the loss on held-out crystals, in total and by class of token."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ARRAYS = ("tokens", "targets", "weights", "positions", "segments", "classes")
 
 
 def validate(setup: TrainSetup, state: TrainState, batches: Sequence[Batch], *, mesh: Mesh) -> dict[str, float]:
-    """Mean cross-entropy in nats over the counted targets of some batches.
+    """Computes the mean cross-entropy in nats over the counted targets of some batches.
 
     Returns:
-        `val_loss` over all targets; `val_loss_lattice`, `_element`, `_coordinate`, `_end` and `_composition` over those
-        that write lengths and angles, element symbols, coordinates, the end of the text, and a first line, where there
-        are any.
+        `val_loss` over all targets; `val_loss_lattice`, `_element`, `_coordinate`, `_end` and `_composition` over the
+            targets that write lengths and angles, element symbols, coordinates, the end of the text, and a composition
+            line. Classes without targets are left out.
     """
     arrays = ({name: batch[name] for name in _ARRAYS} for batch in batches)
     found = [setup.eval_step(state.params, setup.frozen, put_batch(batch, mesh)) for batch in arrays]

@@ -33,7 +33,9 @@ def save(workdir, measured, *, keep, best):
     ("best", "kept"), [("val_loss", {2, 4, 5}), ("val_loss_element", {3, 4, 5}), ("sample_validity", {1, 4, 5})]
 )
 def test_the_best_checkpoint_outlives_the_last_ones(tmp_path, best, kept):
-    experiment = from_config_dict(training_config("", train={"best_metric": best, "eval_num_samples": 1}), vocab_size=90)
+    experiment = from_config_dict(
+        training_config("", train={"best_metric": best, "eval_num_samples": 1}), vocab_size=90
+    )
     claim(tmp_path, experiment)
     measured = [
         {"val_loss": 3.0, "val_loss_element": 2.0, "sample_validity": 0.5},

@@ -132,13 +132,15 @@ def test_what_was_found_outlives_a_new_evaluation_of_the_same_samples(evaluation
     write(evaluation, output=tmp_path / "runs", below=1.0)
     (tmp_path / "runs/00001_NaCl/vasprun.xml").write_text(vasprun(salt, 8 * (-1.55 - 2.1 - 0.2 + 0.307)))
     added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
-    fresh = pd.read_csv(evaluation / "structures.csv", dtype=COLUMNS).assign(dft=None, e_above_hull_dft=float("nan"))
+    fresh = pd.read_csv(evaluation / "structures.csv", dtype=COLUMNS).assign(
+        dft_status=None, e_above_hull_dft=float("nan")
+    )
     dft_runs.fill_in(fresh, tmp_path)  # no such file there
     assert dft_runs.metrics_of(fresh, 3) == {}
     dft_runs.fill_in(fresh, evaluation)
     assert dft_runs.metrics_of(fresh, 3) == added
     assert fresh["dft_status"].tolist()[:2] == ["no vasprun.xml", "converged"]
-    other = fresh.assign(formula="K4 Cl4", dft=None, e_above_hull_dft=float("nan"))
+    other = fresh.assign(formula="K4 Cl4", dft_status=None, e_above_hull_dft=float("nan"))
     dft_runs.fill_in(other, evaluation)  # another crystal of the same name
     assert dft_runs.metrics_of(other, 3) == {}
 
@@ -226,7 +228,7 @@ def test_names_that_look_like_missing_values(evaluation, tmp_path, salt, name):
     assert manifest["folder"].tolist() == ["00000_NaN", "00001_NaCl"]
     added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
     assert added["dft_endings"] == {"no vasprun.xml": 2}
-    fresh = pd.DataFrame({"name": [name], "formula": ["Na1 N1"]}).assign(dft=None, e_above_hull_dft=float("nan"))
+    fresh = pd.DataFrame({"name": [name], "formula": ["Na1 N1"]}).assign(dft_status=None, e_above_hull_dft=float("nan"))
     dft_runs.fill_in(fresh, evaluation)
     assert fresh["dft_status"].tolist() == ["no vasprun.xml"]
 

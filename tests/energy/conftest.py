@@ -7,6 +7,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.energy.model import Cell
+from tests.evaluate.conftest import _own_cache  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,8 @@ def test_a_disk_that_fills_while_the_request_is_written_does_not_block_the_folde
 def test_two_processes_cannot_claim_one_folder(folder):
     ensure_same_run(folder, {"seed": 0}, {})
     code = (
-        "import sys; from pathlib import Path; from crystal_jax.storage.jsonl_log import claim\n"
-        "claim(Path(sys.argv[1]), {'seed': 0}, {})"
+        "import sys; from pathlib import Path; from crystal_jax.storage.jsonl_log import ensure_same_run\n"
+        "ensure_same_run(Path(sys.argv[1]), {'seed': 0}, {})"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode != 0

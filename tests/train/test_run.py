@@ -131,7 +131,14 @@ def judged(dataset, tmp_path_factory):
         str(dataset),
         **TINY,
         optimizer={"peak_lr": 0.3},
-        train={"num_steps": 8, "eval_every": 1, "save_every": 1, "max_to_keep": 2, "eval_num_samples": 5, "peak_tflops": 1e-3},
+        train={
+            "num_steps": 8,
+            "eval_every": 1,
+            "save_every": 1,
+            "max_to_keep": 2,
+            "eval_num_samples": 5,
+            "peak_tflops": 1e-3,
+        },
     )
     train(config, workdir=workdir, profile_steps="2:3")
     return workdir

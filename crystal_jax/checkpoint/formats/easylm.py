@@ -1,9 +1,9 @@
-"""EasyLM's streaming checkpoints, and the weights in its train-state files.
+"""Reads and writes EasyLM's streaming checkpoints, and reads the weights in its train-state files.
 
-The file is a run of MessagePack records, [key, blob], without header or footer. The key is a list of path components;
-the blob holds, once more in MessagePack, what Flax makes of an array: an extension of type 1 with [shape, dtype,
-bytes], or a map of such pieces where the array is too large for one. Kernels are [inputs, outputs], and rows of q and
-k are in Meta's order.
+The file is a sequence of MessagePack records, [key, blob], without header or footer. The key is a list of path
+components. The blob is again MessagePack, Flax's serialisation of an array: an extension of type 1 with [shape, dtype,
+bytes], or a map of such chunks if the array is too large for one. Kernels are [inputs, outputs], and rows of q and k
+are in Meta's order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from crystal_jax.checkpoint.tensors import Shape, Source, check, heads_of, permu
 from crystal_jax.config import LlamaConfig
 from crystal_jax.errors import UserError
 
-CHUNK_BYTES = 2**30  # above it Flax cuts an array into pieces
+CHUNK_BYTES = 2**30  # Flax splits larger arrays into chunks
 
 _EMBEDDING, _HEAD = "transformer/wte/embedding", "lm_head/kernel"
 _BLOCK = {  # EasyLM's order
@@ -40,7 +40,7 @@ _BLOCK = {  # EasyLM's order
 }
 _CHUNKED = "__msgpack_chunked_array__"
 _NDARRAY = 1
-_WINDOW = 4096  # bytes; a key, or the head of an array, is shorter
+_WINDOW = 4096  # bytes; a key or an array's header is shorter
 _OBJECT = msgpack.Unpacker.unpack
 _ARRAY_LENGTH, _MAP_LENGTH = msgpack.Unpacker.read_array_header, msgpack.Unpacker.read_map_header
 WEIGHTS, _NOT_WEIGHTS = "params/params/", ("step", "opt_state/")  # in a train state
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 def tensor_names(cfg: LlamaConfig) -> dict[str, str]:
-    """EasyLM's name of each tensor and Hugging Face's, in the order in which EasyLM writes them."""
+    """Returns Hugging Face's tensor names by EasyLM's, in the order in which EasyLM writes them."""
     names = {_EMBEDDING: "model.embed_tokens.weight", "transformer/ln_f/kernel": "model.norm.weight"}
     for i in range(cfg.num_layers):
         names |= {f"transformer/h/{i}/{ours}/kernel": f"model.layers.{i}.{hf}.weight" for ours, hf in _BLOCK.items()}
@@ -56,16 +56,16 @@ def tensor_names(cfg: LlamaConfig) -> dict[str, str]:
 
 
 class EasyLmSource:
-    """A `streaming_params` or `streaming_train_state` file; optimizer state in the latter is passed over.
+    """`streaming_params` or `streaming_train_state` file; the optimizer state in the latter is skipped.
 
-    EasyLM does not tie embeddings: of a tied model it stores both, which then must be equal.
+    EasyLM does not tie embeddings: for a tied model it stores both tensors, which must then be equal.
 
     Args:
-        path: The file.
-        config: The architecture, which the file does not state.
+        path: the file.
+        config: the architecture, which the file does not state.
 
     Raises:
-        UserError: the file is missing or damaged, or has a tensor twice.
+        UserError: the file is missing or damaged, or contains a tensor twice.
     """
 
     def __init__(self, path: Path, config: LlamaConfig):
@@ -92,7 +92,7 @@ class EasyLmSource:
         try:
             return self._copy(name)
         finally:
-            self._buffer.madvise(mmap.MADV_DONTNEED)  # or the pages stay in memory as long as the map does
+            self._buffer.madvise(mmap.MADV_DONTNEED)  # otherwise the pages stay in memory as long as the map exists
 
     def _copy(self, name: str) -> np.ndarray:
         key = self._keys[name]
@@ -105,17 +105,17 @@ class EasyLmSource:
         return permute(tensor.T, heads) if heads else np.array(tensor.T, order="C")
 
     def _array(self, key: str) -> np.ndarray:
-        """A tensor as it is stored, a view of the file where it is in one piece."""
+        """Returns a tensor as stored; a view of the file if it has a single chunk."""
         shape, dtype, pieces = self._stored[key]
         arrays = [np.frombuffer(self._buffer, dtype, size, offset) for offset, size in pieces]
         return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).reshape(shape)
 
 
 def write_easylm(path: Path, source: Source, *, dtype: np.dtype | None = None) -> None:
-    """Writes a `streaming_params` file, byte for byte as EasyLM writes it, cast to `dtype` if one is given.
+    """Writes a `streaming_params` file, byte for byte as EasyLM writes it, cast to `dtype` if given.
 
     Raises:
-        UserError: the source lacks or misshapes a tensor, or the place cannot be written to.
+        UserError: the source lacks a tensor or has one of another shape, or the file cannot be written.
     """
     check(source.path, source.shapes(), source.config)
     try:
@@ -143,7 +143,7 @@ def _in_easylm_order(source: Source, name: str) -> np.ndarray:
 
 
 def _packable(array: np.ndarray) -> Any:
-    """What Flax serialises an array to."""
+    """Returns Flax's serialisation of an array."""
     if array.nbytes <= CHUNK_BYTES:
         return msgpack.ExtType(_NDARRAY, msgpack.packb((array.shape, array.dtype.name, array.tobytes())))
     flat, step = array.reshape(-1), max(1, CHUNK_BYTES // array.itemsize)
@@ -156,7 +156,9 @@ def _packable(array: np.ndarray) -> Any:
 
 
 class _Stored(NamedTuple):
-    """Where a tensor lies: `pieces` are (offset in bytes, elements) of consecutive parts of the flattened array."""
+    """Location of a tensor: `pieces` are (offset in bytes, number of elements) of consecutive parts of the flattened
+    array.
+    """
 
     shape: Shape
     dtype: np.dtype
@@ -164,7 +166,7 @@ class _Stored(NamedTuple):
 
 
 def _map(path: Path) -> mmap.mmap:
-    """The file's bytes, of which only those are loaded that are looked at."""
+    """Maps the file into memory; only the bytes that are accessed are loaded."""
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -175,7 +177,7 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _index(path: Path, buffer: mmap.mmap) -> Iterator[tuple[str, _Stored]]:
-    """Name and place of each weight; no weight is loaded."""
+    """Yields the name and location of each weight, without loading it."""
     cursor = _Cursor(buffer)
     try:
         while cursor.at < len(buffer):
@@ -210,7 +212,7 @@ def _stored(cursor: _Cursor) -> _Stored:
 
 
 def _piece(cursor: _Cursor) -> tuple[Shape, np.dtype, tuple[int, int]]:
-    """Shape, type and place of the array at the cursor, which moves behind it."""
+    """Returns shape, type and location of the array at the cursor, and moves the cursor behind it."""
     end = cursor.array()
     cursor.expect(cursor.take(_ARRAY_LENGTH) == 3, "not an array")
     shape, name = tuple(cursor.take(_OBJECT)), cursor.take(_OBJECT)
@@ -223,20 +225,20 @@ def _piece(cursor: _Cursor) -> tuple[Shape, np.dtype, tuple[int, int]]:
     return shape, dtype, piece
 
 
-# Heads by first byte, from the MessagePack specification: a bin states its length, an extension its length and type,
+# Headers by first byte, from the MessagePack specification: a bin has its length, an extension its length and type,
 # and fixext 16 only its type. No array is small enough for a shorter fixext.
 _BINARY = {0xC4: ">xB", 0xC5: ">xH", 0xC6: ">xI"}
 _EXTENSION = {0xC7: ">xBB", 0xC8: ">xHB", 0xC9: ">xIB", 0xD8: ">xB"}
 
 
 class _Cursor:
-    """A place in MessagePack data: small objects are decoded there, and large ones only measured."""
+    """Position in MessagePack data: small objects are decoded, large ones only measured."""
 
     def __init__(self, buffer: mmap.mmap):
         self.buffer, self.at = buffer, 0
 
     def take(self, decode: Callable[[msgpack.Unpacker], T]) -> T:
-        """Decodes the small object, or the head of a collection, at the cursor, which moves behind it."""
+        """Decodes the small object, or the header of a collection, at the cursor, and moves the cursor behind it."""
         unpacker = msgpack.Unpacker()
         unpacker.feed(self.buffer[self.at : self.at + _WINDOW])
         value = decode(unpacker)
@@ -244,12 +246,12 @@ class _Cursor:
         return value
 
     def binary(self) -> int:
-        """The end of the bin at the cursor, which moves to its first byte."""
+        """Returns the end of the bin at the cursor, and moves the cursor to its first byte."""
         (length,) = self._head(_BINARY)
         return self._end(length)
 
     def array(self) -> int:
-        """The end of the Flax array at the cursor, which moves to its first byte."""
+        """Returns the end of the Flax array at the cursor, and moves the cursor to its first byte."""
         *length, kind = self._head(_EXTENSION)
         self.expect(kind == _NDARRAY, f"extension of type {kind}, not an array")
         return self._end(*(length or (16,)))
@@ -268,6 +270,6 @@ class _Cursor:
 
     @staticmethod
     def expect(condition: bool, message: str) -> None:
-        """Raises the ValueError that means damage."""
+        """Raises ValueError, which means a damaged file, if the condition is false."""
         if not condition:
             raise ValueError(message)

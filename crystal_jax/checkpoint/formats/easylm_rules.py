@@ -1,8 +1,8 @@
-"""EasyLM's partition rules: whether they place a model's parameters as the table of shardings does.
+"""Checks whether EasyLM's partition rules shard a model's parameters as the sharding table does.
 
-Users of EasyLM keep them as (regular expression, mesh axes) in their forks. The first rule whose expression is found
-in an array's path says over which mesh axes each of its axes is split. EasyLM's kernels are matrices, one a layer; here
-they are stacked along a layer axis, and heads have an axis of their own.
+Users of EasyLM keep the rules as (regular expression, mesh axes) in their forks. The first rule whose expression is
+found in an array's path states over which mesh axes each axis of the array is split. EasyLM's kernels are one matrix
+per layer; here they are stacked along a layer axis, and heads have an axis of their own.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from crystal_jax.sharding import rule_for
 
 Axis = str | Sequence[str] | None
 Rule = tuple[str, Iterable[Axis]]
-_Spec = tuple[tuple[str, ...], ...]  # the mesh axes of each axis, without empty ones at the end
+_Spec = tuple[tuple[str, ...], ...]  # the mesh axes of each array axis, without trailing empty ones
 
 
 def read_rules(path: Path) -> list[Rule]:
     """Reads a JSON list of [regular expression, [mesh axis, null or list of mesh axes, ...]].
 
     Raises:
-        UserError: the file is missing, or something else.
+        UserError: the file is missing, or has another content.
     """
     rules = read_json(path)
     if not isinstance(rules, list) or not rules:
@@ -53,21 +53,22 @@ def read_rules(path: Path) -> list[Rule]:
 
 
 def check_rules(rules: Sequence[Rule], cfg: LlamaConfig) -> None:
-    """Compares the placement of each parameter; equal ones hold the same shards on a mesh of the same sizes.
+    """Compares the sharding of each parameter; equally sharded parameters have the same shards on a mesh of the same
+    sizes.
 
-    The optimizer's moments are placed as their parameters, in both. The output head of a tied model is passed over:
-    EasyLM has a copy of the embedding there, and here is none.
+    The optimizer's moments are sharded as their parameters, in both. The output head of a tied model is skipped: EasyLM
+    has a copy of the embedding there, this model has none.
 
     Raises:
-        UserError: a parameter is placed differently; the message has the first one, what its rule says and what holds
-            here, in EasyLM's names.
+        UserError: a parameter is sharded differently; the message names the first one with both shardings, in EasyLM's
+            names.
     """
     ours = _placements(cfg)
     for key, name in tensor_names(cfg).items():
         if name not in ours:
             continue
         here = ours[name]
-        # The path within a train state, to which EasyLM applies its rules.
+        # EasyLM applies its rules to the path within a train state.
         rule = next((rule for rule in rules if re.search(rule[0], WEIGHTS + key)), None)
         if rule is None:
             raise UserError(f"no partition rule matches {key}, where EasyLM stops, too")
@@ -81,7 +82,9 @@ def check_rules(rules: Sequence[Rule], cfg: LlamaConfig) -> None:
 
 
 class _Placement(NamedTuple):
-    """Where a parameter lives here, told as of EasyLM's array: its shape, and a spec in EasyLM's names."""
+    """Sharding of a parameter in this model, in terms of EasyLM's array: its shape, and a spec with EasyLM's axis
+    names.
+    """
 
     path: str
     shape: Shape
@@ -89,7 +92,7 @@ class _Placement(NamedTuple):
 
 
 def _placements(cfg: LlamaConfig) -> dict[str, _Placement]:
-    """By Hugging Face's name of each tensor."""
+    """Returns the placement of each tensor by Hugging Face's name."""
     lora, execution = LoraConfig(rank=0, alpha=1.0, targets=()), ExecutionConfig(scan_layers=False, remat=False)
     model = nnx.eval_shape(lambda: make_model(cfg, lora, execution, rngs=nnx.Rngs(0)))
     theirs = {ours: easylm for easylm, ours in EASYLM_AXES.items()}
@@ -100,7 +103,7 @@ def _placements(cfg: LlamaConfig) -> dict[str, _Placement]:
         sizes, split = list(leaf.shape), [theirs.get(axis) for axis in (*spec, *[None] * (leaf.ndim - len(spec)))]
         if axes.stacked:
             sizes, split = sizes[1:], split[1:]
-        if axes.inputs:  # a matrix; heads are split, what is in a head never is
+        if axes.inputs:  # a matrix; heads are sharded, axes within a head never are
             starts = (0, axes.inputs)
             sizes = [math.prod(sizes[: axes.inputs]), math.prod(sizes[axes.inputs :])]
             assert not any(axis for i, axis in enumerate(split) if i not in starts), path
@@ -137,5 +140,5 @@ def _spec(axes: Iterable[Axis]) -> _Spec:
 
 
 def _shown(axes: Iterable[Axis]) -> str:
-    """As in a rule's file."""
+    """Formats a spec as in a file of rules."""
     return json.dumps([names[0] if len(names) == 1 else list(names) or None for names in map(_names, axes)])

@@ -1,4 +1,4 @@
-"""GGUF files of LLaMA models (llama.cpp's format), dequantised tensor by tensor."""
+"""Reads GGUF files of LLaMA models (llama.cpp's format), dequantised tensor by tensor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PLAIN: Mapping[str, Any] = {
     "llama.attn_logit_softcapping": 0.0,
     "llama.final_logit_softcapping": 0.0,
 }
-# Read, or without effect where the scaling is off.
+# Keys that are read, or have no effect if the scaling is off.
 _ROPE = (
     "llama.rope.freq_base",
     "llama.rope.scaling.factor",
@@ -57,10 +57,10 @@ _ROPE = (
 
 
 class GgufSource:
-    """A GGUF file of architecture `llama`; needs the package `gguf`.
+    """GGUF file of architecture `llama`; needs the package `gguf`.
 
-    Rows of q and k are in Meta's order: llama.cpp's converter brings Hugging Face's into it. The embedding is tied
-    where there is no `output.weight`. Tensors are read as float32, whatever they are stored as.
+    Rows of q and k are in Meta's order, because llama.cpp's converter reorders Hugging Face's. The embedding is tied if
+    there is no `output.weight`. Tensors are read as float32, independent of their stored type.
 
     Raises:
         UserError: the package is missing; the file is missing, damaged, or of another architecture.
@@ -83,7 +83,7 @@ class GgufSource:
         return {self._names.get(key, key): _shape(tensor) for key, tensor in self._tensors.items()}
 
     def metadata(self) -> dict[str, Any]:
-        """Everything the file states besides its tensors, such as its tokenizer."""
+        """Returns all metadata of the file, such as its tokenizer."""
         try:
             return {key: field.contents() for key, field in _open(self.path).fields.items()}
         except (ValueError, LookupError) as error:
@@ -93,7 +93,7 @@ class GgufSource:
         from gguf import dequantize
 
         stored = self._tensors[self._keys[name]]
-        # Not through the reader's map of the file, whose pages would stay in memory.
+        # Not through the reader's memory map, whose pages would stay in memory.
         data = np.fromfile(self.path, stored.data.dtype, stored.data.size, offset=stored.data_offset)
         try:
             tensor = np.array(dequantize(data.reshape(stored.data.shape), stored.tensor_type), dtype=np.float32)
@@ -112,7 +112,7 @@ def _open(path: Path) -> Any:
         reader = GGUFReader(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # its reader goes by offsets in the file, and fails in many ways
+    except Exception as error:  # the reader follows offsets in the file, and raises many types of errors
         raise UserError(f"{path} is no GGUF file, or damaged: {' '.join(str(error).split())}") from error
     if reader.byte_order != "I":
         raise UserError(f"{path} is big-endian; convert it with gguf's gguf-convert-endian")
@@ -120,14 +120,15 @@ def _open(path: Path) -> Any:
 
 
 def _shape(tensor: Any) -> Shape:
-    """GGUF states the fastest axis first."""
+    """Returns the shape of a tensor; GGUF states the fastest axis first."""
     return tuple(int(size) for size in tensor.shape[::-1])
 
 
 def _stated(path: Path, reader: Any) -> JsonObject:
-    """The metadata that decide the architecture, as plain values; a list that repeats one number counts as the number.
+    """Returns the metadata that define the architecture as plain values; a list of equal numbers is replaced by the
+    number.
 
-    llama.cpp writes such a list where each layer has a value of its own.
+    llama.cpp writes such a list if each layer has its own value.
     """
     stated: dict[str, Any] = {}
     for key, field in reader.fields.items():
@@ -139,7 +140,11 @@ def _stated(path: Path, reader: Any) -> JsonObject:
 
 
 def _check_plain(stated: JsonObject, head_dim: int) -> None:
-    """Sees that the equations are LLaMA's: other options are absent or off."""
+    """Checks that the equations are LLaMA's: other options are absent or off.
+
+    Raises:
+        UserError: an option is on, or unknown.
+    """
     plain = {"llama.rope.dimension_count": head_dim, "llama.attention.value_length": head_dim, **_PLAIN}
     for key in stated:
         if key in plain and stated.get(key) not in (plain[key], None):
@@ -163,7 +168,7 @@ def _config(path: Path, reader: Any, tensors: Mapping[str, Any]) -> LlamaConfig:
     width, heads = stated.integer("llama.embedding_length"), stated.integer("llama.attention.head_count", least=1)
     head_dim = stated.integer("llama.attention.key_length", width // heads)
     _check_plain(stated, head_dim)
-    if (blocks := stated.integer("llama.block_count")) > len(tensors):  # before billions of names are made of it
+    if (blocks := stated.integer("llama.block_count")) > len(tensors):  # checked before billions of names are generated
         raise stated.error(f"llama.block_count is {blocks}, but there are {len(tensors)} tensors")
     try:
         return LlamaConfig(
@@ -184,5 +189,5 @@ def _config(path: Path, reader: Any, tensors: Mapping[str, Any]) -> LlamaConfig:
 
 
 def _decimal(single: float) -> float:
-    """The number that was meant: GGUF has 1e-5 as a float32, which is 9.999999747378752e-06."""
+    """Returns the intended decimal number: GGUF stores 1e-5 as a float32, which is 9.999999747378752e-06."""
     return float(str(np.float32(single)))

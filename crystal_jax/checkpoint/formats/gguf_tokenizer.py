@@ -1,9 +1,9 @@
-"""The tokenizer inside a GGUF file, as the files that Hugging Face keeps it in.
+"""Converts the tokenizer inside a GGUF file to Hugging Face's tokenizer files.
 
-Two kinds are known. `llama` is SentencePiece's BPE: its pieces, scores and types are stated, and all else (no
-normalisation, spaces as ▁) is the same for every model that llama.cpp reads as this kind. `gpt2` is byte-level BPE, of
-which GGUF names how text is cut before the merges (`tokenizer.ggml.pre`) instead of describing it; the cuts known here
-are in `PRE_TOKENIZERS`.
+Two kinds are supported. `llama` is SentencePiece's BPE: GGUF states its pieces, scores and types, and everything else
+(no normalisation, spaces as ▁) is the same for every model that llama.cpp reads as this kind. `gpt2` is byte-level BPE.
+For it, GGUF only names the pre-tokenizer, which splits text before the merges (`tokenizer.ggml.pre`), without
+describing it; `PRE_TOKENIZERS` has the supported ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from crystal_jax.errors import UserError
 
 _protocol: Any = sentencepiece_model_pb2  # its classes are made when it is imported
-# GGUF's types of tokens, which are SentencePiece's.
+# GGUF's token types, which are SentencePiece's.
 _CONTROL, _BYTE = 3, 6
 _ROLES: Mapping[str, str] = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -30,7 +30,7 @@ _ROLES: Mapping[str, str] = {
 
 
 def _smollm() -> pre_tokenizers.PreTokenizer:
-    """Single digits, then GPT-2's words."""
+    """Splits single digits, then GPT-2's words."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -44,13 +44,13 @@ PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {"smol
 
 
 def tokenizer_files(fields: Mapping[str, Any]) -> dict[str, bytes]:
-    """Names and contents of the tokenizer's files; none where the GGUF file has no tokenizer. Nothing is written.
+    """Returns names and contents of the tokenizer's files; empty if the GGUF file has no tokenizer. Writes nothing.
 
     Args:
-        fields: The metadata of a GGUF file: values of `tokenizer.ggml.*`.
+        fields: metadata of a GGUF file: values of `tokenizer.ggml.*`.
 
     Raises:
-        UserError: the file holds a tokenizer of another kind, or a part of one.
+        UserError: the tokenizer is of another kind, or incomplete.
     """
     kind = fields.get("tokenizer.ggml.model")
     if kind is None:
@@ -71,12 +71,12 @@ def tokenizer_files(fields: Mapping[str, Any]) -> dict[str, bytes]:
         raise UserError(f"the GGUF file's tokenizer lacks the metadata {error.args[0]}") from None
     except UserError:
         raise
-    except Exception as error:  # of protobuf, sentencepiece and tokenizers, which share no type
+    except Exception as error:  # protobuf, sentencepiece and tokenizers have no common error type
         raise UserError(f"the GGUF file's tokenizer is damaged: {' '.join(str(error).split())}") from error
 
 
 def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
-    """A `tokenizer.model`: the pieces, and what decides how they are used; not how they were trained."""
+    """Returns a `tokenizer.model` with the pieces and the settings for their use, without training settings."""
     columns = [fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")]
     pieces = [
         _protocol.ModelProto.SentencePiece(piece=token, score=score, type=kind)
@@ -92,7 +92,7 @@ def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
             setattr(model.trainer_spec, f"{role}_id", fields[key])
             setattr(model.trainer_spec, f"{role}_piece", columns[0][fields[key]])
     model.normalizer_spec.name = "identity"
-    # What llama.cpp does where the file does not say otherwise.
+    # llama.cpp's defaults.
     model.normalizer_spec.add_dummy_prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
     model.normalizer_spec.remove_extra_whitespaces = fields.get("tokenizer.ggml.remove_extra_whitespaces", False)
     content = model.SerializeToString()
@@ -104,7 +104,7 @@ def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
 
 
 def _byte_level(fields: Mapping[str, Any], cut: str) -> bytes:
-    """A `tokenizer.json`."""
+    """Returns a `tokenizer.json`."""
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     bpe = tokenizers.Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
@@ -116,7 +116,7 @@ def _byte_level(fields: Mapping[str, Any], cut: str) -> bytes:
 
 
 def _config(fields: Mapping[str, Any], kind: str) -> bytes:
-    """A `tokenizer_config.json`: which tokens are special, and the class of transformers that reads the other file."""
+    """Returns a `tokenizer_config.json`: the special tokens, and the transformers class that reads the other file."""
     tokens = fields["tokenizer.ggml.tokens"]
     config = {f"{role}_token": tokens[fields[key]] for role, key in _ROLES.items() if key in fields}
     config["tokenizer_class"] = "LlamaTokenizer" if kind == "llama" else "PreTrainedTokenizerFast"

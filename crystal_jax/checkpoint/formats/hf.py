@@ -1,4 +1,4 @@
-"""Hugging Face's LLaMA folders: config.json and safetensors, in one file or in shards with an index."""
+"""Reads and writes Hugging Face LLaMA folders: config.json and safetensors, in one file or in shards with an index."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROWS_AT_ONCE = 4096
 _BUFFERS = ("rotary_emb.inv_freq",)  # old files store this constant of the architecture
 LLAMA2_SPECIAL = (1, 2)  # ids of BOS and EOS
-_CONTEXT = 4096  # tokens, LLaMA-2's; nothing here depends on it
+_CONTEXT = 4096  # context length of LLaMA-2 in tokens; nothing here depends on it
 
 
 class HfSource:
-    """A `LlamaForCausalLM` folder.
+    """`LlamaForCausalLM` folder.
 
     Raises:
-        UserError: no such model, an architecture that LLaMA-2's equations do not cover, or damaged files.
+        UserError: the model does not exist, its architecture is not LLaMA-2's, or files are damaged.
     """
 
     def __init__(self, directory: Path):
@@ -47,7 +47,11 @@ class HfSource:
             del self._shapes[_HEAD]
 
     def _check_copy(self) -> None:
-        """Sees that the stored head of a tied model is the copy that it should be."""
+        """Checks that the stored head of a tied model equals the embedding.
+
+        Raises:
+            UserError: they differ.
+        """
         shape = self._shapes.get(_EMBEDDING, ())
         same = shape == self._shapes[_HEAD]
         for start in range(0, shape[0] if same and shape else 0, _ROWS_AT_ONCE):
@@ -67,27 +71,28 @@ class HfSource:
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
-        """Of the embedding, and so of all."""
+        """Data type of the embedding, and so of all tensors."""
         return self.read_part(_EMBEDDING, slice(0, 1)).dtype
 
     def read_part(self, name: str, *where: slice) -> np.ndarray:
-        """A rectangle of a tensor; the rest of it is not read."""
+        """Reads a rectangle of a tensor, without reading the rest of the tensor."""
         return self._shards.read_part(name, *where)
 
 
 def is_hf(directory: Path) -> bool:
-    """Whether a folder looks like a Hugging Face model (a workdir's config.json states no model_type)."""
+    """Whether a folder looks like a Hugging Face model (a workdir's config.json has no model_type)."""
     path = directory / "config.json"
     return path.is_file() and b'"model_type"' in path.read_bytes()
 
 
 def read_config(directory: Path) -> LlamaConfig:
-    """The architecture that a config.json states, in the keys of transformers 4 or 5.
+    """Reads the architecture in a config.json, with the keys of transformers 4 or 5.
 
-    Its dtype, which is that of the computation, is float32 if the weights' is, and bfloat16 for either half type.
+    The dtype of the result, used for computation, is float32 if the weights are float32, and bfloat16 for both half
+    types.
 
     Raises:
-        UserError: there is none, it is damaged, or the model is not LLaMA-2's architecture.
+        UserError: the file is missing or damaged, or the architecture is not LLaMA-2's.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -118,7 +123,11 @@ def read_config(directory: Path) -> LlamaConfig:
 
 
 def _check_plain(stated: JsonObject, rope: JsonObject) -> None:
-    """Sees that the equations are LLaMA-2's."""
+    """Checks that the equations are LLaMA-2's.
+
+    Raises:
+        UserError: an option is not LLaMA-2's.
+    """
     if "quantization_config" in stated:
         raise stated.error("quantization_config: the weights are quantised, which is not read; take the original model")
     kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -136,12 +145,12 @@ def _check_plain(stated: JsonObject, rope: JsonObject) -> None:
 
 
 def stated_dtype(config: JsonObject) -> str:
-    """The type of the weights that a config.json states ("dtype" since transformers 5, before it "torch_dtype")."""
+    """Returns the weights' type in a config.json ("dtype" since transformers 5, "torch_dtype" before)."""
     return config.text("dtype", config.text("torch_dtype", "float32"))
 
 
 def config_json(cfg: LlamaConfig, dtype: str, special: tuple[int, int] = LLAMA2_SPECIAL) -> dict[str, Any]:
-    """What transformers 4 and 5 both read: each has its own keys for the RoPE base and the type.
+    """Returns a config.json for transformers 4 and 5, which have different keys for the RoPE base and the type.
 
     `special` are the ids of BOS and EOS.
     """
@@ -178,17 +187,18 @@ def write_hf(
     special: tuple[int, int] = LLAMA2_SPECIAL,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a `LlamaForCausalLM` folder, tensor by tensor; config.json comes last, and only then it is a model.
+    """Writes a `LlamaForCausalLM` folder, tensor by tensor. config.json is written last and marks the folder as
+    complete.
 
     Args:
-        directory: Made if it does not exist.
-        source: Where the tensors come from.
-        dtype: A key of `DTYPES`.
-        special: Ids of BOS and EOS, which config.json states.
-        shard_bytes: A file holds no more, unless it be of one tensor.
+        directory: output folder; created if it does not exist.
+        source: source of the tensors.
+        dtype: a key of `DTYPES`.
+        special: ids of BOS and EOS, for config.json.
+        shard_bytes: largest size of a file, unless it contains a single tensor.
 
     Raises:
-        UserError: the source lacks or misshapes a tensor.
+        UserError: the source lacks a tensor or has one of another shape.
     """
     check(source.path, source.shapes(), source.config)
     kind = DTYPES[dtype]

@@ -1,4 +1,4 @@
-"""Version 0 files of llama2.c: seven integers, then nameless float32 weights, each kind for all layers together."""
+"""Reads version 0 files of llama2.c: seven integers, then unnamed float32 weights, each kind for all layers at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crystal_jax.config import LlamaConfig
 from crystal_jax.errors import UserError
 
 _HEADER = 7  # int32: embed_dim, mlp_dim, num_layers, num_heads, num_kv_heads, ±vocab_size, sequence length
-_LATER_VERSIONS = 0x616B3432  # in place of embed_dim
+_LATER_VERSIONS = 0x616B3432  # magic number of later versions, in place of embed_dim
 _BLOCK = (
     "input_layernorm",
     "self_attn.q_proj",
@@ -28,12 +28,12 @@ _BLOCK = (
 
 
 class Llama2cSource:
-    """A llama2.c checkpoint of version 0; rows of q and k are in Meta's order.
+    """llama2.c checkpoint of version 0; rows of q and k are in Meta's order.
 
-    The file does not state `norm_eps` and `rope_theta`; llama2.c has 1e-5 and 1e4.
+    The file does not state `norm_eps` and `rope_theta`; llama2.c uses 1e-5 and 1e4.
 
     Raises:
-        UserError: the file is missing, of a later version, or not exactly as long as its header asks for.
+        UserError: the file is missing, of a later version, or not of the length that its header requires.
     """
 
     def __init__(self, path: Path):
@@ -59,7 +59,7 @@ class Llama2cSource:
 
 
 def _config(path: Path, header: list[int]) -> tuple[LlamaConfig, int]:
-    """The architecture, and how many numbers of rotary tables are stored between its tensors."""
+    """Returns the architecture, and the number of values in the rotary tables stored among its tensors."""
     if len(header) < _HEADER:
         raise UserError(f"{path} is no llama2.c file: it is shorter than a header")
     if header[0] == _LATER_VERSIONS:
@@ -76,16 +76,18 @@ def _config(path: Path, header: list[int]) -> tuple[LlamaConfig, int]:
             head_dim=embed_dim // max(num_heads, 1),
             norm_eps=1e-5,
             rope_theta=10_000.0,
-            tie_embeddings=vocab_size > 0,  # the sign says so
+            tie_embeddings=vocab_size > 0,  # its sign states whether the embedding is tied
             dtype="float32",
         )
     except ValueError as error:
         raise UserError(f"{path} is no llama2.c file of version 0: {error}") from error
-    return config, seq_len * config.head_dim  # a cosine and a sine for each pair
+    return config, seq_len * config.head_dim  # a cosine and a sine per pair
 
 
 def _elements(cfg: LlamaConfig, rope: int) -> int:
-    """Numbers in the file; arithmetic, as the layers of a header that is none may be billions."""
+    """Computes the number of values in the file by arithmetic, because the header of another file may state billions of
+    layers.
+    """
     one, two = (
         sum(map(math.prod, expected_shapes(dataclasses.replace(cfg, num_layers=layers)).values())) for layers in (1, 2)
     )
@@ -93,7 +95,7 @@ def _elements(cfg: LlamaConfig, rope: int) -> int:
 
 
 def _offsets(cfg: LlamaConfig, rope: int) -> dict[str, int]:
-    """Where each tensor starts, in bytes."""
+    """Returns the offset of each tensor, in bytes."""
     names = ["model.embed_tokens.weight"]
     names += [f"model.layers.{i}.{part}.weight" for part in _BLOCK for i in range(cfg.num_layers)]
     names += ["model.norm.weight"]

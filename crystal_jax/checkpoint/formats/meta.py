@@ -1,4 +1,4 @@
-"""Meta's own checkpoints: params.json, and consolidated.NN.pth, one shard for each of its model-parallel ranks."""
+"""Reads Meta's checkpoints: params.json, and one shard consolidated.NN.pth per model-parallel rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crystal_jax.json_files import JsonObject, read_object
 
 _EMBEDDING, _GATE = "tok_embeddings.weight", "layers.0.feed_forward.w1.weight"
 _ROPE = "rope.freqs"  # a constant of the architecture
-# Hugging Face's name, and the axis along which shards follow each other (None: each shard has the whole tensor).
+# Hugging Face's name, and the axis along which shards are concatenated (None: each shard has the whole tensor).
 _NAMES: Mapping[str, tuple[str, int | None]] = {
     _EMBEDDING: ("model.embed_tokens.weight", 1),
     "norm.weight": ("model.norm.weight", None),
@@ -37,12 +37,12 @@ _BLOCK: Mapping[str, tuple[str, int | None]] = {
 
 
 class MetaSource:
-    """A folder as Meta distributes LLaMA-2; needs PyTorch, which maps the shards and loads what is read of them.
+    """Folder as Meta distributes LLaMA-2; needs PyTorch, which memory-maps the shards.
 
     Rows of q and k are in Meta's order; embeddings are not tied.
 
     Raises:
-        UserError: PyTorch or a file is missing, a shard holds anything but tensors, or shards do not fit together.
+        UserError: PyTorch or a file is missing, a shard contains anything but tensors, or the shards do not match.
     """
 
     def __init__(self, directory: Path):
@@ -68,7 +68,7 @@ class MetaSource:
     def read(self, name: str) -> np.ndarray:
         key = self._keys[name]
         axis = self._names[key][1]
-        # Opened anew for each tensor: pages of a map stay in memory as long as it does.
+        # Opened again for each tensor, because pages of a memory map stay in memory as long as the map exists.
         parts = (np.array(_to_numpy(self.path, key, _open(file)[key])) for file in self._files)
         tensor = next(parts) if axis is None else np.concatenate(list(parts), axis)
         heads = heads_of(name, self.config)
@@ -116,7 +116,7 @@ def _read_params(path: Path) -> JsonObject:
 
 
 def _open_shards(directory: Path) -> dict[Path, dict[str, Any]]:
-    """The shards in order, as mapped tensors by Meta's names; all have the same names and shapes."""
+    """Opens the shards in order, as memory-mapped tensors by Meta's names; all must have the same names and shapes."""
     files = sorted(directory.glob("consolidated.*.pth"))
     if not files:
         raise UserError(f"{directory} has no consolidated.00.pth")
@@ -141,12 +141,12 @@ def _open(file: Path) -> dict[str, Any]:
     except ImportError:
         raise UserError("reading consolidated.*.pth needs PyTorch: pip install torch") from None
     try:
-        # A pickle can run any code; weights_only refuses all that is not needed for tensors.
+        # A pickle can run any code; weights_only refuses everything that tensors do not need.
         shard = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: its pickle holds more than tensors, or is damaged") from error
-    except Exception as error:  # PyTorch's reader fails in many ways on damaged files
-        reason = next(iter(str(error).splitlines()), type(error).__name__)  # PyTorch adds a stack
+    except Exception as error:  # PyTorch's reader raises many types of errors on damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)  # PyTorch appends a stack trace
         raise UserError(f"{file} is no readable PyTorch file: {reason}") from error
     if not isinstance(shard, dict) or not all(_is_plain(name, tensor) for name, tensor in shard.items()):
         raise UserError(f"{file} is no dictionary of tensors")
@@ -154,14 +154,14 @@ def _open(file: Path) -> dict[str, Any]:
 
 
 def _is_plain(name: Any, tensor: Any) -> bool:
-    """Whether a member of a shard is a dense tensor with a name."""
+    """Whether an item of a shard is a named dense tensor."""
     import torch
 
     return isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
 
 
 def _to_numpy(path: Path, key: str, tensor: Any) -> np.ndarray:
-    """A view of a mapped tensor; NumPy has no bfloat16 of its own, so its bits are passed as integers."""
+    """Returns a view of a mapped tensor; bfloat16 is passed as integers, because NumPy has no such type."""
     import torch
 
     if tensor.dtype == torch.bfloat16:

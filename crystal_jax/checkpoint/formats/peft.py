@@ -1,6 +1,6 @@
-"""LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
+"""Reads and writes LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-PEFT keeps A as [r, inputs] and B as [outputs, r], with heads in Hugging Face's order, which is also this model's.
+PEFT stores A as [r, inputs] and B as [outputs, r], with heads in Hugging Face's order, which is also this model's.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ _FACTOR = re.compile(r"(model\.layers\.(\d{1,6})\.(\w+\.\w+))\.lora_([AB])\.weig
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """The factors of a LoRA adapter.
+    """LoRA adapter.
 
     Attributes:
-        path: Where it was read, for messages.
-        lora: Rank, α and targets.
-        factors: By projection, layer, and "A" [r, inputs] or "B" [outputs, r].
-        whole: Embedding and head by Hugging Face's names, where the adapter brings its own: PEFT's `modules_to_save`,
-            or a vocabulary that was resized after the adapters were added, as in the reference.
-        keeps_head: On a base whose head is tied to its embedding, the head stays the base's: `modules_to_save` copies
-            the embedding and trains the copy alone.
+        path: path of the adapter, for error messages.
+        lora: rank, α and targets.
+        factors: arrays by projection, layer, and "A" [r, inputs] or "B" [outputs, r].
+        whole: embedding and head by Hugging Face's names, if the adapter contains its own: from PEFT's
+            `modules_to_save`, or from a vocabulary that was resized after the adapters were added, as in the reference
+            implementation.
+        keeps_head: whether a tied base keeps its own head: `modules_to_save` copies the embedding and trains only the
+            copy.
     """
 
     path: Path
@@ -51,10 +52,10 @@ class Adapter:
     keeps_head: bool = False
 
     def check(self, cfg: LlamaConfig) -> None:
-        """Compares the tensors with those that a model of this architecture has.
+        """Compares the tensors with those of an adapter for this architecture.
 
         Raises:
-            UserError: one is missing, superfluous, or of another shape.
+            UserError: a tensor is missing, superfluous, or of another shape.
         """
         for name, tensor in self.whole.items():
             if tensor.ndim != 2 or tensor.shape[1] != cfg.embed_dim:
@@ -81,7 +82,9 @@ class Adapter:
                 raise UserError(f"{self.path}: {name} has shape {found}, the base model asks for {expected.get(key)}")
 
     def arrays(self, cfg: LlamaConfig) -> dict[str, np.ndarray]:
-        """The factors as this model's parameters, by path: lora_a [layer, inputs…, r], lora_b [layer, r, outputs…]."""
+        """Returns the factors as this model's parameters, by path: lora_a [layer, inputs…, r], lora_b [layer, r,
+        outputs…].
+        """
         arrays: dict[str, np.ndarray] = {}
         for target in self.lora.targets:
             heads = (cfg.num_kv_heads if target in "kv" else cfg.num_heads, cfg.head_dim)
@@ -97,10 +100,10 @@ class Adapter:
 
 
 def adapter_of(params: Any, lora: LoraConfig, path: Path) -> Adapter:
-    """The adapter that a run trains; `params` is its trainable state.
+    """Returns the adapter of a run; `params` is the run's trainable state.
 
     Raises:
-        UserError: the run has no adapters.
+        UserError: the run has no adapter.
     """
     if not lora.rank:
         raise UserError(f"{path} trained all parameters: it has no adapter; choose --to=hf")
@@ -118,7 +121,7 @@ def read_peft(directory: Path) -> Adapter:
     """Reads an adapter's folder.
 
     Raises:
-        UserError: it holds no LoRA adapter, one that computes something else, or a damaged one.
+        UserError: the folder contains no LoRA adapter, an unsupported one, or a damaged one.
     """
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
@@ -150,10 +153,10 @@ def read_peft(directory: Path) -> Adapter:
 
 
 def _check_complete(directory: Path, stated: Statement, adapted: Mapping[str, set[int]]) -> None:
-    """Sees that the adapter has a tensor for whatever the statement covers, in the layers that have any.
+    """Checks that the adapter has a tensor for every target module, in each layer that has any.
 
     Raises:
-        UserError: one is missing, or a target is no projection of a block.
+        UserError: a tensor is missing, or a target is not a projection of a block.
     """
     if not adapted:
         raise UserError(f"{directory} has no LoRA factors of {', '.join(MODULES.values())}")
@@ -171,7 +174,7 @@ def _check_complete(directory: Path, stated: Statement, adapted: Mapping[str, se
 
 
 def write_peft(directory: Path, adapter: Adapter, *, base: str) -> None:
-    """Writes an adapter's folder, which `peft.PeftModel.from_pretrained` reads; `base` is what it adapts."""
+    """Writes an adapter's folder, which `peft.PeftModel.from_pretrained` reads; `base` is the adapter's base model."""
     directory.mkdir(parents=True, exist_ok=True)
     weights = {
         f"{_PREFIX}model.layers.{layer}.{MODULES[target]}.lora_{factor}.weight": tensor
@@ -183,9 +186,9 @@ def write_peft(directory: Path, adapter: Adapter, *, base: str) -> None:
 
 
 class MergedSource:
-    """A base model with an adapter merged into it, tensor by tensor: W + α/r · B A.
+    """Base model with an adapter merged into it, tensor by tensor: W + α/r · B A.
 
-    Where the adapter gives a tied base another head than embedding, the merged model is not tied.
+    If the adapter gives a tied base different head and embedding, the merged model is not tied.
     """
 
     def __init__(self, base: Source, adapter: Adapter):

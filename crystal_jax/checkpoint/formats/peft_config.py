@@ -1,7 +1,7 @@
-"""What a PEFT adapter's adapter_config.json may state: plain LoRA on the projections of the blocks.
+"""Reads and writes a PEFT adapter's adapter_config.json, for plain LoRA on the projections of the blocks.
 
-PEFT has many options that change what an adapter computes. Those that are read here are few, those that describe the
-adapter only are passed over, and any other option must be off: an option that is unknown here is refused by its name.
+PEFT has many options that change what an adapter computes. Few of them are supported. Options that only describe the
+adapter are ignored. All other options must be off: an option unknown to this module is rejected by name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _READ = (
     "init_lora_weights",
     "bias",
 )
-# These describe the adapter, or belong to an option that is refused itself.
+# These only describe the adapter, or belong to an option that is itself rejected.
 _PASSED_OVER = (
     "task_type",
     "auto_mapping",
@@ -51,20 +51,20 @@ _PASSED_OVER = (
     "qalora_group_size",
     "eva_config",
 )
-# Initialisations that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change it.
+# Initialisations that do not change the base. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change it.
 _INITIALISATIONS = ("gaussian", "eva", "orthogonal")
-_DEFAULT_TARGETS = ["q_proj", "v_proj"]  # PEFT's for LLaMA
+_DEFAULT_TARGETS = ["q_proj", "v_proj"]  # PEFT's default for LLaMA
 
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """What an adapter_config.json states.
+    """Content of an adapter_config.json.
 
     Attributes:
-        path: the file, for messages.
+        path: the file, for error messages.
         rank, alpha, dropout, rank_stabilized: as in `LoraConfig`.
-        targets: names of modules or their ends; a regular expression over whole names; or "all-linear".
-        saved: the tensors that the adapter holds whole, as `modules_to_save`.
+        targets: names of modules or their suffixes; a regular expression for full names; or "all-linear".
+        saved: the tensors that the adapter stores in full, from `modules_to_save`.
     """
 
     path: Path
@@ -76,10 +76,10 @@ class Statement:
     saved: tuple[str, ...]
 
     def lora(self, targets: tuple[str, ...]) -> LoraConfig:
-        """The adapter of these projections.
+        """Returns the configuration of an adapter of these projections.
 
         Raises:
-            UserError: a value is impossible.
+            UserError: a value is not allowed.
         """
         try:
             return LoraConfig(
@@ -93,7 +93,7 @@ class Statement:
             raise UserError(f"{self.path}: {error}") from error
 
     def adapts(self, module: str) -> bool:
-        """Whether the stated targets cover a module of the base, such as `model.layers.0.self_attn.q_proj`."""
+        """Whether the targets include a module of the base, such as `model.layers.0.self_attn.q_proj`."""
         if self.targets == "all-linear":
             return True
         if isinstance(self.targets, str):
@@ -105,7 +105,7 @@ def read_statement(path: Path) -> Statement:
     """Reads an adapter_config.json.
 
     Raises:
-        UserError: it is missing or damaged, or states an option that changes what the adapter computes.
+        UserError: the file is missing or damaged, or has an option that changes what the adapter computes.
     """
     stated = read_object(path)
     if stated.get("peft_type") != "LORA":
@@ -159,7 +159,7 @@ def _names(stated: JsonObject, key: str, default: list[str]) -> tuple[str, ...]:
 
 
 def to_json(lora: LoraConfig, *, base: str) -> Mapping[str, Any]:
-    """The content of adapter_config.json for an adapter of this kind; `base` names what it adapts."""
+    """Returns the content of adapter_config.json for an adapter of this kind; `base` is the name of its base model."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

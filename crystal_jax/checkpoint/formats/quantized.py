@@ -1,8 +1,8 @@
-"""A frozen base that is kept in few bits on disk, too: the kernels of the blocks as codes and scales.
+"""Stores a frozen base quantised on disk: the kernels of the blocks as codes and scales.
 
-Half or a quarter of the bytes to keep and to read at the start of a run, and nothing is rounded then. A folder holds
-`quantized.json` (architecture, kind, block size) and safetensors: under Hugging Face's names and in its axes, but for
-the kernels of the blocks. Of these there are `….codes` and `….scales`, a layer each, in the axes of
+A quantised base needs half or a quarter of the bytes on disk and when a run starts, and nothing is rounded at start. A
+folder contains `quantized.json` (architecture, kind, block size) and safetensors. Tensors have Hugging Face's names and
+axes, except the kernels of the blocks. Each kernel is stored as `….codes` and `….scales`, one per layer, in the axes of
 `model/quantize.py`.
 """
 
@@ -36,15 +36,15 @@ _STATED = "quantized.json"
 
 
 def is_quantized_base(directory: Path) -> bool:
-    """Whether a folder holds what `write_quantized` writes."""
+    """Whether a folder contains a base written by `write_quantized`."""
     return (directory / _STATED).is_file()
 
 
 class QuantizedSource:
-    """A base in few bits.
+    """Quantised base.
 
     Raises:
-        UserError: damaged files, or a tensor that is missing, unknown or misshapen.
+        UserError: files are damaged, or a tensor is missing, unknown or misshapen.
     """
 
     def __init__(self, directory: Path):
@@ -56,33 +56,33 @@ class QuantizedSource:
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
-        """Of the embedding, and so of all that is not in few bits."""
+        """Data type of the embedding, and so of all tensors that are not quantised."""
         return self.read_part("model.embed_tokens.weight", slice(0, 1)).dtype
 
     def shapes(self) -> dict[str, Shape]:
-        """Of all tensors, by their names."""
+        """Returns the shapes of all tensors by name."""
         return self._shards.shapes()
 
     def read_part(self, name: str, *where: slice) -> np.ndarray:
-        """A rectangle of a tensor; the rest of it is not read."""
+        """Reads a rectangle of a tensor, without reading the rest of the tensor."""
         return self._shards.read_part(name, *where)
 
 
 def write_quantized(
     directory: Path, source: Source, quantization: QuantizationConfig, *, dtype: str, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes a model in few bits, tensor by tensor; quantized.json comes last, and only then it is a base.
+    """Writes a quantised model, tensor by tensor. quantized.json is written last and marks the folder as complete.
 
     Args:
-        directory: Made if it does not exist.
-        source: Where the tensors come from.
-        quantization: How the kernels of the blocks are rounded.
-        dtype: Of the other tensors, a key of `DTYPES`. Kernels are cast to it before they are rounded, as those of a
-            run are to its `model.dtype`: so both get the same codes.
-        shard_bytes: A file holds no more, unless it be of one tensor.
+        directory: output folder; created if it does not exist.
+        source: source of the tensors.
+        quantization: quantization of the kernels of the blocks.
+        dtype: type of the other tensors, a key of `DTYPES`. Kernels are cast to it before they are quantised, as a run
+            casts them to its `model.dtype`, so both get the same codes.
+        shard_bytes: largest size of a file, unless it contains a single tensor.
 
     Raises:
-        UserError: the source lacks or misshapes a tensor.
+        UserError: the source lacks a tensor or has one of another shape.
     """
     shapes = {path: leaf.shape[1:] for path, leaf in _leaves(source.config, UNQUANTIZED).items()}
 
@@ -103,9 +103,9 @@ def write_quantized(
 
 
 def load_quantized(source: PartSource, like: nnx.State) -> nnx.State:
-    """Reads a base onto the mesh: each device's shard is read for itself.
+    """Loads a base onto the mesh; each device reads its own shard.
 
-    `like` has the wanted shapes, types and shardings, of a model that is quantised as the source is.
+    `like` has the required shapes, types and shardings, of a model with the same quantization as the source.
     """
 
     def load(place: tuple[Any, ...], leaf: Any) -> jax.Array:
@@ -131,7 +131,7 @@ def _quantize(kernel: jax.Array, cfg: QuantizationConfig, inputs: int) -> Quanti
 
 
 def _entries(cfg: LlamaConfig, quantization: QuantizationConfig, dtype: str) -> dict[str, Entry]:
-    """What is written, in the order of `expected_shapes`."""
+    """Returns the tensors to write, in the order of `expected_shapes`."""
     leaves, paths = _leaves(cfg, quantization), _paths(cfg)
     entries: dict[str, Entry] = {}
     for name, shape in expected_shapes(cfg).items():
@@ -145,15 +145,15 @@ def _entries(cfg: LlamaConfig, quantization: QuantizationConfig, dtype: str) -> 
 
 
 def _leaves(cfg: LlamaConfig, quantization: QuantizationConfig) -> dict[str, Any]:
-    """Shapes and types of the parameters, by their paths."""
+    """Returns shapes and types of the parameters by path."""
     try:
         return leaves_by_path(abstract_base(cfg, quantization))
-    except ValueError as error:  # 4 bits pack pairs
+    except ValueError as error:  # 4-bit codes are packed in pairs
         raise UserError(str(error)) from error
 
 
 def _paths(cfg: LlamaConfig) -> dict[str, str]:
-    """The parameter that each tensor is, or is a layer of."""
+    """Returns the parameter path of each tensor; a parameter holds all layers."""
     return {name.format(i): path for path, name in NAMES.items() for i in range(cfg.num_layers)}
 
 
@@ -162,7 +162,7 @@ def _is_kernel(path: str) -> bool:
 
 
 def _field_of(name: str, field: str) -> str:
-    """The name of a kernel's codes or scales."""
+    """Returns the name of a kernel's codes or scales."""
     return name.removesuffix("weight") + field
 
 

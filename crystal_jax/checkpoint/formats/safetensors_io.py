@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, one or several with an index: read in parts, written one after the other."""
+"""Reads parts of tensors from safetensors files, with or without an index, and writes tensors one after the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crystal_jax.json_files import describe, read_object
 from crystal_jax.storage.files import write_text
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9  # as transformers cuts
+SHARD_BYTES = 5 * 10**9  # largest shard of transformers
 _CODES: Mapping[np.dtype, str] = {
     np.dtype(np.float32): "F32",
     np.dtype(np.float16): "F16",
@@ -29,41 +29,40 @@ _CODES: Mapping[np.dtype, str] = {
 }
 
 
-# Types that NumPy can hold; an 8-bit float, for one, belongs to a quantised model with scales beside it.
+# Types that NumPy supports. Others, such as 8-bit floats, belong to quantised models with separate scales.
 _READABLE = ("F64", *_CODES.values())
 
 
 class Entry(NamedTuple):
-    """What a file says of a tensor before its bytes."""
+    """Shape and type of a tensor, as in a file's header."""
 
     shape: Shape
     dtype: np.dtype
 
     @property
     def nbytes(self) -> int:
-        """Of the tensor."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Shards:
-    """The tensors of a folder, from the files themselves; an index must agree with them.
+    """Tensors of a folder, found in the files themselves; an index must agree with them.
 
-    Where a folder has `model.safetensors`, that file is read, as transformers does, and an index beside it is not.
+    If a folder has `model.safetensors`, that file is read, as in transformers, and an index in the folder is ignored.
 
     Args:
-        directory: The folder.
-        ignored: Endings of names that are passed over.
+        directory: the folder.
+        ignored: suffixes of tensor names to skip.
 
     Raises:
-        UserError: no such files, a damaged one, one that the index describes wrongly, or a type of numbers that cannot
-            be read.
+        UserError: files are missing or damaged, the index is wrong, or a data type is not supported.
     """
 
     def __init__(self, directory: Path, *, ignored: tuple[str, ...] = ()):
         self._files = _tensor_files(directory, ignored)
 
     def shapes(self) -> dict[str, Shape]:
-        """Of all tensors, by their names."""
+        """Returns the shapes of all tensors by name."""
         shapes = {}
         for name, file in self._files.items():
             with _open(file) as tensors:
@@ -71,12 +70,12 @@ class Shards:
         return shapes
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor."""
+        """Reads a tensor."""
         with _open(self._files[name]) as tensors:
             return tensors.get_tensor(name)
 
     def read_part(self, name: str, *where: slice) -> np.ndarray:
-        """A rectangle of a tensor; the rest of it is not read."""
+        """Reads a rectangle of a tensor, without reading the rest of the tensor."""
         with _open(self._files[name]) as tensors:
             return tensors.get_slice(name)[where]
 
@@ -88,13 +87,13 @@ def write_shards(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a stream of tensors.
+    """Writes a stream of tensors to one or several files.
 
     Args:
-        directory: Made if it does not exist.
-        entries: Of all tensors, in the order in which they come.
-        tensors: Names and contents.
-        shard_bytes: A file holds no more, unless it be of one tensor.
+        directory: output folder; created if it does not exist.
+        entries: headers of all tensors, in the order of the stream.
+        tensors: names and contents.
+        shard_bytes: largest size of a file, unless it contains a single tensor.
     """
     directory.mkdir(parents=True, exist_ok=True)
     shards = list(_cut(entries, shard_bytes))
@@ -110,7 +109,7 @@ def write_shards(
 
 
 def _cut(entries: Mapping[str, Entry], limit: int) -> Iterator[list[str]]:
-    """Consecutive names whose tensors fit a shard together; a larger tensor has one of its own."""
+    """Yields consecutive names whose tensors fit a shard together; a larger tensor has a shard of its own."""
     names: list[str] = []
     held = 0
     for name, entry in entries.items():
@@ -123,17 +122,17 @@ def _cut(entries: Mapping[str, Entry], limit: int) -> Iterator[list[str]]:
 
 
 def _write_file(path: Path, entries: Mapping[str, Entry], tensors: Iterator[tuple[str, np.ndarray]]) -> None:
-    """A file of the next tensors of a stream; the package's own writer wants all of them in memory at once.
+    """Writes a file with the next tensors of a stream; the package's own writer needs all of them in memory at once.
 
     The format is the length of a header as 8 bytes, the header in JSON, and the tensors' bytes, little-endian.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it, transformers refuses the file
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
     end = 0
     for name, entry in entries.items():
         begin, end = end, end + entry.nbytes
         header[name] = {"dtype": _CODES[entry.dtype], "shape": entry.shape, "data_offsets": (begin, end)}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, entry in entries.items():
@@ -143,17 +142,17 @@ def _write_file(path: Path, entries: Mapping[str, Entry], tensors: Iterator[tupl
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file.
+    """Reads all tensors of a safetensors file.
 
     Raises:
-        UserError: it is missing or damaged, or has numbers of a type that cannot be read.
+        UserError: the file is missing or damaged, or a data type is not supported.
     """
     with _open(file) as tensors:
         return {name: tensors.get_tensor(name) for name in _names(file, tensors)}
 
 
 def _tensor_files(directory: Path, ignored: tuple[str, ...]) -> dict[str, Path]:
-    """Which file holds each tensor."""
+    """Returns the file of each tensor, by name."""
     stated = None
     if (directory / SINGLE).is_file():
         if (directory / INDEX).is_file():
@@ -185,7 +184,7 @@ def _tensor_files(directory: Path, ignored: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """The file of each tensor."""
+    """Reads the file name of each tensor from the index."""
     stated = read_object(path).part("weight_map")
     found = {name: stated.text(name) for name in stated}
     if not found:
@@ -197,7 +196,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _names(file: Path, tensors: Any) -> list[str]:
-    """The tensors of an open file, whose types are checked."""
+    """Returns the names of the tensors in an open file, after checking their data types."""
     names = list(tensors.keys())
     for name in names:
         if (kind := tensors.get_slice(name).get_dtype()) not in _READABLE:

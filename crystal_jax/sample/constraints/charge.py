@@ -120,7 +120,7 @@ class ChargeBalance:
                     found.add(element)
             for states, members in absent.items():
                 if wanted := candidates.intersection(members) - found:
-                    # The candidate is one of these elements, so one fewer is left for other oxidation states.
+                    # The candidate is one of these elements, so one fewer of them is left.
                     fewer = {**spare, states: min(len(members) - 1, len(states))}
                     grown = 0
                     for q in states:

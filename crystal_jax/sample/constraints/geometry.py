@@ -157,11 +157,11 @@ def _lattice_facts(cell: tuple[str, ...]) -> tuple[float, float]:
 
 
 class LatticeSystem:
-    """Allows the cells of a space group's lattice system: equal lengths, right angles (International Tables A,
-    2.1.2.1).
+    """Allows the cells of a space group's lattice system (International Tables A, 2.1.2.1).
 
-    For face- and body-centred cubic and for rhombohedral groups, primitive cells are allowed, too, since data sets of
-    primitive cells contain them. For other centred groups, only the conventional cell has a shape of its own.
+    The rules are equal lengths and fixed or equal angles. For face- and body-centred cubic and for rhombohedral groups,
+    primitive cells are allowed, too, since data sets of primitive cells contain them. For other centred groups, only
+    the conventional cell has a shape of its own.
 
     Args:
         spacegroup: Number of the space group, 1 to 230.

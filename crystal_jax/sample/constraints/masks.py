@@ -258,8 +258,7 @@ def allowed_mask(
     state: Int[Array, " b"],
     reject_on_violation: Bool[Array, " b"],
 ) -> Bool[Array, "b k"]:
-    """Returns the columns that limits and guides allow; where `reject_on_violation`, the site order must allow them,
-    too.
+    """Returns the columns that limits and guides allow and, where `reject_on_violation`, the site order as well.
 
     An element is allowed if some composition within the limits has one more atom of it; the end is allowed if the
     present composition is within the limits. A column is allowed if one of the values that are possible after it is.

@@ -72,13 +72,12 @@ def violates_limits(
     limited: Float[Array, "b k"],
     temperature: Float[Array, " b"],
 ) -> Bool[Array, " b"]:
-    """Returns True where rejection sampling rejects: the model alone would have drawn a token that the constraints
-    forbid.
+    """Returns True where rejection sampling rejects: the model's own draw violates the constraints.
 
-    `logits` are masked by the grammar, `limited` by the grammar and the constraints. Where the answer is False, a
-    `draw` from `limited` stands for the model's own draw. Sequences that are never rejected therefore follow the
-    model's distribution conditioned on the constraints; sequences on which masks enforce the constraints do not (Park
-    et al., arXiv:2405.21047).
+    `logits` are masked by the grammar, `limited` by the grammar and the constraints. Where the result is False, `draw`
+    from `limited` gives the model's own draw. Sequences that are never rejected therefore follow the model's
+    distribution conditioned on the constraints; sequences on which masks enforce the constraints do not (Park et al.,
+    arXiv:2405.21047).
     """
     heat = jnp.where(temperature == 0, 1, temperature)[:, None]
     kept = jax.nn.logsumexp(limited / heat, axis=-1) - jax.nn.logsumexp(logits / heat, axis=-1)
@@ -117,8 +116,8 @@ class DecodeState(NamedTuple):
         progress: Parse state of each slot: the part of its sequence that decides which tokens may follow.
         log_probs: Natural logarithm of the model's probability of each token, at temperature 1, normalised over the
             tokens that the grammar admits; 0 for a forced token.
-        log_allowed_mass: Natural logarithm of the probability mass that the constraints leave of the grammar's tokens,
-            summed over the tokens written.
+        log_allowed_mass: Natural logarithm of the share of probability that the constraints leave, summed over the
+            tokens written.
         rejected: Slots whose sequence violates its constraints; the host restarts them.
         sampling: Sampling parameters of each slot.
     """
@@ -213,8 +212,14 @@ def insert(
     sampling: SamplingParams,
     source: Int[Array, " b"],
 ) -> DecodeState:
-    """Starts a new sequence in each slot whose `source` is not -1: prompt number `source`, with the slot's entry of
-    `sampling`.
+    """Starts a new sequence in each slot whose `source` is not -1.
+
+    Args:
+        tables: Tables of the grammar.
+        rows: The decode state.
+        prompts: Prefilled prompts.
+        sampling: Sampling parameters of each slot; used where a sequence starts.
+        source: Index of each slot's prompt in `prompts`, or -1.
     """
     fresh, taken = source >= 0, jnp.maximum(source, 0)
 
@@ -244,8 +249,7 @@ def decode_step(
     layers: list[nnx.State] | None = None,
     budget: int | None = None,
 ) -> DecodeState:
-    """Draws one token in each slot, appends the tokens that the grammar forces after it, and runs the model on all of
-    them.
+    """Draws one token in each slot and runs the model on it and on the tokens that the grammar forces after it.
 
     A draw depends on the slot's key and on the number of tokens that its sequence has. So a sequence does not depend on
     the other slots, nor on whether forced tokens are drawn one by one.

@@ -15,7 +15,7 @@ class GenerationRequest:
     """A request for one sequence.
 
     Attributes:
-        index: Number of the sample; with `seed` it decides the random numbers, so two samples of one seed differ.
+        index: Number of the sample; with `seed` it decides the random numbers, so each sample of a seed has its own.
         prompt: Token ids, BOS included.
         seed: Random seed of the whole run.
         temperature: Logits are divided by it; 0 takes the most likely token.

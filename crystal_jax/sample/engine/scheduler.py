@@ -253,9 +253,7 @@ class Engine:
         requests: Iterator[GenerationRequest],
         stop: threading.Event,
     ) -> Iterator[Completion]:
-        """Decodes the requests that this thread takes. It does not change the engine, so several threads may run it at
-        once.
-        """
+        """Decodes the requests that this thread takes; it changes nothing in the engine, so threads may share it."""
         waiting, again = (RunningSequence(request, 0) for request in requests), deque[RunningSequence]()
         given: list[RunningSequence | None] = [None] * self._rows
         every = np.ones((self._rows, len(self._automaton.values)), bool)
@@ -299,9 +297,7 @@ class Engine:
                     given[row] = None
 
     def _ask(self, grants: AllowedValueMask, row: int, request: GenerationRequest, fields: Sequence[str]) -> bool:
-        """Asks the guide what may follow these fields and updates the slot's mask; returns whether the mask has
-        changed.
-        """
+        """Updates a slot's mask with its guide's answer after these fields; returns whether the mask has changed."""
         if request.guide is None:
             fresh = bool(grants.until[row] != NEVER)
             grants.open[row], grants.until[row] = True, NEVER
@@ -327,9 +323,7 @@ class Engine:
     def _arrays(
         self, params: nnx.State, placed: Mapping[int, RunningSequence], rows: int, read: _Read
     ) -> tuple[PrefillResult, SamplingParams, np.ndarray]:
-        """Returns the arguments of `insert`: the prefilled prompts, the sampling parameters, and the prompt of each
-        slot.
-        """
+        """Returns the arguments of `insert`: prefilled prompts, sampling parameters, and the prompt of each slot."""
         for begun in placed.values():
             self._check(begun.request)
         number, prompts = self._prompts(params, {begun.request.prompt: None for begun in placed.values()}, read)

@@ -1,8 +1,9 @@
-"""A deterministic automaton over token ids, in which every state knows what its tokens mean, and how it is built.
+"""Deterministic automaton over token ids that knows the meaning of its tokens, and its builder.
 
-It is built from the end to the beginning. A state is known by what may still follow, and by what has been written of
-the field it is in; equal states are made once (as for smallest automata: Daciuk et al., Computational Linguistics 26,
-2000). So a state tells which values its field may still hold. What the language is, text/grammar/crystal.py says.
+The automaton is built from the end to the beginning. States are hash-consed by (possible continuations, text of the
+current field), so the automaton is minimal with respect to both (as for minimal automata: Daciuk et al., Computational
+Linguistics 26, 2000). A state therefore tells which values its field can still take. The language itself is defined in
+text/grammar/crystal.py.
 """
 
 from __future__ import annotations
@@ -16,35 +17,37 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 FORBIDDEN = -1
-END = ""  # the value of a crystal's end, which stands where the next element would
-ANY = "*"  # the only value of a field whose values are not told apart
+END = ""  # value that ends a crystal, in place of the next element
+ANY = "*"  # the only value of a field whose values are not distinguished
 FIELDS = ("length", "angle", "xy", "z", "element")
-MOST_VALUES = 2000  # of a field; those of fields with more are not told apart
+MOST_VALUES = 2000  # largest number of values of a field that are distinguished
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenAutomaton:
-    """A deterministic automaton over the few tokens that its language uses, and what its tokens mean.
+    """Deterministic automaton over the tokens of its language, with the meaning of the tokens.
 
-    A text is a sequence of fields: three lengths, three angles, then an element, x, y and z for each atom. Their values
-    are numbered in the order of their spellings, so those that are still possible after a token are a range. What a
-    format writes between them belongs to the field after it.
+    A text is a sequence of fields: three lengths, three angles, then an element, x, y and z per atom. Values are
+    numbered in the order of their spellings, so the values that are still possible after a token are a range. A
+    separator belongs to the field after it.
 
     Attributes:
-        token_ids: The ids it uses, ascending; the columns of `next_state`. Shape [k].
-        next_state: The state after a token, or -1 where the token is forbidden. Shape [n_states, k]. After EOS
-            comes a state in which EOS alone is allowed.
-        start: The state before the first token.
-        max_tokens: Length of the longest accepted sequence, EOS included.
-        max_atoms: Most atoms of a text.
-        values: What fields may hold, field by field; the last one is empty, an end where an element could stand.
-        fields: Which of `values` belong to `length`, `angle`, `xy`, `z` and `element`; x, y, z in Å are not told apart.
-        turn: The number of the field that a state is in: 0 to 5 in the lattice, then four for each atom. Shape
+        token_ids: token ids of the columns of `next_state`, ascending. Shape [k].
+        next_state: the state after a token, or -1 if the token is forbidden. Shape [n_states, k]. After EOS comes a
+            state in which only EOS is allowed.
+        start: the state before the first token.
+        max_tokens: length of the longest accepted sequence, including EOS.
+        max_atoms: largest number of atoms in a text.
+        values: values of all fields, field by field; the last one is empty and means the end of a crystal, in place of
+            an element.
+        fields: ranges of `values` that belong to `length`, `angle`, `xy`, `z` and `element`; Cartesian coordinates are
+            not distinguished.
+        turn: index of a state's field in the text: 0 to 5 in the lattice, then four per atom. Shape [n_states].
+        kind: kind of a state; states of one kind are at the same point of the same type of field; 0 is the end. Shape
             [n_states].
-        kind: States of one kind are in the same part of the same field; 0 is the end. Shape [n_states].
-        first, last: The values that are possible after a column: from `first` to before `last`. Shape [n_kinds, k].
-        done: The value that a column completes, or -1. Shape [n_kinds, k].
-        separate: Whether no token holds a part of two fields, separators aside.
+        first, last: range of the values possible after a column: from `first` to before `last`. Shape [n_kinds, k].
+        done: the value that a column completes, or -1. Shape [n_kinds, k].
+        separate: whether no token contains parts of two fields, apart from separators.
     """
 
     token_ids: Int[np.ndarray, " k"]
@@ -63,12 +66,12 @@ class TokenAutomaton:
 
     @property
     def allowed(self) -> Bool[np.ndarray, "n_states k"]:
-        """Which tokens each state admits."""
+        """Tokens that each state allows."""
         return self.next_state != FORBIDDEN
 
     @property
     def elements(self) -> frozenset[str]:
-        """The elements that can be written."""
+        """Elements of the language."""
         return frozenset(self.values[self.fields["element"]]) - {END}
 
     @property
@@ -77,7 +80,7 @@ class TokenAutomaton:
         return len(self.next_state) - 1
 
     def accepts(self, ids: Iterable[int]) -> bool:
-        """Whether a sequence of token ids, its EOS included, belongs to the language."""
+        """Whether a sequence of token ids, including EOS, belongs to the language."""
         state = self.start
         for token in ids:
             if state == self.end or token not in self._columns:
@@ -88,7 +91,7 @@ class TokenAutomaton:
         return state == self.end
 
     def read(self, columns: Iterable[int]) -> list[str]:
-        """The values of the fields that a text of these columns has completed, an end left out."""
+        """Returns the completed field values of a text given as columns, without the end."""
         state, found = self.start, []
         for column in columns:
             if (value := self.done[self.kind[state], column]) >= 0 and self.values[value] != END:
@@ -105,7 +108,7 @@ Word = tuple[int, ...]
 
 
 class Builder:
-    """Makes states from the last to the first; a state is an index into `transitions`."""
+    """Builds states from last to first; a state is an index into `transitions`."""
 
     def __init__(self, eos_id: int):
         self.transitions: list[dict[int, int]] = []
@@ -115,7 +118,7 @@ class Builder:
         self.transitions.append({eos_id: self.end})
 
     def state(self, transitions: dict[int, int], written: Word = ()) -> int:
-        """The state with these transitions, in which this much of a field is written."""
+        """Returns the state with these transitions and this written part of its field."""
         key = written, frozenset(transitions.items())
         if key not in self._known:
             self._known[key] = len(self.transitions)
@@ -123,12 +126,12 @@ class Builder:
         return self._known[key]
 
     def words(self, words: Iterable[Word], then: int, written: Word | None = ()) -> int:
-        """The state in which any of `words` may be read, each followed by what state `then` reads.
+        """Returns the state that reads any of `words`, each followed by the language of the state `then`.
 
-        `written` is what stands before them in their field; None if states need not tell.
+        `written` is the part of the field before the words; None if states need not distinguish it.
 
         Raises:
-            ValueError: after some word, it could not be told whether the next token still belongs to a longer one.
+            ValueError: after some word, the next token could belong either to a longer word or to the next field.
         """
         transitions: dict[int, int] = {}
         by_first: dict[int, list[Word]] = {}
@@ -146,7 +149,7 @@ class Builder:
         return self.state(transitions, written or ())
 
     def either(self, *states: int) -> int:
-        """The state that reads what any of the given ones reads; their first tokens must differ."""
+        """Returns the state that reads the language of any of the given states; their first tokens must differ."""
         merged: dict[int, int] = {}
         for state in states:
             for token, following in self.transitions[state].items():
@@ -155,16 +158,16 @@ class Builder:
         return self.state(merged)
 
     def table(self, start: int, turns: Sequence[FieldSlot]) -> TokenAutomaton:
-        """The automaton of what `start` reads, without the states that only helped to make others.
+        """Returns the automaton of the state `start`, without states that cannot be reached.
 
-        `turns` are the fields of the longest text, in its order.
+        `turns` are the fields of the longest text, in order.
         """
         reached, waiting = {start}, [start]
         while waiting:
             new = set(self.transitions[waiting.pop()].values()) - reached
             reached |= new
             waiting += new
-        # Made from the last to the first, so in this order every state leads to later ones; the end is the last.
+        # States were made from last to first, so in this order every state leads to later ones; the end is last.
         row = {state: i for i, state in enumerate(sorted(reached, reverse=True))}
         used = sorted({token for state in reached for token in self.transitions[state]})
         column = {token: i for i, token in enumerate(used)}
@@ -197,7 +200,7 @@ class Builder:
 
 
 class FieldSlot(NamedTuple):
-    """A field of the longest text: the states before and after it, its name, and the words that may stand there."""
+    """Field of the longest text: the states before and after it, its name, and its possible words by value."""
 
     begin: int
     then: int
@@ -206,7 +209,7 @@ class FieldSlot(NamedTuple):
 
 
 class _TokenMeaning(NamedTuple):
-    """What a column means in some state: the range of values it leaves possible, and the one it completes or -1."""
+    """Meaning of a column in a state: the range of values still possible after it, and the value it completes or -1."""
 
     first: int
     last: int
@@ -214,7 +217,7 @@ class _TokenMeaning(NamedTuple):
 
 
 class _Meanings:
-    """What each column means in each state of a field."""
+    """Meanings of all columns in all states."""
 
     def __init__(self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[FieldSlot]):
         self._next_state = next_state
@@ -228,7 +231,7 @@ class _Meanings:
                 self._number[field, END] = len(self._number)
         self._meanings: dict[int, dict[int, _TokenMeaning]] = {}
         self._turn = np.full(len(next_state), len(turns), np.int32)
-        self._shared: list[tuple[int, int]] = []  # columns that end a field and begin the next one, by turn
+        self._shared: list[tuple[int, int]] = []  # (field, column) of columns that end a field and begin the next
         for number, turn in enumerate(turns):
             if (turn.field, ANY) in self._number:
                 self._pass(turn, number)
@@ -242,7 +245,7 @@ class _Meanings:
         )
 
     def tables(self) -> dict[str, Any]:
-        """The attributes of a `TokenAutomaton` that say what tokens mean."""
+        """Returns the attributes of a `TokenAutomaton` that describe the meaning of tokens."""
         kinds: dict[frozenset, int] = {}
         kind = np.zeros(len(self._next_state), np.int32)
         for state, meaning in self._meanings.items():
@@ -270,7 +273,7 @@ class _Meanings:
         )
 
     def _spell(self, state: int, turn: int, words: Mapping[int, Word]) -> None:
-        """Notes what the columns of a state mean in which the rest of one of `words` is to be written."""
+        """Records the meanings of the columns of a state in which the rest of one of `words` is written."""
         self._turn[state] = turn
         by_first: dict[int, dict[int, Word]] = {}
         for value, (first, *rest) in words.items():
@@ -287,14 +290,14 @@ class _Meanings:
                 after = int(self._next_state[state, column])
                 self._spell(after, turn, longer)
                 if done >= 0:
-                    # "N" and "Np" may begin alike. That it was the shorter one, only the token after it tells.
+                    # "N" and "Np" may begin with the same token; only the next token shows that it was the shorter one.
                     for other in np.flatnonzero(self._next_state[after] != FORBIDDEN).tolist():
                         if other not in self._meanings[after]:
                             self._meanings[after][other] = _TokenMeaning(done, done + 1, done)
                             self._shared.append((turn, other))
 
     def _pass(self, turn: FieldSlot, number: int) -> None:
-        """The same for a field whose values are not told apart."""
+        """Records the meanings of the columns of a field whose values are not distinguished."""
         value = self._number[turn.field, ANY]
         waiting = [turn.begin]
         while waiting:
@@ -308,7 +311,7 @@ class _Meanings:
                     waiting.append(after)
 
     def _is_separator(self, turn: FieldSlot, column: int) -> bool:
-        """Whether a column stands at the beginning of every value of a field, and so tells nothing of it."""
+        """Whether a column begins every value of a field, and so does not restrict its value."""
         meaning = self._meanings[turn.begin].get(column)
         values = sum(field == turn.field and value != END for field, value in self._number)
         return meaning is not None and meaning.last - meaning.first == values

@@ -1,8 +1,7 @@
-"""The language of a text's first line: a composition, the least electronegative element first, each one once.
+"""Grammar of the composition line: elements in the order of electronegativity, each once.
 
-A finite automaton over a whole text could not remember the composition until the sites come. So the first line is a
-language of its own, walked on the host, where limits on the numbers of atoms are exact; the sites are then held to what
-it says.
+A finite automaton over the whole text could not remember the composition until the sites. So the composition line has
+its own grammar, run on the host, which counts atoms exactly. The site section is then constrained to that composition.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ Word = tuple[int, ...]  # columns
 
 
 class ParserState(NamedTuple):
-    """A place in a line.
+    """State of the parser within a composition line.
 
     Attributes:
-        parts: The elements that are complete, with their numbers.
-        symbol: The element whose number is being written; None within a symbol.
-        written: What is written of the symbol or the number.
+        parts: the completed elements, with their numbers of atoms.
+        symbol: the element whose number is being written; None while a symbol is being written.
+        written: columns written so far of the current symbol or number.
     """
 
     parts: Parts = ()
@@ -37,25 +36,30 @@ class ParserState(NamedTuple):
 
 
 class CompositionGrammar:
-    """First lines over a tokenizer's ids, as columns: indices into `token_ids`, and one more that ends the line.
+    """Composition lines over a tokenizer's ids, as columns: indices into `token_ids`, and a last column that ends the
+    line.
 
-    A line is ended by whatever token the lattice may begin with; that token does not belong to it.
+    Any token that can begin the lattice ends the line; this token is not part of the line.
 
     Attributes:
-        token_ids: Token id of each column but the last.
-        ends: Ids of the tokens that end a line.
-        end: The column that ends it, the last one.
-        anything: What the language itself wants.
-        max_tokens: Of the longest line, its end left out.
+        token_ids: token id of each column except the last.
+        ends: ids of the tokens that end a line.
+        end: the last column, which ends the line.
+        anything: the default constraint, which limits only the number of atoms.
+        max_tokens: number of tokens of the longest line, without its end.
     """
 
     def __init__(self, tokenizer: Tokenizer, text_format: TextFormat, *, max_atoms: int = 20):
-        """Raises ValueError if the format has no first line, or the tokenizer cannot spell it."""
+        """Builds the grammar.
+
+        Raises:
+            ValueError: the format has no composition line, or the tokenizer cannot spell it.
+        """
         layout = text_format.layout
         if layout.block is None:
             raise ValueError(f"texts of the version {text_format.version!r} have no first line")
         spelled: dict[str, Mapping[str | int, Word]] = {
-            # A tokenizer may join what stands before the first symbol to it.
+            # A tokenizer may join the first symbol with the text before it.
             "first": {symbol: tokenizer.spell("", layout.block + symbol) for symbol in ELEMENTS},
             "later": {symbol: tokenizer.spell("", symbol) for symbol in ELEMENTS},
             "number": {n: tokenizer.spell("", str(n)) for n in range(1, max_atoms + 1)},
@@ -83,7 +87,7 @@ class CompositionGrammar:
         self._next = functools.lru_cache(maxsize=10_000)(self._find_next)
 
     def open(self, place: ParserState, wanted: CompositionConstraint) -> Bool[np.ndarray, " k"]:
-        """The columns that may follow a place; the last one is the end."""
+        """Returns the columns allowed after a state; the last column is the end of the line."""
         kind = _kind(place)
         values = (
             wanted.next_elements(place.parts) if place.symbol is None else wanted.next_counts(place.parts, place.symbol)
@@ -100,7 +104,7 @@ class CompositionGrammar:
         return found
 
     def step(self, place: ParserState, column: int) -> ParserState:
-        """The place after a column that is not the end."""
+        """Returns the state after a column other than the end."""
         longer = (*place.written, column)
         if longer in self._beginnings[_kind(place)]:
             return place._replace(written=longer)
@@ -109,12 +113,12 @@ class CompositionGrammar:
         return ParserState(self.composition(place), None, (column,))
 
     def composition(self, place: ParserState) -> Parts:
-        """What a line that ends here says."""
+        """Returns the composition of a line that ends in this state."""
         assert place.symbol is not None
         return (*place.parts, (place.symbol, int(self._values["number"][place.written])))
 
     def _find_next(self, kind: str, values: tuple[str | int, ...], written: Word) -> Bool[np.ndarray, " k"]:
-        """The columns that go on with some of these values."""
+        """Returns the columns that continue one of these values."""
         found = np.zeros(self.end + 1, bool)
         words = (self._words[kind][value] for value in values)
         found[

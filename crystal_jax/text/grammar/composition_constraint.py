@@ -1,7 +1,7 @@
-"""Which compositions are allowed: elements, chemical system, numbers of atoms and of elements, or one formula.
+"""Constrains compositions: elements, chemical system, numbers of atoms and of elements, or one formula.
 
 The constraint is decided exactly while a composition is written, element by element in the order of electronegativity:
-what it allows next can always be completed, and what it forbids never could.
+every continuation that it allows can be completed, and no continuation that it forbids could be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from crystal_jax.text.conditions import formula_unit
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.layout import in_order
 
-MAX_ELEMENTS = 10  # of a composition; crystals of MP-20 have up to seven
+MAX_ELEMENTS = 10  # largest number of elements in a composition; crystals of MP-20 have up to seven
 
 Parts = tuple[tuple[str, int], ...]  # elements and their numbers of atoms, in the order of electronegativity
 
@@ -23,17 +23,17 @@ _RANK = {symbol: rank for rank, symbol in enumerate(_ORDER)}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompositionConstraint:
-    """What a composition must be.
+    """Constraint on a composition.
 
     Attributes:
-        elements: Elements that may occur.
-        required: Elements that must occur; with the same elements as `elements`, a chemical system.
-        min_elements, max_elements: Numbers of different elements.
-        min_atoms, max_atoms: Numbers of atoms in the cell.
-        formula: The composition is a multiple of this formula; None allows any.
+        elements: elements that may occur.
+        required: elements that must occur; together with equal `elements`, a chemical system.
+        min_elements, max_elements: limits on the number of different elements.
+        min_atoms, max_atoms: limits on the number of atoms in the cell.
+        formula: formula of which the composition must be a multiple; None allows any composition.
 
     Raises:
-        ValueError: no composition fulfils it, or a name is no element or formula.
+        ValueError: no composition satisfies the constraint, or a name is not an element or formula.
     """
 
     elements: Collection[str] = ELEMENTS
@@ -91,16 +91,16 @@ class CompositionConstraint:
         if self.unit:
             return tuple(symbol for symbol, _ in self.unit[len(parts) :][:1])
         later = [symbol for symbol in _ORDER[_rank_after(parts) :] if symbol in self.elements]
-        if not self.required and self.min_elements <= len(parts) + 1:  # nothing more must come after the next one
+        if not self.required and self.min_elements <= len(parts) + 1:  # no further element is needed after the next one
             has_room = len(parts) < self.max_elements and _num_atoms(parts) < self.max_atoms
             return tuple(later) if has_room else ()
         return tuple(symbol for i, symbol in enumerate(later) if self._can_follow(parts, symbol, len(later) - i - 1))
 
     def _can_follow(self, parts: Parts, symbol: str, num_later: int) -> bool:
-        """Whether an element can be next, given how many allowed elements come after it in the order."""
+        """Whether an element can come next, given how many allowed elements come after it in the order."""
         present = {element for element, _ in parts}
         missing = set(self.required) - present - {symbol}
-        if any(_RANK[element] < _RANK[symbol] for element in missing):  # it could not come any more
+        if any(_RANK[element] < _RANK[symbol] for element in missing):  # it could not come later
             return False
         number = len(parts) + 1
         needed = self._num_needed((*parts, (symbol, 1)))
@@ -111,12 +111,12 @@ class CompositionConstraint:
         )
 
     def _num_needed(self, parts: Parts) -> int:
-        """Returns how many further elements a composition that begins so must have."""
+        """Returns how many further elements a composition needs after these parts."""
         missing = len(set(self.required) - {element for element, _ in parts})
         return max(missing, self.min_elements - len(parts), 0)
 
     def next_counts(self, parts: Parts, symbol: str) -> tuple[int, ...]:
-        """Returns the numbers of atoms that an element after these parts may have."""
+        """Returns the numbers of atoms that the next element `symbol` may have after these parts."""
         if self.unit:
             unit, size = dict(self.unit), sum(n for _, n in self.unit)
             multiples = range(max(1, -(-self.min_atoms // size)), self.max_atoms // size + 1)

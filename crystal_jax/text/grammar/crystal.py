@@ -1,9 +1,9 @@
-"""The language of crystals as an automaton over a tokenizer's ids.
+"""Builds the automaton of crystal texts over a tokenizer's ids.
 
-Every text this automaton accepts is read by `TextFormat.decode`, and every text `TextFormat.encode` writes (within
-the limits on lengths and number of atoms) is accepted in its canonical tokenisation. Only the canonical one: LLaMA-2
-could spell "Te" as one piece or as two, but a model has only ever seen the first, so the automaton is made of the
-tokenizer's own spelling of each field, never of bytes.
+`TextFormat.decode` parses every text that this automaton accepts. The automaton accepts every text that
+`TextFormat.encode` writes (within the limits on lengths and number of atoms) in its canonical tokenisation, and no
+other tokenisation. LLaMA-2 could spell "Te" as one piece or as two, but a model has only seen the first. So the
+automaton is built from the tokenizer's own ids of each field, not from bytes.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ def crystal_automaton(
     max_atoms: int = 20,
     elements: Sequence[str] = ELEMENTS,
 ) -> TokenAutomaton:
-    """The automaton of crystal texts followed by EOS, from the lattice on.
+    """Builds the automaton of crystal texts from the lattice on, followed by EOS.
 
-    A first line, where the format has one, is a language of its own (text/grammar/composition.py): an automaton could not
-    remember the composition until the sites come.
+    The composition line, if the format has one, has its own grammar (text/grammar/composition.py), because an automaton
+    could not remember the composition until the sites.
 
     Args:
-        tokenizer: Spells the fields.
-        text_format: Decides which coordinates there are.
-        max_atoms: Most atoms in the cell; there is at least one.
-        elements: Element symbols that may occur.
+        tokenizer: tokenizer that spells the fields.
+        text_format: text format, which decides the possible coordinates.
+        max_atoms: largest number of atoms in the cell; the smallest is 1.
+        elements: element symbols that may occur.
 
     Raises:
-        ValueError: no elements, an unknown one, `max_atoms` below 1, or a tokenizer that cannot spell the format.
+        ValueError: there are no elements, an element is unknown, `max_atoms` is below 1, or the tokenizer cannot spell
+            the format.
     """
     if unknown := set(elements) - set(ELEMENTS):
         raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
@@ -63,7 +64,7 @@ def crystal_automaton(
     turns: list[FieldSlot] = []
 
     def before(state: int, field: str, separator: str) -> int:
-        """The state before a field after which comes `state`."""
+        """Returns the state before a field that is followed by `state`."""
         words = spell(separator, field)
         begin = builder.words(words.values(), state, () if len(words) <= MOST_VALUES else None)
         turns.append(FieldSlot(begin, state, field, words))
@@ -76,7 +77,7 @@ def crystal_automaton(
         symbol = layout.later if atoms_before else layout.first
         for field, separator in ("z", z), ("xy", y), ("xy", x), ("element", symbol):
             state = before(state, field, separator)
-        if atoms_before:  # the first atom must come; before each further one the crystal may end
+        if atoms_before:  # one atom is required; the crystal may end before each further atom
             state = builder.either(finish, state)
             turns[-1] = turns[-1]._replace(begin=state)
     for place in reversed(range(LATTICE_WORDS)):
@@ -85,9 +86,9 @@ def crystal_automaton(
 
 
 def spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:
-    """The ids of a field's value after a separator.
+    """Returns the ids of a field's value after a separator.
 
-    `None` for a value outside of a compact vocabulary: it can be neither trained on nor sampled.
+    Returns `None` for a value outside a compact vocabulary: it can be neither trained on nor sampled.
     """
     try:
         return tokenizer.spell(separator, value)

@@ -1,0 +1,57 @@
+"""The flags that name a model and the devices that run it, for every command that reads one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from absl import flags
+
+from crystal_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+ALL_ON_DATA = "-1,1,1"
+
+
+def define_model_flags(flag_values: flags.FlagValues) -> None:
+    """Defines --checkpoint, --step and --mesh."""
+    flags.DEFINE_string(
+        "checkpoint", None, "A workdir, an exported folder, or a released model: crystal-tiny.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "step", None, "A checkpoint's step, or 'best'; the last one by default.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "mesh", ALL_ON_DATA, "Devices along the axes data, fsdp, tensor; -1 is all the others.", flag_values=flag_values
+    )
+
+
+def step_of(flag_values: flags.FlagValues) -> int | Literal["best"] | None:
+    """Returns the step that --step names.
+
+    Raises:
+        UserError: it is neither a number nor 'best'.
+    """
+    step = flag_values.step
+    if step is None or step == "best":
+        return step
+    if not step.isdecimal():
+        raise UserError(f"--step={step} is neither a number nor 'best'")
+    return int(step)
+
+
+def mesh_of(text: str) -> Mesh:
+    """Returns the mesh over all devices that a text such as "-1,1,1" describes.
+
+    Raises:
+        UserError: the text describes no mesh, or one that does not fit the devices.
+    """
+    # Late, so that --help and bad flags answer at once.
+    from crystal_jax.config import MeshConfig
+    from crystal_jax.sharding import make_mesh
+
+    try:
+        return make_mesh(MeshConfig.parse(text))
+    except ValueError as error:
+        raise UserError(str(error)) from error
