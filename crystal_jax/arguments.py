@@ -1,6 +1,6 @@
-"""Checks the arguments of the public functions, so that a wrong type is a sentence and not a traceback.
+"""Checks the arguments of public functions, so that a wrong type gives a one-line error instead of a traceback.
 
-On the command line the flags' types do this; in Python a string where a list is meant would be taken letter by letter.
+On the command line the types of flags do this. In Python, a string in place of a list would be read letter by letter.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from crystal_jax.errors import UserError
 
 
 def path(name: str, value: Any) -> Path:
-    """Returns a path, with the home folder for `~`.
+    """Converts a value to a path, with `~` as the home folder.
 
     Raises:
-        UserError: the value is neither text nor a path.
+        UserError: the value is neither a string nor a path.
     """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{name}={value!r} is no path; give a string or a pathlib.Path")
@@ -25,10 +25,10 @@ def path(name: str, value: Any) -> Path:
 
 
 def words(name: str, value: Any) -> list[str]:
-    """Returns a list of words; a string may have several, separated by commas.
+    """Returns a list of words; a string may contain several, separated by commas.
 
     Raises:
-        UserError: the value is something else.
+        UserError: the value has another type.
     """
     if isinstance(value, str):
         return [word.strip() for word in value.split(",") if word.strip()]
@@ -38,10 +38,10 @@ def words(name: str, value: Any) -> list[str]:
 
 
 def numbers(name: str, value: Any) -> list[float]:
-    """Returns one number or several as a list.
+    """Returns one or several numbers as a list.
 
     Raises:
-        UserError: the value is something else.
+        UserError: the value has another type.
     """
     several = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not several or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in several):
@@ -50,10 +50,10 @@ def numbers(name: str, value: Any) -> list[float]:
 
 
 def whole(name: str, value: Any, *, least: int, most: int) -> int:
-    """Returns a whole number within bounds.
+    """Checks a whole number and its bounds.
 
     Raises:
-        UserError: the value is none.
+        UserError: the value is not a whole number within the bounds.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise UserError(f"{name}={value} must be a whole number from {least} to {most}")

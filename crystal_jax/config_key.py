@@ -1,4 +1,4 @@
-"""Names the key of a command line's override that a configuration file lacks."""
+"""Finds command-line overrides of keys that a configuration file lacks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OVERRIDE = re.compile(r"--?config\.([\w.]+)")
 
 
 def missing_key(arguments: Sequence[str]) -> str | None:
-    """Returns a sentence about the first override of a key that the configuration lacks; None where all are there.
+    """Returns a message about the first override of a key that the configuration lacks; None if all keys exist.
 
-    ml_collections itself says the bare name of the key.
+    ml_collections itself reports only the bare key.
 
     Args:
         arguments: a command line with `--config=FILE` and `--config.KEY=VALUE`.
@@ -26,12 +26,12 @@ def missing_key(arguments: Sequence[str]) -> str | None:
         return None
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "The configuration.", flag_values=flag_values)
-    # ml_collections looks for overrides in sys.argv, whatever is being parsed.
+    # ml_collections reads overrides from sys.argv, not from the arguments being parsed.
     sys.argv, saved = ["", f"--config={file}"], sys.argv
     try:
         flag_values(sys.argv)
         config = flag_values.config
-    except Exception:  # the file itself does not load, which is another error
+    except Exception:  # the file itself does not load, which is a different error
         return None
     finally:
         sys.argv = saved

@@ -1,8 +1,8 @@
-"""The whole way, small, on real crystals: prepare, train, sample, evaluate, report.
+"""Demonstrates the whole workflow, small, on real crystals: prepare, train, sample, evaluate, report.
 
 Takes measured mineral structures (the American Mineralogist Crystal Structure Database, embedded through the package
-larixite), adapts the released model crystal-tiny, which knows computed crystals, to them through LoRA, and writes
-crystals with it before and after. A second run reuses the prepared data and whatever else is finished.
+larixite), fine-tunes the released model crystal-tiny, which was trained on computed crystals, on them with LoRA, and
+samples crystals before and after. A second run reuses the prepared data and everything else that is finished.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BASE = "crystal-tiny"
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the flags of `crystal-jax demo`."""
     flags.DEFINE_string("output", "demo", "Directory for everything the demo makes.", flag_values=flag_values)
     flags.DEFINE_integer(
         "num_samples",
@@ -53,7 +53,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Entry of `crystal-jax demo`."""
+    """Runs `crystal-jax demo`."""
     demo(
         Path(flag_values.output),
         num_samples=flag_values.num_samples,
@@ -95,7 +95,7 @@ def demo(output: Path, *, num_samples: int, num_steps: int, max_entries: int, se
 
 
 def _comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What training changed, in one sentence."""
+    """Returns a sentence on the effect of training."""
     rate, distance = after["validity"], "wasserstein_density"
     return (
         f"{rate['hits']} of {rate['total']} samples are valid ({before['validity']['hits']} before training); their "
@@ -105,8 +105,8 @@ def _comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def demo_config(data: Path, *, num_steps: int) -> dict[str, Any]:
-    """The demo's training; it stands here and not in configs/ because it must work from an installed package."""
-    # Late, so that --help answers at once.
+    """Returns the demo's training configuration, which is not in configs/ because an installed package must have it."""
+    # Imported late, so that --help is fast.
     from crystal_jax.checkpoint.models import describe
 
     base = dataclasses.asdict(describe(BASE))
@@ -125,6 +125,8 @@ def demo_config(data: Path, *, num_steps: int) -> dict[str, Any]:
             clip_norm=1.0,
             accumulate=1,
         ),
-        train=dict(num_steps=num_steps, log_every=5, eval_every=20, save_every=20, eval_batches=4, max_to_keep=2, seed=0),
+        train=dict(
+            num_steps=num_steps, log_every=5, eval_every=20, save_every=20, eval_batches=4, max_to_keep=2, seed=0
+        ),
         mesh=dict(data=-1, fsdp=1, tensor=1),
     )

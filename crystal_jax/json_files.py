@@ -1,6 +1,6 @@
-"""Reads JSON files at the door: whatever a file holds, an error is one line that names the file and the key.
+"""Reads JSON files; for any content, errors are one line that names the file and the key.
 
-`read_json` gives plain values and decodes nothing else. `JsonObject` gives typed access to an object's keys.
+`read_json` returns plain values and decodes nothing else. `JsonObject` gives typed access to an object's keys.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _OPENERS: Mapping[str, Callable[[bytes], bytes]] = {
 COMPRESSED = tuple(_OPENERS)
 _LFS = b"version https://git-lfs"
 _REQUIRED: Any = object()
-_SHOWN = 60  # characters of a wrong value that a message shows
+_SHOWN = 60  # characters of a wrong value shown in a message
 
 
 def stored_bytes(path: Path) -> bytes:
-    """Returns the bytes of a file as they are stored.
+    """Returns the bytes of a file as stored.
 
     Raises:
-        UserError: the file is missing, no regular file, or a pointer of Git LFS in place of the data.
+        UserError: the file is missing, not regular, or a Git LFS pointer in place of the data.
     """
     try:
         if path.exists() and not path.is_file():
@@ -47,7 +47,7 @@ def stored_bytes(path: Path) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Returns the content of a file, decompressed where its name ends in .gz, .bz2 or .xz.
+    """Returns the content of a file, decompressed if its name ends in .gz, .bz2 or .xz.
 
     Raises:
         UserError: see `stored_bytes`; or the compressed data are damaged.
@@ -72,23 +72,23 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, *, advice: str = "") -> Any:
-    """Returns the content of a JSON file as plain lists, dicts, texts and numbers.
+    """Returns the content of a JSON file as plain lists, dicts, strings and numbers.
 
     Args:
-        path: the file; see `read_bytes` for its endings.
-        advice: how to mend a damaged file; it ends the message.
+        path: the file; see `read_bytes` for compression.
+        advice: how to repair a damaged file; it ends the message.
 
     Raises:
-        UserError: the file is missing, damaged, or no JSON.
+        UserError: the file is missing, damaged, or not JSON.
     """
     return parse_json(read_text(path), path, advice=advice)
 
 
 def parse_json(text: str, path: Path, *, advice: str = "") -> Any:
-    """Returns the value that a JSON text of a file states.
+    """Parses the JSON text of a file.
 
     Raises:
-        UserError: it is no JSON.
+        UserError: the text is not JSON.
     """
     try:
         return json.loads(text)
@@ -98,21 +98,22 @@ def parse_json(text: str, path: Path, *, advice: str = "") -> Any:
 
 
 def read_object(path: Path, *, advice: str = "") -> JsonObject:
-    """Returns the object that a JSON file holds.
+    """Returns the object of a JSON file.
 
     Raises:
-        UserError: see `read_json`; or the file holds another kind of value.
+        UserError: see `read_json`; or the file has another type of value.
     """
     return JsonObject.of(read_json(path, advice=advice), path, advice=advice)
 
 
 def read_lines(path: Path, *, advice: str = "") -> list[JsonObject]:
-    """Returns the objects of a file with one JSON object a line.
+    """Returns the objects of a file with one JSON object per line.
 
-    A last line without its end is left out: it is being written, or its writer was stopped. So are empty lines.
+    A last line without a line end is skipped, because it is being written or its writer was stopped. Empty lines are
+    skipped.
 
     Raises:
-        UserError: see `read_text`; or a line before the last one is damaged; the message has its number.
+        UserError: see `read_text`; or an earlier line is damaged; the message has its number.
     """
     end = f"; {advice}" if advice else ""
     rows = []
@@ -132,15 +133,15 @@ def read_lines(path: Path, *, advice: str = "") -> list[JsonObject]:
 
 @dataclasses.dataclass(frozen=True)
 class JsonObject:
-    """An object of a JSON file; each method checks the type of one key.
+    """Object of a JSON file; each method checks the type of one key.
 
-    A key whose value is null counts as absent where there is a default.
+    A key with the value null counts as absent if there is a default.
 
     Attributes:
         content: the plain object.
-        path: the file, for messages.
-        where: what stands before a key in messages, such as "rope_scaling.".
-        advice: how to mend the file; it ends each message.
+        path: the file, for error messages.
+        where: prefix of keys in error messages, such as "rope_scaling.".
+        advice: how to repair the file; it ends each message.
     """
 
     content: Mapping[str, Any]
@@ -153,7 +154,7 @@ class JsonObject:
         """Checks that a value is an object.
 
         Raises:
-            UserError: it is another kind of value.
+            UserError: it is another type of value.
         """
         if not isinstance(value, dict):
             place = f": {where.rstrip('. :')}" if where else ""
@@ -172,7 +173,7 @@ class JsonObject:
         return self.content.get(key, default)
 
     def error(self, problem: str) -> UserError:
-        """Returns an error about this object, with the file before and the advice after the problem."""
+        """Returns an error about this object; its message starts with the file and ends with the advice."""
         end = f"; {self.advice}" if self.advice else ""
         return UserError(f"{self.path}: {problem}{end}")
 
@@ -220,7 +221,7 @@ class JsonObject:
         return self._typed(key, default, bool, "true or false")
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
-        """Returns a text.
+        """Returns a string.
 
         Raises:
             UserError: the key is missing or of another type.
@@ -228,7 +229,7 @@ class JsonObject:
         return self._typed(key, default, str, "a text")
 
     def items(self, key: str, default: Any = _REQUIRED) -> list[Any]:
-        """Returns a list, whose members are unchecked.
+        """Returns a list; its items are not checked.
 
         Raises:
             UserError: the key is missing or of another type.
@@ -236,7 +237,7 @@ class JsonObject:
         return self._typed(key, default, list, "a list")
 
     def part(self, key: str, default: Any = _REQUIRED) -> JsonObject:
-        """Returns an object within this one; the default is a plain dict.
+        """Returns a nested object; the default is a plain dict.
 
         Raises:
             UserError: the key is missing or of another type.
@@ -260,7 +261,7 @@ class JsonObject:
 
 
 def finite(value: Any) -> float | None:
-    """Returns a JSON value as a finite number; None where it is none."""
+    """Returns a JSON value as a finite number, or None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -271,10 +272,10 @@ def finite(value: Any) -> float | None:
 
 
 def finite_text(text: str) -> float:
-    """Returns the finite number that a text states.
+    """Parses a finite number.
 
     Raises:
-        ValueError: it states none.
+        ValueError: the text is not a finite number.
     """
     number = float(text)
     if not math.isfinite(number):
@@ -283,7 +284,7 @@ def finite_text(text: str) -> float:
 
 
 def describe(value: Any) -> str:
-    """Returns a JSON value as a short text for a message."""
+    """Returns a short description of a JSON value for a message."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     text = "null" if value is None else repr(value) if isinstance(value, str | float) else _whole(value)

@@ -1,4 +1,4 @@
-"""The processes of one job: how they find each other, and which of them speaks."""
+"""Connects the processes of a multi-process job, and selects the one that prints and writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crystal_jax.errors import UserError
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The flags of a command that runs as several processes."""
+    """Defines the flags of commands that run as several processes."""
     flags.DEFINE_bool(
         "distributed",
         False,
@@ -32,19 +32,19 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def join_if_asked(flag_values: flags.FlagValues) -> None:
-    """`join`, as the flags say."""
+    """Calls `join` with the flags' values if --distributed is set."""
     if flag_values.distributed:
         join(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
 
 
 def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Makes this process one of several; must come before anything that touches a device.
+    """Connects this process to the others of the job; must be called before any device is used.
 
-    What is not given comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and else from what runs
-    the job: TPU pod slices, GKE, SLURM and Open MPI are known to JAX.
+    Missing arguments are taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else from the
+    job's environment: JAX supports TPU pod slices, GKE, SLURM and Open MPI.
 
     Raises:
-        UserError: neither says enough, or the coordinator does not answer.
+        UserError: the information is incomplete, or the coordinator does not answer.
     """
     import jax
 
@@ -76,7 +76,7 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Goes on when all processes are here."""
+    """Waits until all processes have reached this point."""
     import jax
     from jax.experimental import multihost_utils
 

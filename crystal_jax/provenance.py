@@ -1,4 +1,4 @@
-"""What made an output: version, packages, machine. Written into every file that a command leaves behind."""
+"""Records the provenance of outputs: version, packages, machine. Every command writes it into its files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from crystal_jax import __version__
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of this project, of Python and of the given packages."""
+    """Returns the versions of this project, of Python and of the given packages."""
     own = {"crystal_jax": __version__, "python": platform.python_version()}
     return own | {name: importlib.metadata.version(name) for name in packages}
 
 
 def provenance(packages: Sequence[str], **facts: Any) -> dict[str, Any]:
-    """The versions, the time (UTC), and any further facts."""
+    """Returns the versions, the time (UTC), and any further facts."""
     return {
         "versions": versions(packages),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -28,6 +28,6 @@ def provenance(packages: Sequence[str], **facts: Any) -> dict[str, Any]:
 
 
 def command_line(command: str, flag_values: Any) -> str:
-    """Returns a command with the flags that were given (of absl's `FlagValues`), as it can be pasted into a shell."""
+    """Returns a command with the given flags (of absl's `FlagValues`), quoted for a shell."""
     given = [flag_values[name] for name in flag_values if flag_values[name].present]
     return shlex.join(["crystal-jax", *command.split(), *dict.fromkeys(flag.serialize() for flag in given)])

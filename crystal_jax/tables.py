@@ -1,10 +1,10 @@
-"""Reads and writes CSV tables strictly: every row has the header's cells, and a text stays the text that it is.
+"""Reads and writes CSV tables strictly: every row has as many cells as the header, and text stays unchanged.
 
-pandas guesses: a row that is too long shifts the columns, and a crystal that is called NaN becomes a missing value.
-Here the first is an error, and missing is only the empty cell.
+pandas guesses: a row that is too long shifts the columns, and a crystal named NaN becomes a missing value. Here the
+former is an error, and only an empty cell is missing.
 
-A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@`. Such texts are written with an apostrophe before them,
-which the reader removes; numbers are written as they are.
+Spreadsheets execute a cell that begins with `=`, `+`, `-` or `@`. Such texts are written with an apostrophe in front,
+which the reader removes; numbers are written unchanged.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import pandas as pd
 from crystal_jax.errors import UserError
 from crystal_jax.storage.files import write_text
 
-MAX_BYTES = 2**32  # of a file, decompressed
+MAX_BYTES = 2**32  # size limit of a file, decompressed
 
-_RUN = re.compile(r"'*[=+\-@\t\r]")  # how a text begins that a spreadsheet runs, or one that was guarded from it
+_RUN = re.compile(r"'*[=+\-@\t\r]")  # start of a text that spreadsheets execute, guarded or not
 _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 
 
@@ -56,7 +56,11 @@ class Table:
 
 
 def check_is_file(path: Path) -> None:
-    """Raises UserError where a path is no regular file: a pipe or a device would never end."""
+    """Checks that a path is a regular file, because reading a pipe or a device might never end.
+
+    Raises:
+        UserError: it is not.
+    """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -71,7 +75,7 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     """Reads a regular file, and decompresses it if its name ends in `.gz`.
 
     Raises:
-        UserError: the file is absent, is no regular file, is damaged, or has more bytes than `limit`.
+        UserError: the file is missing, not regular, damaged, or has more bytes than `limit`.
     """
     check_is_file(path)
     try:
@@ -88,22 +92,22 @@ def read_rows(path: Path) -> Table:
     """Reads a CSV table (`.csv` or `.csv.gz`); see `parse_rows`.
 
     Raises:
-        UserError: the file cannot be read, or is no table.
+        UserError: the file cannot be read, or is not a table.
     """
     return parse_rows(read_bytes(path), name=str(path))
 
 
 def parse_rows(content: bytes, *, name: str) -> Table:
-    """Parses the bytes of a CSV table: UTF-8 with or without a byte order mark, one header, no blank names in it.
+    """Parses the bytes of a CSV table: UTF-8 with or without a byte order mark, and one header without blank names.
 
-    Blank lines are passed over. The index that pandas writes, a first column without a name, is left out.
+    Blank lines are skipped. The index that pandas writes, a first column without a name, is dropped.
 
     Args:
         content: the table, not compressed.
-        name: what messages call it.
+        name: name of the table in error messages.
 
     Raises:
-        UserError: it is no CSV table, or a row has more or fewer cells than the header has columns.
+        UserError: the bytes are not a CSV table, or a row has more or fewer cells than the header has columns.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -111,7 +115,7 @@ def parse_rows(content: bytes, *, name: str) -> Table:
         raise UserError(f"{name} is no CSV table: it is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     if "\0" in text:
         raise UserError(f"{name} is no CSV table: it holds NUL bytes; save it as UTF-8 CSV")
-    csv.field_size_limit(sys.maxsize)  # the default of 128 kB refuses the CIFs of large cells
+    csv.field_size_limit(sys.maxsize)  # the default of 128 kB rejects the CIFs of large cells
     try:
         lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
     except csv.Error as error:
@@ -135,11 +139,10 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
 
     Args:
         path: `.csv` or `.csv.gz`.
-        dtypes: pandas' name of the type of each column that must be there: str, bool, boolean, Int64, float64.
-            Further columns are text.
+        dtypes: pandas' type name of each required column: str, bool, boolean, Int64, float64. Further columns are text.
 
     Raises:
-        UserError: the file is no table, a column is missing, or a cell is not of its column's type.
+        UserError: the file is not a table, a column is missing, or a cell is not of its column's type.
     """
     table = read_rows(path)
     if missing := [name for name in dtypes if name not in table.columns]:
@@ -151,7 +154,7 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
 def to_csv(frame: pd.DataFrame) -> str:
     """Returns a frame as CSV text without its index; missing values are empty cells.
 
-    `read_frame` with the frame's types gives it back; but an empty text comes back as a missing value.
+    `read_frame` with the frame's types restores it, except that an empty text becomes a missing value.
     """
     rows = (["" if pd.isna(cell) else cell for cell in row] for row in frame.itertuples(index=False, name=None))
     return to_text(list(frame.columns), rows)
@@ -160,7 +163,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 def to_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns rows of texts and numbers as CSV text under a header."""
     lines = _Lines()
-    # Python 3.11 quotes only those line ends in a cell that are in the terminator: with "\n" a lone CR would end a row.
+    # Python 3.11 quotes only line ends that are in the terminator: with "\n", a lone CR in a cell would end a row.
     table = csv.writer(lines, lineterminator="\r\n")
     table.writerow(columns)
     table.writerows([_guarded(cell) for cell in row] for row in rows)
@@ -168,16 +171,16 @@ def to_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes rows of texts and numbers under a header, whole or not at all.
+    """Writes rows of texts and numbers under a header, atomically.
 
     Raises:
-        UserError: the place cannot be written to.
+        UserError: the file cannot be written.
     """
     write_text(path, to_text(columns, rows))
 
 
 class _Lines(list[str]):
-    """Collects the rows that a CSV writer writes, each with a plain line feed as its end."""
+    """Collects the rows of a CSV writer, each ended by a line feed."""
 
     def write(self, row: str) -> None:
         self.append(row.removesuffix("\r\n") + "\n")
@@ -215,7 +218,7 @@ def _series(cells: Sequence[str], dtype: str, where: str) -> pd.Series:
 
 
 def _value(cell: str, dtype: str, where: str) -> Any:
-    """A cell's value; None, which pandas takes as missing, for an empty cell."""
+    """Returns a cell's value; None, a missing value for pandas, for an empty cell."""
     if cell == "" and dtype != "bool":
         return float("nan") if dtype == "float64" else None
     kind = dtype.lower()

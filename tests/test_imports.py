@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "arguments": set(),
     "errors": set(),
+    "flag_fields": set(),
     "processes": set(),
     "provenance": set(),
     "text": set(),
@@ -51,6 +52,7 @@ LEAVES = {
     "arguments",
     "config_key",
     "errors",
+    "flag_fields",
     "json_files",
     "old_names",
     "processes",

@@ -1,1 +1,1 @@
-"""Crystals as a TFDS data set: `mp20_dataset_builder.Builder` and the sources it reads."""
+"""Crystals as a TFDS data set: `mp20_dataset_builder.Builder` and its sources."""

@@ -1,7 +1,7 @@
-"""Measured mineral structures: the American Mineralogist Crystal Structure Database inside `larixite`.
+"""Reads measured mineral structures: the American Mineralogist Crystal Structure Database inside `larixite`.
 
-The Python package larixite ships a copy of the database (9,275 entries) as one SQLite file. It is read
-here directly: larixite's own loader first tries to download a larger one.
+The Python package larixite contains a copy of the database (9,275 entries) as one SQLite file. It is read directly,
+because larixite's own loader first tries to download a larger one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from crystal_jax.structures.formula import agrees, composition
 from tfds_mp20 import crystals, splits
 from tfds_mp20.crystals import Entry, Example
 
-MAX_ATOMS = 20  # of a primitive cell, as in MP-20
+MAX_ATOMS = 20  # largest number of atoms in a primitive cell, as in MP-20
 _SOURCE = "amcsd"
 _log = logging.getLogger(__name__)
 _MISSING = "<missing>"
-_SCALE = 4e6  # the database keeps coordinates and occupancies as round(4e6 x) in int32
-_UNKNOWN = 2.0  # and writes "?" as 2, "." as 3
+_SCALE = 4e6  # the database stores coordinates and occupancies as round(4e6 x) in int32
+_UNKNOWN = 2.0  # the database stores "?" as 2 and "." as 3
 _QUERY = """
     SELECT cif.*, spacegroups.symmetry_xyz, minerals.name AS mineral
     FROM cif
@@ -45,18 +45,18 @@ _QUERY = """
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Amcsd:
-    """The ordered structures of at most 20 atoms in the primitive cell.
+    """Source of ordered structures of at most 20 atoms in the primitive cell.
 
     Attributes:
         max_entries: stop after this many; None takes all.
-        seed: of the order in which the database is gone through if `max_entries` is given.
+        seed: seed of the order in which the database is read if `max_entries` is given.
     """
 
     max_entries: int | None = None
     seed: int = 0
 
     def splits(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
-        """Parses the database and divides it by formula; needs nothing of TFDS's download manager.
+        """Parses the database and splits it by formula; TFDS's download manager is not used.
 
         Raises:
             UserError: the database is not installed.
@@ -79,7 +79,7 @@ class Amcsd:
 
 
 def database_path() -> Path:
-    """The SQLite file, found without importing larixite.
+    """Finds the SQLite file without importing larixite.
 
     Raises:
         UserError: larixite is not installed, or has no such file.
@@ -92,7 +92,7 @@ def database_path() -> Path:
 
 
 def read_database(path: Path) -> list[Entry]:
-    """All entries whose cell and coordinates are numbers and that could be small and ordered.
+    """Returns the entries with numeric cell and coordinates that could be small and ordered.
 
     Raises:
         UserError: the file is not the database.
@@ -107,12 +107,12 @@ def read_database(path: Path) -> list[Entry]:
 
 
 def to_example(entry: Entry) -> Example:
-    """Reduces an entry to its primitive cell and writes that as a CIF, which is what is stored.
+    """Reduces an entry to its primitive cell, and stores the CIF of that cell.
 
     Raises:
-        UserError: the structure does not parse, is disordered, is larger than 20 atoms, or its atoms
-            are not those of the formula the database states: hydrogens that X-rays did not see, or
-            a site labelled by a group ("NH4" would be read as nihonium).
+        UserError: the structure does not parse, is disordered, has more than 20 atoms, or its atoms differ from the
+            formula that the database states: hydrogens that X-rays did not detect, or a site labelled by a group ("NH4"
+            would be read as nihonium).
     """
     structure = crystals.parse_cif(entry.cif)
     with warnings.catch_warnings():
@@ -120,7 +120,7 @@ def to_example(entry: Entry) -> Example:
         primitive = structure.get_primitive_structure()
         if len(primitive) > MAX_ATOMS:
             raise UserError(f"{entry.where}: {len(primitive)} atoms in the primitive cell, over {MAX_ATOMS}")
-        # Anew, without the sites' labels, which repeat.
+        # Built again without the sites' labels, which are not unique.
         structure = Structure(primitive.lattice, primitive.species, primitive.frac_coords).get_sorted_structure()
         stated = composition(str(entry.extra["formula_sum"]))
         if stated is None or not agrees(structure.composition, stated):
@@ -152,7 +152,7 @@ def _decode(column: str) -> np.ndarray:
 
 
 def _is_number(text: str) -> bool:
-    """False for the two or three cells typed as "6.4235," or "3,2518"."""
+    """Returns False for the two or three cells written as "6.4235," or "3,2518"."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -162,7 +162,7 @@ def _is_number(text: str) -> bool:
 def _cif_text(
     code: str, cell: Sequence[str], symmetry: Sequence[str], labels: Sequence[str], coords: np.ndarray
 ) -> str:
-    """A minimal CIF: cell (Å, degrees), symmetry operations, and sites at `coords` [n_sites, 3]."""
+    """Returns a minimal CIF: cell (Å, degrees), symmetry operations, and sites at `coords` [n_sites, 3]."""
     names = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
     return "\n".join(
         [
@@ -174,7 +174,7 @@ def _cif_text(
             "loop_",
             "_atom_site_label",
             *(f"_atom_site_fract_{axis}" for axis in "xyz"),
-            # Six decimals are what the database keeps; pymatgen then takes 0.333333 for 1/3.
+            # The database stores six decimals; pymatgen reads 0.333333 as 1/3.
             *(f"{label} {x:.6f} {y:.6f} {z:.6f}" for label, (x, y, z) in zip(labels, coords, strict=True)),
             "",
         ]

@@ -1,4 +1,4 @@
-"""From a crystal's CIF text to the facts that are stored: one entry, or many on all cores."""
+"""Converts CIF texts to records of the data set: one entry, or many on all cores."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from crystal_jax.suppress_warnings import quiet
 
 Example = dict[str, Any]
 
-_SYMPREC = 0.1  # Å; what the Materials Project uses for its space groups
+_SYMPREC = 0.1  # Å; the Materials Project's value
 _SAME_PLACE = 0.01  # Å
-_WORTH_A_WORKER = 400  # entries; below it, starting a process (2 s) costs more than it saves
+_WORTH_A_WORKER = 400  # entries; for fewer, starting a process (2 s) costs more time than it saves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A crystal as its source gives it. NaN, or -1 for the space group, means the source is silent.
+    """Crystal as its source states it. NaN, or -1 for the space group, means that the source lacks the value.
 
     Attributes:
         cif: the CIF text, not yet parsed.
-        where: the place in the source, for messages: "train.csv, row 12".
-        stated: the formula that the source gives beside the CIF.
+        where: position in the source, for error messages: "train.csv, row 12".
+        stated: formula that the source states in addition to the CIF.
         fault: why there is no CIF, if the source shows it.
-        material_id: the source's own name for it.
-        source: where the data come from.
+        material_id: the source's name of the crystal.
+        source: origin of the data.
         formation_energy_per_atom: eV/atom.
         band_gap: eV.
         e_above_hull: eV/atom.
         spacegroup: International Tables number.
-        extra: further numbers or names the source has.
+        extra: further numbers or names in the source.
     """
 
     cif: str
@@ -60,14 +60,14 @@ class Entry:
 
 
 def parse_cif(cif: str, *, stated: str = "") -> Structure:
-    """Parses a CIF into an ordered crystal of elements; an isotope or an ion is its element.
+    """Parses a CIF into an ordered crystal of elements; isotopes and ions become their elements.
 
     Args:
-        cif: its text.
-        stated: a formula that the source gives beside it.
+        cif: the CIF text.
+        stated: formula that the source states in addition to the CIF.
 
     Raises:
-        UserError: there is no such crystal in it, or its atoms are not those of a formula that is stated.
+        UserError: the text has no such crystal, or its atoms differ from a stated formula.
     """
     try:
         return read_cif(cif, formula=stated).structure
@@ -78,14 +78,14 @@ def parse_cif(cif: str, *, stated: str = "") -> Structure:
 def to_example(entry: Entry, *, primitive: bool = False) -> Example:
     """Parses an entry's CIF into a record of the data set.
 
-    Sites are in the order pymatgen's parser gives: by electronegativity, and within an element the CIF's.
+    Sites are in the order of pymatgen's parser: by electronegativity, and within an element as in the CIF.
 
     Args:
         entry: the crystal.
-        primitive: reduce its cell to a primitive one, and store the CIF of that, where that has fewer atoms.
+        primitive: whether to reduce its cell to a primitive one with fewer atoms, and store the CIF of that cell.
 
     Raises:
-        UserError: the CIF is unusable; the message begins with the entry's place.
+        UserError: the CIF is unusable; the message starts with the entry's position.
     """
     try:
         if not entry.cif.strip():
@@ -117,48 +117,50 @@ def to_example(entry: Entry, *, primitive: bool = False) -> Example:
 
 @quiet()
 def primitive_cell(structure: Structure) -> Structure | None:
-    """Returns the primitive cell of a crystal, or None where its cell is one.
+    """Returns the primitive cell of a crystal, or None if its cell is primitive.
 
-    Atoms that differ by less than 0.01 Å from a translation are taken as translated, so that a distorted superstructure
+    Atoms that differ by less than 0.01 Å from a translation count as translated, so that a distorted superstructure
     keeps its cell. (pymatgen's own tolerance is 0.25 Å.)
     """
     try:
         found = structure.get_primitive_structure(tolerance=_SAME_PLACE)
     except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError):
         return None
-    # Anew, without the sites' labels, which repeat.
+    # Built again without the sites' labels, which are not unique.
     return Structure(found.lattice, found.species, found.frac_coords) if len(found) < len(structure) else None
 
 
 def reduced_formula(numbers: Sequence[int]) -> str:
-    """The reduced formula, as pymatgen writes it, of atomic numbers: [11, 17] gives "NaCl"."""
+    """Returns the reduced formula of atomic numbers in pymatgen's notation: [11, 17] gives "NaCl"."""
     counts = collections.Counter(Element.from_Z(number) for number in numbers)
     return Composition(counts).reduced_formula
 
 
 def _pack(values: Any) -> bytes:
-    """Little-endian float64: TFDS stores a float64 feature as float32, and 59.99999999° would become 60°."""
+    """Encodes values as little-endian float64: TFDS stores a float64 feature as float32, and 59.99999999° would become
+    60°.
+    """
     return np.asarray(values, "<f8").tobytes()
 
 
 @quiet()
 def _spacegroup(structure: Structure) -> int:
-    """Number of the space group spglib finds, or -1 if it finds none."""
+    """Returns the number of the space group that spglib finds, or -1 if it finds none."""
     try:
         return SpacegroupAnalyzer(structure, symprec=_SYMPREC).get_space_group_number()
-    except Exception:  # spglib refuses e.g. overlapping atoms; the crystal is still a fact
+    except Exception:  # spglib rejects e.g. overlapping atoms; the crystal is kept
         return -1
 
 
 def parse_all(
     entries: Sequence[Entry], convert: Callable[[Entry], Example] = to_example, *, label: str
 ) -> Generator[Example | UserError, None, None]:
-    """Converts entries on all cores, in order, under a progress bar; a refused one yields its error.
+    """Converts entries on all cores, in order, with a progress bar; a rejected entry yields its error.
 
     Args:
-        entries: what to convert.
-        convert: a function of a module, so that worker processes can find it.
-        label: the text before the progress bar.
+        entries: entries to convert.
+        convert: module-level function, so that worker processes can import it.
+        label: text of the progress bar.
     """
     attempt = functools.partial(_attempt, convert)
     workers = min(available_workers(), math.ceil(len(entries) / _WORTH_A_WORKER))

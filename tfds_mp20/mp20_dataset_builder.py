@@ -1,4 +1,4 @@
-"""The TFDS data set `mp20`: crystals as CIF, cell, sites and properties; see README.md."""
+"""TFDS data set `mp20`: crystals as CIF, cell, sites and properties; see README.md."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ DATASETS = (*_PUBLISHED, "amcsd", "csv")
 
 
 class Source(Protocol):
-    """Where the crystals of a config come from."""
+    """Source of the crystals of a config."""
 
     def splits(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
-        """The examples of each split."""
+        """Returns the examples of each split."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class CrystalsConfig(tfds.core.BuilderConfig):
-    """A TFDS config that knows its source."""
+    """TFDS config with its source of crystals."""
 
     source: Source
 
@@ -52,18 +52,18 @@ def make_config(
     on_error: str = FAIL,
     primitive: bool = True,
 ) -> CrystalsConfig:
-    """The config of a data set or of a subset of it. Different contents get different names.
+    """Returns the config of a data set or of a subset of it. Different contents have different names.
 
     Args:
         dataset: one of DATASETS.
-        path: the user's files; for "csv" only.
+        path: the user's files; only for "csv".
         max_entries: size of the subset; None for all.
-        seed: chooses the subset.
-        on_error: "fail" or "skip"; for "csv" only.
-        primitive: reduce cells to primitive ones; for "csv" only.
+        seed: seed that selects the subset.
+        on_error: "fail" or "skip"; only for "csv".
+        primitive: whether to reduce cells to primitive ones; only for "csv".
 
     Raises:
-        UserError: no such data set, or "csv" without a path.
+        UserError: there is no such data set, or "csv" has no path.
     """
     if max_entries is not None and max_entries < 1:
         raise UserError(f"max_entries={max_entries} leaves no crystals; give a positive number")
@@ -95,11 +95,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put train, val and test (.csv or .csv.gz) into the folder; see README.md."
     BUILDER_CONFIGS: ClassVar = [make_config(dataset) for dataset in DATASETS if dataset != "csv"]
 
-    # TFDS 4.9.10 would look for it through importlib_resources, which it neither requires nor needs here.
+    # TFDS 4.9.10 would find it through importlib_resources, which is neither a requirement nor needed here.
     code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # Floats are bytes, little-endian float64: TFDS would round a float64 feature to float32.
+        # Floats are stored as bytes of little-endian float64: TFDS would round a float64 feature to float32.
         floats = tfds.features.Scalar(np.object_)
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(

@@ -1,4 +1,4 @@
-"""Builds the data set from dummy_data/, without TensorFlow, which `tfds.testing` would need."""
+"""Tests the builder with dummy_data/, without TensorFlow, which `tfds.testing` would need."""
 
 import dataclasses
 import subprocess
@@ -19,7 +19,7 @@ _FLOATS = {"lattice", "frac_coords", "formation_energy_per_atom", "band_gap", "e
 
 
 def _dummy_config(name: str) -> mp20_dataset_builder.CrystalsConfig:
-    """The config of that name, told what the dummy tables look like."""
+    """Returns the config of this name, with row counts and hashes of the dummy tables."""
     config = mp20_dataset_builder.make_config(name)
     assert isinstance(config.source, Published)
     expected = {
@@ -32,7 +32,7 @@ def _dummy_config(name: str) -> mp20_dataset_builder.CrystalsConfig:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The prepared `mp20` config."""
+    """Builds the `mp20` config once."""
     return _build(_dummy_config("mp20"), tmp_path_factory.mktemp("data"))
 
 
@@ -49,7 +49,7 @@ def _sources(directory: Path) -> dict[str, list]:
 
 @pytest.mark.parametrize("name", ["mp20", "perov5", "carbon24", "mp20_open"])
 def test_every_config_of_tables_has_its_splits(name: str, tmp_path: Path):
-    """Rows, and three splits that share no crystal."""
+    """Each config has the expected rows, in three splits that share no crystal."""
     built = _sources(_build(_dummy_config(name), tmp_path))
     assert {split: len(rows) for split, rows in built.items()} == _ROWS
     identifiers = [row["material_id"] for rows in built.values() for row in rows]
@@ -57,7 +57,7 @@ def test_every_config_of_tables_has_its_splits(name: str, tmp_path: Path):
 
 
 def test_floats_survive_to_the_last_bit(directory: Path):
-    """TFDS would have rounded float64 to float32; the truncated angle 59 would have become 60."""
+    """Float64 values are bit-equal; TFDS would round them to float32, and the truncated angle 59 would become 60."""
     crystals = {row["material_id"].decode(): row for row in _sources(directory)["train"]}
     salt = crystals["dummy-1"]
     expected = Structure.from_str(salt["cif"].decode(), fmt="cif")
@@ -70,7 +70,7 @@ def test_floats_survive_to_the_last_bit(directory: Path):
 
 
 def test_features_are_the_documented_ones(directory: Path):
-    """Names and types; an empty cell is NaN."""
+    """Feature names and types are as documented; an empty cell is NaN."""
     rows = _sources(directory)["val"]
     assert rows[0].keys() == {
         *_FLOATS,
@@ -86,20 +86,20 @@ def test_features_are_the_documented_ones(directory: Path):
 
 
 def test_the_builder_is_found_by_its_tfds_name():
-    """TFDS takes the name from the module's; every named config is there, and `csv` asks for a path."""
+    """The module's name is the TFDS name; every named config exists, and `csv` requires a path."""
     assert mp20_dataset_builder.Builder.name == "mp20"
     assert set(mp20_dataset_builder.Builder.builder_configs) == {*mp20_dataset_builder.DATASETS} - {"csv"}
 
 
 def test_metadata_files_are_read_by_tfds():
-    """README and citation reach the builder's info."""
+    """The builder's info contains README and citation."""
     metadata = mp20_dataset_builder.Builder.get_metadata()
     assert "little-endian float64" in metadata.description
     assert "xie2022crystal" in metadata.citation
 
 
 def test_the_benchmark_counts_are_the_published_ones():
-    """MP-20, Perov-5 and Carbon-24 add up to what CDVAE's README files say (MP-20: less two)."""
+    """Row counts of MP-20, Perov-5 and Carbon-24 add up to those in CDVAE's README files (MP-20: less two)."""
     benchmarks = (published.MP20, published.PEROV5, published.CARBON24)
     totals = [sum(table.rows for table in benchmark.tables.values()) for benchmark in benchmarks]
     assert totals == [45_229, 18_928, 10_153]
@@ -107,7 +107,7 @@ def test_the_benchmark_counts_are_the_published_ones():
 
 
 def test_no_tensorflow_is_imported(directory: Path):
-    """Reading works, and stays, without TensorFlow."""
+    """Reading a data set does not import TensorFlow."""
     code = (
         "import sys, tensorflow_datasets as tfds;"
         f"tfds.builder_from_directory({str(directory)!r}).as_data_source(split='val')[0];"

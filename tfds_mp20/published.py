@@ -1,4 +1,4 @@
-"""Published tables with fixed splits: checked against what was published, then parsed."""
+"""Reads published tables with fixed splits: checks that they are the published ones, then parses them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TIMEOUT = 15  # s; TFDS itself would retry an unreachable host for ten minutes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """What identifies one split's CSV file.
+    """Identity of one split's CSV file.
 
     Attributes:
         rows: number of crystals.
-        blob: git blob id of the uncompressed bytes; None if it is not known.
+        blob: git blob id of the uncompressed bytes; None if it is unknown.
     """
 
     rows: int
@@ -34,14 +34,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """Three CSV tables, one a split.
+    """Three published CSV tables, one per split.
 
     Attributes:
-        source: stored with each crystal whose row names no source.
-        tables: by split.
-        url: folder of the tables; None if they are only to be had by hand.
-        max_entries: keep about this many crystals, each split in proportion; None keeps all.
-        seed: chooses which.
+        source: source of crystals whose row names none.
+        tables: tables by split.
+        url: folder of the tables; None if they cannot be downloaded.
+        max_entries: number of crystals to keep, approximately, each split in proportion; None keeps all.
+        seed: seed that selects them.
     """
 
     source: str
@@ -51,10 +51,10 @@ class Published:
     seed: int = 0
 
     def splits(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
-        """Checks all three tables, then returns their crystals, parsed as they are asked for.
+        """Checks all three tables, then returns their crystals, parsed lazily.
 
         Raises:
-            UserError: a table is absent or is not the published one.
+            UserError: a table is missing or is not the published one.
         """
         entries = {split: self._entries(split, path) for split, path in self._locate(dl_manager).items()}
         return {split: _examples(self._choose(split, rows), label=split) for split, rows in entries.items()}
@@ -62,7 +62,7 @@ class Published:
     def _locate(self, dl_manager: Any) -> dict[str, Path]:
         try:
             folder = Path(dl_manager.manual_dir)
-        except AssertionError:  # TFDS's way of saying that nothing was put there
+        except AssertionError:  # raised by TFDS if there is no manual_dir
             return self._download(dl_manager)
         return {split: tables.find(folder, split) for split in splits.NAMES}
 
@@ -87,7 +87,7 @@ class Published:
             self._check(path, split, "git blob id", tables.git_blob_id(content), expected.blob)
         entries = tables.parse_table(content, name=path.name, source=self.source)
         self._check(path, split, "number of rows", len(entries), expected.rows)
-        # Their formula columns are not compared: what was published is taken as it is.
+        # Formula columns of published tables are not compared with the sites.
         return [dataclasses.replace(entry, stated="") for entry in entries]
 
     def _check(self, path: Path, split: str, what: str, found: object, expected: object) -> None:
@@ -121,7 +121,7 @@ MP20 = Published(
         splits.TEST: Table(rows=9_046, blob="5dc643041df53f5ce4970a79930ad262b4f07acd"),
     },
 )
-# The blob ids of the next two are not known here: their rows are counted.
+# The blob ids of the next two are unknown, so only their rows are counted.
 PEROV5 = Published(
     source="cdvae/perov_5",
     url=f"{_CDVAE}/perov_5",

@@ -1,4 +1,4 @@
-"""Dividing crystals into train, val and test so that no formula is in two of them."""
+"""Splits crystals into train, val and test so that no formula is in two splits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HELD_OUT = 0.05  # share of the crystals that goes to val, and again to test
 
 
 def by_formula(examples: Sequence[Example]) -> dict[str, list[Example]]:
-    """Splits about 90/5/5, whole formulas at a time, in an order that only the formulas' names decide.
+    """Splits about 90/5/5 by whole formulas, in an order that depends only on the formulas' names.
 
     Raises:
-        UserError: fewer than three different formulas.
+        UserError: there are fewer than three different formulas.
     """
     groups: dict[str, list[Example]] = collections.defaultdict(list)
     for example in examples:
@@ -30,10 +30,10 @@ def by_formula(examples: Sequence[Example]) -> dict[str, list[Example]]:
         )
     quota = HELD_OUT * len(examples)
     splits: dict[str, list[Example]] = {name: [] for name in NAMES}
-    # A hash, not a shuffle: a formula keeps its place when other crystals come or go.
+    # A hash, not a shuffle: a formula keeps its position when other crystals are added or removed.
     queue = sorted(groups, key=lambda formula: hashlib.sha256(formula.encode()).digest())
     for held_out in (TEST, VAL):
-        # At least one formula each, and always one left for the next.
+        # Each split gets at least one formula, and at least one is left for the next.
         while not splits[held_out] or (len(splits[held_out]) < quota and len(queue) > len(NAMES)):
             splits[held_out] += groups[queue.pop()]
     for formula in queue:

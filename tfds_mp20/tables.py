@@ -1,4 +1,4 @@
-"""CSV tables of crystals: one CIF a row, with whatever properties the columns name."""
+"""Reads CSV tables of crystals: one CIF per row, with optional columns of properties."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KNOWN = {
 
 
 def find(folder: Path, split: str) -> Path:
-    """The split's table in a folder, compressed or not.
+    """Finds a split's table in a folder, compressed or not.
 
     Raises:
         UserError: there is none.
@@ -35,20 +35,20 @@ def find(folder: Path, split: str) -> Path:
 
 
 def git_blob_id(content: bytes) -> str:
-    """The id git gives these bytes; `git hash-object FILE` prints the same."""
+    """Returns git's id of these bytes; `git hash-object FILE` prints the same."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def parse_table(content: bytes, *, name: str, source: str) -> list[Entry]:
-    """The rows of a CSV table, CIFs still unparsed.
+    """Returns the rows of a CSV table; CIFs are not parsed yet.
 
     Args:
         content: the table; UTF-8.
-        name: what messages call it.
-        source: the entries' source, unless a `source` column says otherwise.
+        name: name of the table in error messages.
+        source: source of entries without a `source` column.
 
     Raises:
-        UserError: it is no table, has no rows, no CIF column, or a property that is no number.
+        UserError: the content is not a table, has no rows or no CIF column, or a property is not a number.
     """
     table = parse_rows(content, name=name)
     crystals = entries_of_table(table, name=name)
@@ -79,7 +79,7 @@ def _entry(row: dict[str, str], crystal: structures.Entry, *, source: str, numbe
 
 
 def _number(cell: str | None, *, column: str, where: str) -> float:
-    """`float` of a cell, exact to the last digit; NaN if it is empty or absent."""
+    """Converts a cell to a float, exactly; NaN if the cell is empty or absent."""
     try:
         return float(cell) if cell else math.nan
     except ValueError:
@@ -87,7 +87,7 @@ def _number(cell: str | None, *, column: str, where: str) -> float:
 
 
 def _extra(column: str, cell: str) -> float | None:
-    """The number in a column this module has no name for; None if there is none."""
+    """Returns the number in a column that this module does not know; None if it is not a number."""
     if column in _KNOWN:
         return None
     try:

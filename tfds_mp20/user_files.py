@@ -1,4 +1,4 @@
-"""A user's own crystals: a CSV table, a folder of three tables, or any other source of crystals."""
+"""Reads a user's own crystals: a CSV table, a folder of three tables, or any other source of crystals."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tfds_mp20 import splits, tables
 from tfds_mp20.crystals import Entry, Example, parse_all, to_example
 
 FAIL, SKIP = "fail", "skip"
-MAX_ATOMS = 20  # of a cell; samples have no more
-_SHOWN = 50  # crystals that one message names
-_RECIPE = "primitive cells, formulas compared"  # part of the digest: changes with how crystals are made of files
+MAX_ATOMS = 20  # largest number of atoms in a cell; samples have no more
+_SHOWN = 50  # crystals named in one message
+_RECIPE = "primitive cells, formulas compared"  # part of the digest; change it when the conversion from files changes
 
 _log = logging.getLogger(__name__)
 
@@ -31,13 +31,13 @@ class UserFiles:
     """Crystals from a path.
 
     Attributes:
-        path: a folder of train, val and test tables (`.csv` or `.csv.gz`), or what `crystal_jax.structures.read` reads:
-            a table, a folder or an archive of crystal files, and others. Only the first comes with its splits; the
-            others are split by formula.
-        on_error: "fail" stops where crystals cannot be used, and names them all; "skip" names them and goes on.
-        primitive: reduce cells to primitive ones.
-        max_entries: keep at most this many of a table or folder; None keeps all.
-        seed: chooses which.
+        path: a folder of train, val and test tables (`.csv` or `.csv.gz`), or any path that
+            `crystal_jax.structures.read` reads: a table, a folder or an archive of crystal files, and others. Only the
+            first has splits; the others are split by formula.
+        on_error: "fail" stops if crystals cannot be used, and names them all; "skip" names them and continues.
+        primitive: whether to reduce cells to primitive ones.
+        max_entries: largest number of crystals to keep of a table or folder; None keeps all.
+        seed: seed that selects them.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class UserFiles:
     seed: int = 0
 
     def digest(self) -> str:
-        """Ten hex digits that change with any crystal's name or content, and with how they are prepared.
+        """Returns ten hex digits that change with any crystal's name or content, and with the preparation.
 
         Raises:
             UserError: there are no crystals at the path.
@@ -60,7 +60,7 @@ class UserFiles:
         return total.hexdigest()[:10]
 
     def splits(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
-        """Reads, parses and, if need be, divides the crystals; needs nothing of TFDS's download manager.
+        """Reads and parses the crystals, and splits them if necessary; TFDS's download manager is not used.
 
         Raises:
             UserError: a file or a crystal is unusable.
@@ -76,11 +76,11 @@ class UserFiles:
         return {split: iter(some) for split, some in parsed.items()}
 
     def _has_splits(self) -> bool:
-        # One table is enough to mean it: an absent sister is then an error, not a folder of CIFs.
+        # One split table is enough: another missing one is then an error, not a folder of CIFs.
         return any((self.path / f"{split}.csv{end}").is_file() for split in splits.NAMES for end in ("", ".gz"))
 
     def _entries(self, *, quiet: bool = False) -> dict[str, list[Entry]]:
-        """The crystals of each split, or under "" of those that are not split yet."""
+        """Returns the crystals of each split, or under "" if they are not split yet."""
         if self._has_splits():
             return {split: _of_table(tables.find(self.path, split)) for split in splits.NAMES}
         if not self.path.exists():
@@ -110,7 +110,7 @@ class UserFiles:
         return [entries[index] for index in sorted(chosen)]
 
     def _examples(self, entries: dict[str, list[Entry]]) -> dict[str, list[Example]]:
-        """The crystals that can be used; what cannot is named, and an error if `on_error` says so."""
+        """Returns the usable crystals; depending on `on_error`, unusable ones are named in warnings or in an error."""
         convert = functools.partial(to_example, primitive=self.primitive)
         examples: dict[str, list[Example]] = {}
         unusable: list[str] = []

@@ -54,8 +54,7 @@ class Axes(NamedTuple):
 
 
 def axes_of(path: str, ndim: int) -> Axes:
-    """Returns the groups of a parameter's axes. A vector has only outputs; the embedding is stored without a transpose.
-    """
+    """Returns the groups of a parameter's axes. A vector has only outputs; the embedding is stored untransposed."""
     stacked = path.startswith("blocks/")
     rest = ndim - stacked
     if rest == 1 or path == "embedding":

@@ -1,4 +1,4 @@
-"""The flags that name a model and the devices that run it, for every command that reads one."""
+"""Defines the flags for the model and its devices, shared by all commands that load a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def define_model_flags(flag_values: flags.FlagValues) -> None:
 
 
 def step_of(flag_values: flags.FlagValues) -> int | Literal["best"] | None:
-    """Returns the step that --step names.
+    """Returns the step given by --step.
 
     Raises:
         UserError: it is neither a number nor 'best'.
@@ -42,12 +42,12 @@ def step_of(flag_values: flags.FlagValues) -> int | Literal["best"] | None:
 
 
 def mesh_of(text: str) -> Mesh:
-    """Returns the mesh over all devices that a text such as "-1,1,1" describes.
+    """Returns the mesh over all devices described by a text such as "-1,1,1".
 
     Raises:
-        UserError: the text describes no mesh, or one that does not fit the devices.
+        UserError: the text does not describe a mesh, or the mesh does not fit the devices.
     """
-    # Late, so that --help and bad flags answer at once.
+    # Imported late, so that --help and flag errors are fast.
     from crystal_jax.config import MeshConfig
     from crystal_jax.sharding import make_mesh
 

@@ -86,8 +86,7 @@ def compare(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape
 
 
 def stream(source: Source, dtype: np.dtype | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields all tensors of a source in the order of `expected_shapes`, after checking it; casts to `dtype` if given.
-    """
+    """Yields all tensors of a source in the order of `expected_shapes`, after a check; casts to `dtype` if given."""
     check(source.path, source.shapes(), source.config)
     for name, shape in expected_shapes(source.config).items():
         tensor = source.read(name)

@@ -1,1 +1,1 @@
-"""What the TPU compiler makes of a configuration, without a TPU: memory, arithmetic, traffic, an estimate of time."""
+"""Ahead-of-time compilation for TPUs and GPUs that are not present, and analysis of the compiled programs."""

@@ -1,4 +1,4 @@
-"""One program of one configuration on one topology: compiled and, for TPUs, counted and its time estimated."""
+"""Compiles one program of a configuration for a topology, and reports its memory, cost and estimated time."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from crystal_jax.model.flops import train_flops_per_token
 from crystal_jax.provenance import versions
 from crystal_jax.sharding import AXES, make_mesh
 
-# Places of a row for each crystal, with LLaMA-2's tokens and the paper's tasks on mp20_open: 269 tokens, and 4.6 % of a
-# row of 1,024 stays empty when 64 rows are filled side by side.
+# Positions per crystal in packed rows, with LLaMA-2's tokenizer and the paper's tasks on mp20_open: 269 tokens, and
+# 4.6 % of the positions are padding when 64 rows of 1,024 are packed together.
 PLACES_PER_CRYSTAL = 282
 _GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Seconds that each of a chip's parts is busy, at the peaks of `chips.py`; the step takes as long as the longest.
+    """Seconds that each part of a chip is busy, at the peaks of `chips.py`; the step takes as long as the longest part.
 
     This is a bound, not a measurement: no part reaches its peak, and not everything overlaps.
 
     Attributes:
-        compute: Products.
-        memory: HBM.
-        links: What other chips of the slice send, over the links that the slice's shape has.
-        network: What other slices send; None where the bandwidth is not published.
-        mfu: Share of the chips' peak that is arithmetic that training cannot do without (model/flops.py), or, in
-            sampling, arithmetic at all.
-        crystals_per_hour: Trained on, or sampled if every finished row is replaced at once.
+        compute: time of matrix products.
+        memory: time of HBM traffic.
+        links: time to receive data from other chips of the slice, over the links that the slice's shape has.
+        network: time to receive data from other slices; None if the bandwidth is not published.
+        mfu: model FLOPs utilisation, a share of the chips' peak. In training only necessary arithmetic counts
+            (model/flops.py), in sampling all arithmetic.
+        crystals_per_hour: crystals trained on, or sampled if every finished slot is refilled at once.
     """
 
     compute: float
@@ -56,18 +56,18 @@ class Estimate:
 
     @property
     def step(self) -> float:
-        """The estimated time of a step."""
+        """Estimated time of a step, in s."""
         return max(self.compute, self.memory, self.links, self.network or 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Floors:
-    """Seconds that no step undercuts at the peaks of `chips.py`; most steps take longer.
+    """Lower bounds on the time of a step in s, at the peaks of `chips.py`; most steps take longer.
 
     Attributes:
-        compute: Products: in training those that it cannot do without (model/flops.py), so no recomputation and no
-            attention; in sampling all of the equations', with a full cache.
-        memory: Reading weights and a full cache once; None but in decoding.
+        compute: time of matrix products. In training only the necessary ones count (model/flops.py), without
+            recomputation and attention; in sampling all products of the equations count, with a full cache.
+        memory: time to read weights and a full cache once; None except for decoding.
     """
 
     compute: float
@@ -76,15 +76,15 @@ class Floors:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was compiled and what came out, in bytes and operations on one chip.
+    """Compiled program and its analysis, in bytes and operations of one chip.
 
-    A TPU's program is counted, and its time estimated (`cost`, `estimate`). A GPU's calls libraries and kernels whose
-    work its text does not tell: there are the `floors` instead. What a report lacks is None.
+    For TPUs the program's operations are counted and its time is estimated (`cost`, `estimate`). A GPU's program calls
+    libraries and kernels whose work its text does not show, so the report has `floors` instead. Missing parts are None.
 
-    `memory` has, in bytes: arguments, outputs, what of these is aliased, temporaries, the compiler's peak, and the
-    limit; for GPUs also what sampling holds `beside` the program's arguments, and what is `needed` in all.
+    `memory` has, in bytes: arguments, outputs, the aliased part of these, temporaries, the compiler's peak, and the
+    limit; for GPUs also `beside`, what sampling holds in addition to the program's arguments, and `needed`, the total.
 
-    `to_json` has it all but `text`, the program.
+    `to_json` has everything except `text`, the program.
     """
 
     config: str
@@ -112,7 +112,7 @@ class Report:
     text: str = dataclasses.field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """As nested dicts, without what the report lacks of cost, estimate and floors; the estimate has its sum."""
+        """Returns nested dicts, without missing parts and with the estimated time of a step."""
         content = dataclasses.asdict(self)
         del content["text"]
         for name in ("cost", "estimate", "floors"):
@@ -135,21 +135,21 @@ def compile_case(
     optimization_level: str = "default",
     compiler_options: Mapping[str, str] | None = None,
 ) -> Report:
-    """Compiles one program; nothing of the model exists.
+    """Compiles one program, without creating any arrays of the model.
 
     Args:
-        experiment: The configuration.
-        where: The slices, or GPUs.
-        config: What to call the configuration in the report.
+        experiment: the configuration.
+        where: the slices, or GPUs.
+        config: name of the configuration in the report.
         what: train, prefill or decode.
-        mesh: Another one than the configuration's; sampling has one of its own (`sampling_mesh`).
-        rows: Rows that are sampled side by side; as many as fit by default.
-        coded: Sample with keys and values in 8 bits.
-        optimization_level: JAX's: O1 compiles in a fraction of the time of `default`.
-        compiler_options: Flags of XLA, by name.
+        mesh: a mesh other than the configuration's; sampling has its own default (`sampling_mesh`).
+        rows: slots sampled together; by default as many as fit.
+        coded: whether the KV cache is int8.
+        optimization_level: JAX's optimization level: O1 compiles in a fraction of the time of `default`.
+        compiler_options: XLA flags, by name.
 
     Raises:
-        UserError: it does not fit the memory of a chip, or an array does not divide over the mesh.
+        UserError: the program does not fit the memory of a chip, or an array does not divide over the mesh.
     """
     chosen, lowered = _lower(experiment, where, what, mesh, rows, coded)
     options = dict(compiler_options or {})
@@ -231,7 +231,7 @@ def _optimization(level: str) -> Iterator[None]:
 def _compile(lowered: Lowered, options: dict[str, str], title: str) -> jax.stages.Compiled:
     try:
         with warnings.catch_warnings():
-            # JAX's cache of programs keeps those for GPUs that are not there, but cannot read them back, and says so.
+            # JAX's compilation cache stores programs for absent GPUs, but cannot read them back, and warns.
             warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
             return lowered.program.compile(dict(options) or None)
     except jax.errors.JaxRuntimeError as error:
@@ -249,7 +249,11 @@ def _does_not_fit(title: str, what: str) -> UserError:
 
 
 def _needed(memory: Mapping[str, int], beside: int, title: str) -> dict[str, int]:
-    """What a GPU must hold: its compiler does not refuse a program that is too large."""
+    """Checks a GPU's memory, because its compiler does not refuse a program that is too large; returns sizes in bytes.
+
+    Raises:
+        UserError: the program does not fit.
+    """
     needed = beside + memory["arguments"] + memory["outputs"] - memory["aliased"] + memory["temporaries"]
     if needed > memory["limit"]:
         sizes = f"{needed / _GIB:.2f}GiB of a chip's memory, which has {memory['limit'] / _GIB:.2f}GiB"
@@ -258,14 +262,14 @@ def _needed(memory: Mapping[str, int], beside: int, title: str) -> dict[str, int
 
 
 def _overflow(text: str) -> str:
-    """What is needed and what there is, out of the compiler's message."""
+    """Extracts the needed and available memory from the compiler's message."""
     match = re.search(r"\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)", text)
     match = match or re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", text)
     return f"it needs {match[1]}iB of a chip's memory, which has {match[2]}iB" if match else text[:200]
 
 
 def estimate(experiment: Experiment, what: str, lowered: Lowered, cost: Cost, where: Topology) -> Estimate:
-    """The roofline: each part of the chip at its peak."""
+    """Computes the roofline estimate: each part of the chip at its peak."""
     chip = where.chip
     received = sum(t.bytes - t.between_slices for t in cost.collectives.values())
     crossing = sum(t.between_slices for t in cost.collectives.values())
@@ -290,7 +294,7 @@ def estimate(experiment: Experiment, what: str, lowered: Lowered, cost: Cost, wh
 
 
 def floors_of(experiment: Experiment, what: str, lowered: Lowered, where: Topology) -> Floors:
-    """What no program can undercut, whatever the compiler makes of it."""
+    """Computes lower bounds on the time, which hold for any compiled program."""
     chip = where.chip
     products = _train_flops(experiment, lowered) if what == "train" else lowered.flops
     return Floors(
@@ -300,11 +304,13 @@ def floors_of(experiment: Experiment, what: str, lowered: Lowered, where: Topolo
 
 
 def _train_flops(experiment: Experiment, lowered: Lowered) -> float:
-    """What a training step cannot do without, on all chips together."""
+    """Returns the necessary operations of a training step, on all chips together."""
     return train_flops_per_token(experiment.model, experiment.lora) * lowered.rows * lowered.length
 
 
 def usable_links(chip: Chip, shape: tuple[int, ...]) -> float:
-    """10⁹ bytes a second that a chip can receive in a slice: the links along an axis of one chip lead nowhere."""
+    """Returns the rate in 10⁹ bytes/s at which a chip can receive in a slice; links along an axis of one chip are
+    unused.
+    """
     axes = sum(size > 1 for size in shape)
     return chip.ici_gbps * max(axes, 1) / chip.ici_axes

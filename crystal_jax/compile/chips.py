@@ -1,4 +1,4 @@
-"""TPU chips and NVIDIA GPUs: what their makers state of each, and what a program may use of its memory."""
+"""Published specifications of TPU chips and NVIDIA GPUs, and the memory that a program may use."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """What XLA's compiler asks of an NVIDIA GPU that is not there, as CUDA reports it of one that is.
+    """Properties of an NVIDIA GPU that XLA's compiler needs if the GPU is not present, as CUDA reports them.
 
     Attributes:
-        description: The name that the driver gives it.
-        capability: Of CUDA: 9 for Hopper, 8 for Ampere; the minor version is 0.
-        accelerated: Whether the compiler may use what only this generation has, as sm_90a.
-        cores: Streaming multiprocessors.
-        fpus_per_core: Units for float32 in each.
-        shared_memory_per_core: Bytes in each.
-        shared_memory_per_block: Bytes that a block of threads may ask for.
-        l2_bytes: Second-level cache.
-        clock_ghz: Highest clock.
-        memory: Bytes.
+        description: the driver's name of the GPU.
+        capability: CUDA compute capability: 9 for Hopper, 8 for Ampere; the minor version is 0.
+        accelerated: whether the compiler may use features of this generation only, as sm_90a.
+        cores: number of streaming multiprocessors.
+        fpus_per_core: float32 units per multiprocessor.
+        shared_memory_per_core: bytes per multiprocessor.
+        shared_memory_per_block: largest number of bytes per thread block.
+        l2_bytes: size of the L2 cache.
+        clock_ghz: highest clock rate.
+        memory: bytes.
     """
 
     description: str
@@ -37,21 +37,21 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One generation of TPUs, or one kind of GPU.
+    """TPU generation or type of GPU.
 
     Attributes:
-        name: As topologies are called.
-        tflops: Peak of bfloat16 products, 10¹² a second.
-        hbm_gbps: Memory bandwidth, 10⁹ bytes a second.
-        ici_gbps: What a chip can receive from its neighbours over all of its links, 10⁹ bytes a second: half of the
-            bidirectional bandwidth that is published. A GPU's links are NVLink.
-        ici_axes: Axes of the torus that the links belong to; 1 where they lead to a switch.
-        dcn_gbps: What a chip can receive from other slices, 10⁹ bytes a second; None where it is not published.
-        hbm_limit: What a program may use, bytes. A TPU's compiler (libtpu 0.0.42) says so when it refuses a program. Of
-            a GPU's memory JAX takes what XLA_PYTHON_CLIENT_MEM_FRACTION says: the limit is that of
-            `GPU_MEMORY_FRACTION`, JAX's own is 0.75.
-        source: Of the figures, but for the limit.
-        gpu: What the compiler must be told of a GPU; None of a TPU.
+        name: name in topologies.
+        tflops: peak rate of bfloat16 products, 10¹²/s.
+        hbm_gbps: memory bandwidth, 10⁹ bytes/s.
+        ici_gbps: rate at which a chip can receive from its neighbours over all links, 10⁹ bytes/s: half of the
+            published bidirectional bandwidth. A GPU's links are NVLink.
+        ici_axes: number of torus axes of the links; 1 if they lead to a switch.
+        dcn_gbps: rate at which a chip can receive from other slices, 10⁹ bytes/s; None if it is not published.
+        hbm_limit: memory that a program may use, bytes. A TPU's compiler (libtpu 0.0.42) states it when it refuses a
+            program. On a GPU, JAX takes the share XLA_PYTHON_CLIENT_MEM_FRACTION: the limit is for
+            `GPU_MEMORY_FRACTION`, JAX's default is 0.75.
+        source: source of the figures, except for the limit.
+        gpu: GPU properties for the compiler; None for a TPU.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Chip:
 
 
 _GIB = 2**30
-# Of a GPU's memory, for one program: the CUDA context, the kernels and NCCL's buffers need the rest.
+# Share of a GPU's memory for one program; the CUDA context, kernels and NCCL's buffers need the rest.
 GPU_MEMORY_FRACTION = 0.92
 
 CHIPS: Mapping[str, Chip] = {
@@ -130,7 +130,7 @@ def _gpu(name: str, *, tflops: float, hbm_gbps: float, nvlink_gbps: float, sourc
     )
 
 
-# Peaks are of dense products: data sheets that state them "with sparsity" state the double.
+# Peaks are for dense products; data sheets "with sparsity" state twice as much.
 _H100 = Gpu(
     description="NVIDIA H100 80GB HBM3",
     capability=9,
@@ -141,7 +141,7 @@ _H100 = Gpu(
     shared_memory_per_block=227 * 1024,
     l2_bytes=50 * 2**20,
     clock_ghz=1.98,
-    memory=int(79.1 * _GIB),  # what the driver reports of the 80 GB
+    memory=int(79.1 * _GIB),  # as the driver reports; nominally 80 GB
 )
 GPUS: Mapping[str, Chip] = {
     chip.name: chip

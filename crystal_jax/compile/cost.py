@@ -1,7 +1,7 @@
-"""What a compiled program does on one chip: products, bytes to and from memory, and what it sends to other chips.
+"""Counts the cost of a compiled program on one chip: products, HBM traffic, and collectives.
 
-All is counted with the number of times that loops run. What a fused operation keeps to itself costs no memory traffic;
-of an array that it slices, only the slice is read; and an array that is updated in place is not counted as rewritten.
+Loop bodies count as often as they run. Data inside a fused operation causes no memory traffic. For a sliced array only
+the slice is read. An array updated in place does not count as rewritten.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from crystal_jax.compile.hlo import Computation, Instruction, Program, Shape, trip_count
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Names and regroupings of values, and the ends of operations that are counted where they start.
+# Renamed or regrouped values, and ends of operations that are counted at their start.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"optimization-barrier", "add-dependency", "while", "call", "conditional"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
-_ELSEWHERE = {*COLLECTIVES, "custom-call"}  # within a fusion: a collective on its way
-# JAX's splash kernels by name, and their products of all pairs of places: q·k and weights·v forward; backward the first
-# again, and values·gradient, each kernel for itself, beside the gradients.
+_ELSEWHERE = {*COLLECTIVES, "custom-call"}  # counted elsewhere: a collective within a fusion, for instance
+# JAX's splash kernels by name, and their number of products over all pairs of positions: q·k and weights·v forward;
+# backward each kernel computes q·k and values·gradient again, besides the gradients.
 _SPLASH = re.compile(r"%splash_m[hq]a_(fwd|dq|dkv)")
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _SEE_THROUGH = {"bitcast", "reshape", "convert", "copy", "transpose"}
@@ -31,7 +31,13 @@ _SEE_THROUGH = {"bitcast", "reshape", "convert", "copy", "transpose"}
 
 @dataclasses.dataclass
 class Traffic:
-    """Collectives of one kind: how many run, and what a chip receives, in bytes; `between_slices` of it by network."""
+    """Collectives of one kind.
+
+    Attributes:
+        count: number of calls.
+        bytes: bytes that a chip receives.
+        between_slices: the part of `bytes` that comes from other slices, over the network.
+    """
 
     count: int = 0
     bytes: float = 0.0
@@ -40,15 +46,16 @@ class Traffic:
 
 @dataclasses.dataclass
 class Cost:
-    """Of one run of a program on one chip.
+    """Cost of one run of a program on one chip.
 
     Attributes:
-        flops: Of products of matrices; a multiplication and an addition are two. Nothing else is counted.
-        bytes: Read from and written to HBM.
-        collectives: By kind.
-        kernels: Hand-written kernels called, whose products are not in `flops`; splash kernels are not among them, and
-            count in full, with the tiles that they skip.
-        unknown_loops: Loops whose number of turns could not be read; they are counted as one turn.
+        flops: operations of matrix products; a multiplication and an addition are two. Other operations are not
+            counted.
+        bytes: bytes read from and written to HBM.
+        collectives: traffic by kind of collective.
+        kernels: calls of hand-written kernels, whose products are not in `flops`. Splash kernels are not among them:
+            their products count in full, including skipped tiles.
+        unknown_loops: loops of unknown trip count; they count as one iteration.
     """
 
     flops: float = 0.0
@@ -58,7 +65,7 @@ class Cost:
     unknown_loops: int = 0
 
     def add(self, other: Cost) -> None:
-        """Adds another part of the same program."""
+        """Adds the cost of another part of the same program."""
         self.flops += other.flops
         self.bytes += other.bytes
         self.kernels += other.kernels
@@ -71,7 +78,7 @@ class Cost:
 
 
 def count(program: Program, *, chips_per_slice: int | None = None) -> Cost:
-    """Counts a program; `chips_per_slice` is given where there are several slices."""
+    """Counts the cost of a program; `chips_per_slice` is needed if there are several slices."""
     return _Counter(program, chips_per_slice).run()
 
 
@@ -99,7 +106,7 @@ class _Counter:
                 self._operation(computation, instruction, times)
 
     def _conditional(self, instruction: Instruction, times: int) -> None:
-        """Counts the branch that costs most: which one is taken is not known before the program runs."""
+        """Counts the most expensive branch, because the branch taken is unknown before the program runs."""
         names = re.findall(r"%[\w.\-]+", instruction.option(r"branch_computations=\{([^}]*)\}") or "")
         names = names or [str(instruction.called(f"{which}_computation")) for which in ("true", "false")]
         branches = []
@@ -136,7 +143,9 @@ class _Counter:
                 self._products_and_collectives(inner, part, times, fused=True)
 
     def _begins(self, instruction: Instruction) -> bool:
-        """Whether a fused collective is seen first: a part of it is in each product that it overlaps with."""
+        """Whether a fused collective occurs for the first time: each product that it overlaps with contains a part of
+        it.
+        """
         channel = instruction.option(r"channel_id=(\d+)") or instruction.name
         seen = channel in self.begun
         self.begun.add(channel)
@@ -164,12 +173,14 @@ class _Counter:
 
 
 def operand_shapes(computation: Computation, instruction: Instruction) -> list[Shape]:
-    """The arrays that an instruction takes."""
+    """Returns the shapes of an instruction's operands."""
     return [shape for name in instruction.operands for shape in computation[name].shapes]
 
 
 def product_flops(computation: Computation, instruction: Instruction) -> int:
-    """Multiplications and additions of a `dot` or `convolution`; the TPU compiler turns the former into the latter."""
+    """Returns the multiplications and additions of a `dot` or `convolution`; the TPU compiler converts the former to
+    the latter.
+    """
     left, right = (computation[name].shapes[0] for name in instruction.operands[:2])
     out = instruction.shapes[0]
     if instruction.opcode == "dot":
@@ -187,17 +198,19 @@ def product_flops(computation: Computation, instruction: Instruction) -> int:
 
 
 def splash_flops(computation: Computation, instruction: Instruction) -> int:
-    """Multiplications and additions of a splash kernel, over all pairs of places of a row; 0 of another kernel."""
+    """Returns the multiplications and additions of a splash kernel over all pairs of positions of a row; 0 for other
+    kernels.
+    """
     kernel = _SPLASH.match(instruction.name)
     if kernel is None:
         return 0
-    # After the arrays that say which tiles to skip, of integers, come queries and keys: [..., head, place, width].
+    # Queries and keys, [..., head, position, width], follow integer arrays that state which tiles to skip.
     q, keys, *_ = (shape for shape in operand_shapes(computation, instruction) if shape.dtype in ("bf16", "f32"))
     return 2 * _SPLASH_PRODUCTS[kernel[1]] * q.elements * keys.sizes[-2]
 
 
 def _window(instruction: Instruction) -> tuple[Sequence[int], ...]:
-    """Size, stride, padding before, and dilation of the input and of the window, for each spatial axis."""
+    """Returns size, stride, padding before, and dilation of input and window, for each spatial axis."""
     text = instruction.option(r"window=\{([^}]*)\}") or ""
     stated = dict(part.split("=") for part in text.split())
     size = [int(n) for n in stated.get("size", "1").split("x")] if "size" in stated else [1] * 8
@@ -211,19 +224,19 @@ def _window(instruction: Instruction) -> tuple[Sequence[int], ...]:
 
 @functools.cache
 def _meetings(n_in: int, n_out: int, size: int, stride: int, pad: int, dilate_in: int, dilate_window: int) -> int:
-    """How many pairs of output and window position meet an element of the input, and not padding or a gap.
+    """Counts pairs of output and window positions that meet an element of the input, not padding or a gap.
 
-    Batched products come as convolutions whose window meets a single element for each output.
+    Batched products are compiled to convolutions whose window meets a single element for each output.
     """
     place = np.arange(n_out)[:, None] * stride - pad + np.arange(size)[None] * dilate_window
     return int(((place >= 0) & (place <= (n_in - 1) * dilate_in) & (place % dilate_in == 0)).sum())
 
 
 def replica_groups(instruction: Instruction) -> np.ndarray:
-    """Which devices exchange data: shape [groups, devices of a group]. XLA has three ways to write it.
+    """Returns the groups of devices that exchange data, shape [groups, devices per group]. XLA has three notations.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: the notation is unknown.
     """
     text = instruction.attributes
     if match := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):
@@ -236,7 +249,7 @@ def replica_groups(instruction: Instruction) -> np.ndarray:
 
 
 def _devices(order: str) -> np.ndarray:
-    """Device numbers in the order that "[32,8]T(1,0)" stands for: counted over that grid, and its axes exchanged."""
+    """Returns device numbers in the order of "[32,8]T(1,0)": counted over that grid, with its axes transposed."""
     match = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\)?)?", order)
     if match is None:
         return np.array(_numbers(order))
@@ -245,7 +258,9 @@ def _devices(order: str) -> np.ndarray:
 
 
 def _mesh_groups(mesh: str, order: str | None, axes: str) -> np.ndarray:
-    """Groups along some axes of a mesh; 'x':(4)2 is the part of x of size 2 that comes after its first part of 4."""
+    """Returns groups along some axes of a mesh; 'x':(4)2 is the sub-axis of x of size 2 that follows a sub-axis of size
+    4.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
     grid: list[int] = []
     along: list[int] = []
@@ -270,7 +285,7 @@ _SUB_AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
 
 
 def source_target_pairs(instruction: Instruction) -> list[tuple[int, int]]:
-    """Who sends to whom in a collective-permute."""
+    """Returns (sender, receiver) pairs of a collective-permute."""
     text = instruction.option(r"source_target_pairs=\{(.*?\})\}") or ""
     return [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", text)]
 
@@ -280,7 +295,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def hbm_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
-    """What an instruction reads from and writes to HBM."""
+    """Returns the bytes that an instruction reads from and writes to HBM."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done"):
         return 0
@@ -293,13 +308,13 @@ def hbm_bytes(program: Program, computation: Computation, instruction: Instructi
     if opcode in ("dynamic-update-slice", "scatter"):
         update = shapes[1 if opcode == "dynamic-update-slice" else 2]
         return (shapes[0].in_hbm + update.in_hbm) * update.bytes
-    if opcode in ("slice-start", "dynamic-slice-start"):  # its tuple is source, target, context
+    if opcode in ("slice-start", "dynamic-slice-start"):  # the tuple is (source, target, context)
         target = instruction.shapes[1]
         return (shapes[0].in_hbm + target.in_hbm) * target.bytes
-    if opcode == "copy-start":  # its tuple is target, source, context
+    if opcode == "copy-start":  # the tuple is (target, source, context)
         return _hbm(instruction.shapes[:1]) + _hbm(shapes)
     if opcode.endswith("-start"):
-        # Their tuples repeat the operands.
+        # The tuples repeat the operands.
         return max(_hbm(instruction.shapes) - _hbm(shapes), 0) + _hbm(shapes)
     return _hbm(shapes) + _hbm(instruction.shapes)
 
@@ -325,7 +340,7 @@ def _fusion_bytes(program: Program, computation: Computation, fusion: Instructio
 
 
 def _read(program: Program, computation: Computation, name: str, whole: int) -> int:
-    """What is read of a fused computation's value, if only slices of it are used."""
+    """Returns the bytes read of a value in a fused computation; fewer than all if only slices of it are used."""
     source = computation[name].shapes[0]
 
     def share(of: Shape) -> int:
@@ -337,7 +352,7 @@ def _read(program: Program, computation: Computation, name: str, whole: int) -> 
         if user.opcode in _SLICES and first:
             total += share(user.shapes[0])
         elif user.opcode == "dynamic-update-slice" and first:
-            continue  # in place
+            continue  # updated in place
         elif user.opcode in _ELSEWHERE or (user.opcode == "tuple" and user.name == computation.root):
             continue  # counted with the collective, or passed on
         elif _sees_through(program, user) and computation.root != user.name:
@@ -352,7 +367,7 @@ def _read(program: Program, computation: Computation, name: str, whole: int) -> 
 
 
 def _sees_through(program: Program, instruction: Instruction) -> bool:
-    """Whether an element of the result is one of the operand, in another place or type."""
+    """Whether each element of the result is an element of the operand, in another position or type."""
     if instruction.opcode != "fusion":
         return instruction.opcode in _SEE_THROUGH
     inner = program[str(instruction.called("calls"))]
@@ -360,7 +375,7 @@ def _sees_through(program: Program, instruction: Instruction) -> bool:
 
 
 def _written(program: Program, computation: Computation, name: str, shape: Shape) -> int:
-    """What is written of a fused computation's result, if it is an array updated in place."""
+    """Returns the bytes written of a fused computation's result; fewer than all if the array is updated in place."""
     instruction = computation[name]
     if instruction.opcode in _ELSEWHERE or instruction.opcode == "parameter":
         return 0

@@ -1,7 +1,7 @@
-"""XLA's optimised programs, read from their text: computations, instructions, shapes, and how often a loop runs.
+"""Parses XLA's optimised programs from their text: computations, instructions, shapes, and trip counts of loops.
 
-JAX has the text of a compiled program and a few sums over it, and the sums count the body of a loop once, however often
-it runs. What is counted here is in `cost.py`.
+JAX provides the text of a compiled program and a few totals, which count a loop's body once, independent of its trip
+count. `cost.py` does the counting.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ATTRIBUTE = r"{}=(%[\w.\-]+)"
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array: its element type, its sizes, and whether it is in the chip's main memory (HBM)."""
+    """Array: its element type, its sizes, and whether it is in the chip's main memory (HBM)."""
 
     dtype: str
     sizes: tuple[int, ...]
@@ -40,19 +40,19 @@ class Shape:
 
     @property
     def elements(self) -> int:
-        """How many numbers."""
+        """Number of elements."""
         return math.prod(self.sizes)
 
     @property
     def bytes(self) -> int:
-        """Of the numbers; what the chip pads its tiles with is not in it."""
-        bits = BITS.get(self.dtype, 8)  # all the kinds of 8-bit floats
+        """Size of the elements in bytes, without the padding of tiles."""
+        bits = BITS.get(self.dtype, 8)  # the default covers all 8-bit floats
         return -(-self.elements * bits // 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One operation: `name = shapes opcode(operands), attributes`; a tuple's arrays are listed, nested ones too."""
+    """Operation: `name = shapes opcode(operands), attributes`; tuples, nested ones included, are flattened."""
 
     name: str
     opcode: str
@@ -62,24 +62,24 @@ class Instruction:
     attributes: str
 
     def called(self, attribute: str) -> str | None:
-        """The computation that an attribute such as `body` names."""
+        """Returns the computation named by an attribute such as `body`."""
         match = re.search(_ATTRIBUTE.format(attribute), self.attributes)
         return match.group(1) if match else None
 
     def option(self, pattern: str) -> str | None:
-        """The first group of a pattern in the attributes."""
+        """Returns the first group of a pattern in the attributes."""
         match = re.search(pattern, self.attributes)
         return match.group(1) if match else None
 
     @property
     def index(self) -> int:
-        """Which element a get-tuple-element takes, or which parameter this is."""
+        """Index of a get-tuple-element, or of a parameter."""
         return int(self.option(r"index=(\d+)") or 0) if self.opcode == "get-tuple-element" else int(self.arguments)
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in their order; `root` names the one whose value is the result."""
+    """Instructions by name, in order; `root` is the name of the result."""
 
     name: str
     instructions: Mapping[str, Instruction]
@@ -93,12 +93,12 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """The parameters by their number."""
+        """Parameters by index."""
         return {i.index: i for i in self if i.opcode == "parameter"}
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """The instructions that take each one as an operand."""
+        """Instructions that use each instruction as an operand."""
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self:
             for operand in dict.fromkeys(instruction.operands):
@@ -118,7 +118,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads what `compiled.as_text()` writes.
+    """Parses the text of `compiled.as_text()`.
 
     Raises:
         ValueError: the text has no entry computation.
@@ -158,7 +158,7 @@ def _shape(match: re.Match) -> Shape:
 
 
 def _closing(text: str, begin: int) -> int:
-    """Where the bracket that opens at `begin` closes."""
+    """Returns the position of the bracket that closes the one at `begin`."""
     depth = 0
     for i in range(begin, len(text)):
         depth += (text[i] == "(") - (text[i] == ")")
@@ -168,10 +168,10 @@ def _closing(text: str, begin: int) -> int:
 
 
 def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:
-    """How often a `while` runs, where it counts from a constant to a constant in equal steps; else None.
+    """Returns the trip count of a `while` that counts from a constant to a constant in equal steps, otherwise None.
 
-    So do all loops that JAX makes of `scan` and `fori_loop`, and those that the partitioner makes of products whose
-    factors arrive shard by shard.
+    All loops that JAX generates for `scan` and `fori_loop` are of this kind, as are the partitioner's loops for
+    products whose factors arrive shard by shard.
     """
     stated = loop.option(r'"known_trip_count":\{"n":"(\d+)"')
     if stated:
@@ -198,7 +198,7 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
 
 @dataclasses.dataclass(frozen=True)
 class _Linear:
-    """A constant, or an element of the loop's tuple plus a constant."""
+    """Constant, or an element of the loop's tuple plus a constant."""
 
     element: int | None
     offset: int
@@ -237,7 +237,7 @@ def _linear(program: Program, computation: Computation, name: str) -> _Linear | 
 
 
 def _element(program: Program, computation: Computation, name: str, index: int) -> int | None:
-    """The constant at a place of a tuple."""
+    """Returns the constant at an index of a tuple."""
     instruction = computation[name]
     if instruction.opcode in ("copy", "optimization-barrier"):
         return _element(program, computation, instruction.operands[0], index)

@@ -1,4 +1,4 @@
-"""A report as a table to read in a terminal."""
+"""Formats a report as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GIB = 2**30
 
 
 def show(report: Report) -> str:
-    """Some twenty lines; bytes and operations are those of one chip."""
+    """Formats a report in some twenty lines; bytes and operations are those of one chip."""
     mesh = ", ".join(f"{name} {size}" for name, size in report.mesh.items())
     slices = f"{report.num_slices} x " if report.num_slices > 1 else ""
     accumulated = f" in {report.accumulate} micro-batches" if report.accumulate > 1 else ""
@@ -33,7 +33,7 @@ def show(report: Report) -> str:
 
 
 def _counted(report: Report, cost: Cost, estimate: Estimate) -> list[tuple[str, str]]:
-    """Of a TPU's program."""
+    """Returns the rows for a TPU's program."""
     memory = report.memory
     rows = [
         ("HBM: peak", f"{_gib(memory['peak'])} of {memory['limit'] / _GIB:.2f}"),
@@ -57,7 +57,7 @@ def _counted(report: Report, cost: Cost, estimate: Estimate) -> list[tuple[str, 
 
 
 def _bounded(report: Report, floors: Floors) -> list[tuple[str, str]]:
-    """Of a GPU's program, of which the compiler tells the memory only."""
+    """Returns the rows for a GPU's program, for which the compiler states only the memory."""
     memory = report.memory
     rows = []
     if memory["beside"]:

@@ -1,4 +1,4 @@
-"""The programs that training and sampling run, lowered for devices that are not there, from shapes alone."""
+"""Lowers the programs of training and sampling for absent devices, from shapes alone."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.train.step import plan
 
 WHATS = ("train", "prefill", "decode")
-# LLaMA-2's spelling of crystals of at most 20 atoms (text/grammar/crystal.py), the generation prompt, and the mean completion
-# of mp20_open. tests/compile checks them against the tokenizer, where it is at hand.
+# LLaMA-2's grammar of crystals of at most 20 atoms (text/grammar/crystal.py), the generation prompt, and the mean
+# completion of mp20_open. tests/compile checks them against the tokenizer if it is available.
 STATES, COLUMNS, KINDS, VALUES = 1938, 97, 290, 1473
 MAX_ATOMS, MAX_TOKENS, PROMPT_TOKENS = 20, 387, 38
-FORCED = 4  # tokens that this grammar forces in a row, at most
+FORCED = 4  # largest number of consecutive tokens that this grammar forces
 MEAN_COMPLETION = 207
-# On a chip's share of the mesh. Beyond, a TPU's step takes longer and hardly yields more; a GPU has several times the
-# arithmetic for each byte of memory bandwidth, and gains from more rows for longer.
+# Largest number of rows per part of the mesh. With more rows a TPU's step takes longer for hardly more yield. A GPU has
+# several times the arithmetic per byte of memory bandwidth, and gains from more rows.
 _ROWS_AT_MOST: dict[Platform, int] = {"tpu": 256, "gpu": 512, "cpu": 256}
 
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A program before compilation.
+    """Program before compilation.
 
     Attributes:
-        program: From `jax.jit(...).lower`.
-        flops: What it must compute, on all chips together.
-        bytes: What it must read on a chip, where that is known.
-        arguments: What its arguments take on a chip, bytes.
-        rows: Rows of a batch, in training or sampling.
-        length: Tokens of a row, or positions of the cache.
-        beside: What sampling on a GPU holds on a chip besides the program's arguments, bytes.
+        program: result of `jax.jit(...).lower`.
+        flops: operations of the model's equations, on all chips together.
+        bytes: bytes that must be read on a chip, if known.
+        arguments: size of the arguments on a chip, bytes.
+        rows: rows of a batch, in training or sampling.
+        length: tokens of a row, or positions of the cache.
+        beside: bytes that sampling on a GPU holds on a chip in addition to the program's arguments.
     """
 
     program: jax.stages.Lowered
@@ -73,9 +73,9 @@ class Lowered:
 
 
 def lower(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:
-    """Lowers one of `WHATS`; nothing is allocated. Training has the rows of its configuration, sampling `rows`.
+    """Lowers one of `WHATS` without allocating arrays. Training has the rows of its configuration, sampling `rows`.
 
-    A `coded` cache is in 8 bits.
+    `coded` makes the KV cache int8.
 
     Raises:
         UserError: an array does not divide over the mesh.
@@ -86,7 +86,7 @@ def lower(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bo
 
 
 def lower_train(experiment: Experiment, mesh: Mesh) -> Lowered:
-    """The training step of `train/step.py`."""
+    """Lowers the training step of `train/step.py`."""
     planned = plan(experiment, mesh)
     arguments = planned.state, planned.frozen, planned.batch
     return Lowered(
@@ -100,11 +100,11 @@ def lower_train(experiment: Experiment, mesh: Mesh) -> Lowered:
 
 
 def sampling_mesh(model: ModelConfig, weights: int, *, devices: int, hbm: int) -> MeshConfig:
-    """How sampling splits a model, when nobody says: no further than its weights need.
+    """Returns the default mesh for sampling, which shards a model no further than its weights need.
 
-    Weights are read for every token, whatever the batch, and chips that share them must talk in every layer. So they
-    are split over tensor until they take a quarter of a chip's memory, at most over all key and value heads, and then
-    over fsdp until they take 60 %; the rest of the chips take rows of their own.
+    Weights are read for every token, independent of the batch, and chips that share them must communicate in every
+    layer. So weights are sharded over tensor until they take a quarter of a chip's memory, at most over all key and
+    value heads, and then over fsdp until they take 60 %. The other chips take rows of their own.
     """
     tensor = fsdp = 1
     while weights / tensor > hbm / 4 and devices % (2 * tensor) == 0 and model.num_kv_heads % (2 * tensor) == 0:
@@ -117,7 +117,7 @@ def sampling_mesh(model: ModelConfig, weights: int, *, devices: int, hbm: int) -
 def sampling_rows(
     model: ModelConfig, states: tuple[nnx.State, ...], mesh: Mesh, *, hbm: int, coded: bool = False
 ) -> int:
-    """As many rows as leave a tenth of the memory free, a power of two on each part of the mesh."""
+    """Returns the number of rows that leaves a tenth of the memory free, a power of two on each part of the mesh."""
     head = model.head_dim + 4 if coded else model.head_dim * jnp.dtype(model.dtype).itemsize
     position = 2 * model.num_layers * model.num_kv_heads * head
     row = position * (PROMPT_TOKENS + MAX_TOKENS) / mesh.shape["tensor"]
@@ -130,11 +130,11 @@ def sampling_rows(
 
 
 def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool = False) -> Lowered:
-    """`prefill` (prefill, of one prompt) or `decode_step` (decode) of `sample/engine/decode_step.py`, with LLaMA-2's grammar.
+    """Lowers `prefill` (of one prompt) or `decode_step` of `sample/engine/decode_step.py`, with LLaMA-2's grammar.
 
-    The cache is updated in place. On TPUs each token is drawn: with as many rows, forced ones are not worth a step of
-    several tokens. On GPUs the step is the sampler's (`sample/engine/scheduler.py`): unrolled over the layers, whose weights
-    it takes one by one, and with the forced tokens.
+    The cache is updated in place. On TPUs every token is sampled: with this many rows, forced tokens do not justify a
+    step of several tokens. On GPUs the step is the sampler's (`sample/engine/scheduler.py`): unrolled over the layers,
+    with separate weights per layer, and with forced tokens.
     """
     graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
     layout = LAYOUTS[platform_of(mesh)]
@@ -205,13 +205,13 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
         arguments: tuple = (held, prompt)
         program = jax.jit(read_prompts, out_shardings=everywhere).lower(*held, *prompt)
         length, held_beside = PROMPT_TOKENS, [layers, carried.cache]
-        # Every token looks at all places of the prompt, those after it too.
+        # Every token attends to all positions of the prompt, including later ones.
         products, needed = flops(PROMPT_TOKENS, PROMPT_TOKENS), None
     else:
         arguments = (held, carried)
         compiled = jax.jit(decode, donate_argnums=4, out_shardings=where)
         program = compiled.lower(params, frozen, layers, tables, carried, grants)
-        # Parameters that a program does not use are not among its arguments. The sampler holds them all the same.
+        # Unused parameters are not among a program's arguments, but the sampler holds them in memory.
         length, held_beside = carried.cache.capacity, [state["blocks"] for state in (params, frozen)]
         products = flops(budget or rows * (1 + forced), length)
         needed = roofline.decode_bytes((params, frozen), (carried.cache.keys, carried.cache.values))
@@ -227,7 +227,7 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
 
 
 def _layers(graph: nnx.GraphDef, params: nnx.State, frozen: nnx.State, number: int) -> list[nnx.State]:
-    """What `Transformer.layers` returns, in shapes: each layer is split over the mesh as their stack is."""
+    """Returns the abstract result of `Transformer.layers`: each layer is sharded as the stack is."""
 
     def one(stack: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         where = NamedSharding(stack.sharding.mesh, P(*stack.sharding.spec[1:]))

@@ -1,7 +1,7 @@
-"""What a step must compute and read, by the equations of the model: what the compiler's programs are compared with.
+"""Computes the operations and bytes of a step from the model's equations, for comparison with compiled programs.
 
-Products of matrices only; a multiplication and an addition are two operations. Attention is counted over all pairs of
-places of a row, as it is computed.
+Only matrix products count; a multiplication and an addition are two operations. Attention counts all pairs of positions
+of a row, as it is computed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from crystal_jax.model.flops import projection_sizes
 
 
 def train_flops(experiment: Experiment) -> float:
-    """Operations of a training step of the whole batch, on all chips together.
+    """Returns the operations of a training step of the whole batch, on all chips together.
 
-    Each product is computed forward, and once more for the gradient of its input. A third time for the gradient of its
-    weights, where they are trained. And with recomputation a time more for the backward pass, unless its output is
-    kept; but not the last of a block, `down`: no gradient needs its output. Attention's two products have two gradients
-    each; of kept products, the policy has splash kernels' and not the einsums'.
+    Each matmul runs once forward and once for the gradient of its input. Trained weights need a third matmul for their
+    gradient. With rematerialisation each matmul runs once more in the backward pass, except those saved by the policy
+    and `down`, whose output no gradient uses. Attention's two products have two gradients each. The policy saves
+    attention's output with splash kernels but not with einsums.
     """
     cfg, lora, execution = experiment.model, experiment.lora, experiment.execution
     remat = execution.remat and not execution.keep_products
@@ -42,7 +42,7 @@ def train_flops(experiment: Experiment) -> float:
 
 
 def decode_flops(cfg: ModelConfig, *, rows: int, capacity: int, columns: int, adapter_ranks: dict[str, int]) -> float:
-    """Operations of one token in each of `rows` rows; attention goes over the whole cache, whatever is in it yet."""
+    """Returns the operations of one token in each of `rows` rows; attention reads the whole cache, filled or not."""
     total = 0.0
     for name, (inputs, outputs) in projection_sizes(cfg).items():
         total += 2 * inputs * outputs + 2 * adapter_ranks.get(name, 0) * (inputs + outputs)
@@ -51,7 +51,7 @@ def decode_flops(cfg: ModelConfig, *, rows: int, capacity: int, columns: int, ad
 
 
 def bytes_on_a_chip(tree: Any) -> int:
-    """Of abstract arrays, what one device holds."""
+    """Returns the bytes of abstract arrays on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -60,5 +60,7 @@ def bytes_on_a_chip(tree: Any) -> int:
 
 
 def decode_bytes(states: tuple[nnx.State, ...], cache: Any) -> int:
-    """What one token must read on a chip: the blocks' weights and the cache. Of the embedding it reads single rows."""
+    """Returns the bytes that one token must read on a chip: the blocks' weights and the cache, without the few rows of
+    the embedding.
+    """
     return sum(bytes_on_a_chip(state["blocks"]) for state in states) + bytes_on_a_chip(cache)

@@ -1,12 +1,13 @@
-"""Compiles a configuration's programs for TPUs or NVIDIA GPUs that are not there, and says what they need.
+"""Compiles a configuration's programs for TPUs or NVIDIA GPUs that are not present, and reports their requirements.
 
-The very training step, and sampling's prompt reader (prefill) and token writer (decode), are compiled by the devices'
-own compiler for what --topology names: a TPU slice by generation and shape in chips, as v5e:4x4 or v5p:4x4x4, or the
-GPUs of a host, as h100:8. Printed, and written to --output as JSON, is the memory of a chip against its limit. For TPUs
-also: products against what the model's equations ask for, memory traffic, what chips send each other, and an estimate
-of the time of a step at the chip's published peaks. For GPUs, whose programs call libraries: the time that the products
-and the memory traffic of the equations take at those peaks, which no step undercuts. A program that does not fit is
-refused, with the bytes it needs. The compilers come with: pip install 'crystal-jax[tpu]', 'crystal-jax[cuda]'.
+The training step and the two programs of sampling (prefill and decode) are compiled by the devices' own compiler for
+--topology: a TPU slice by generation and shape in chips, as v5e:4x4 or v5p:4x4x4, or the GPUs of a host, as h100:8. The
+report is printed, and written to --output as JSON. It states the memory of a chip against its limit. For TPUs it also
+states matrix products against the model's equations, memory traffic, data sent between chips, and an estimate of the
+time of a step at the chip's published peaks. GPU programs call libraries, so for GPUs it states the time that the
+products and the memory traffic of the equations take at those peaks, which is a lower bound on a step. A program that
+does not fit is refused with the bytes it needs. To install the compilers: pip install 'crystal-jax[tpu]',
+'crystal-jax[cuda]'.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from crystal_jax.text.tokenizer import load_tokenizer
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the flags of `crystal-jax compile`."""
     config_flags.DEFINE_config_file(
         "config", None, "Run configuration: FILE.py or FILE.py:variant.", flag_values=flag_values
     )
@@ -72,13 +73,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Entry of `crystal-jax compile`."""
+    """Runs `crystal-jax compile`."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # a TPU or GPU that is there is not needed, and may be busy
+    jax.config.update("jax_platforms", "cpu")  # TPUs or GPUs of this machine are not needed, and may be busy
     try:
         config = flag_values.config.to_dict()
-    except OSError as error:  # ml_collections reports a file that does not load at the first use
+    except OSError as error:  # ml_collections reports a file that does not load only at first use
         raise UserError(f"--config does not load: {' '.join(str(error.__cause__ or error).split())}") from error
     if malformed := [option for option in flag_values.xla if "=" not in option]:
         raise UserError(f"--xla={malformed[0]} is not written NAME=VALUE")
@@ -117,12 +118,12 @@ def compile_config(
     output: Path | str | None = None,
     hlo: bool = False,
 ) -> list[dict[str, Any]]:
-    """Compiles some programs of a configuration tree; see `case.compile_case` for the arguments.
+    """Compiles some programs of a configuration tree; see `aot_report.compile_case` for the arguments.
 
     Raises:
-        UserError: a bad configuration or topology, or a program that does not fit.
+        UserError: the configuration or topology is invalid, or a program does not fit.
     """
-    # Late, so that --help and bad flags answer at once.
+    # Imported late, so that --help and flag errors are fast.
     from crystal_jax.compile.aot_report import compile_case
     from crystal_jax.compile.print_report import show
     from crystal_jax.compile.topology import topology
@@ -152,7 +153,7 @@ def compile_config(
 
 
 def experiment_of(config: Mapping[str, Any]) -> Experiment:
-    """The typed configuration; the tokenizer is only looked for where the vocabulary's size is not stated."""
+    """Returns the typed configuration; the tokenizer is loaded only if the vocabulary's size is not stated."""
     if isinstance(model := config.get("model"), Mapping) and "vocab_size" in model:
         return from_config_dict(config, vocab_size=0)
     stated = tokenizer_config(config)

@@ -2,8 +2,8 @@
 
 python -m crystal_jax.compile.table --work=build/tpu --output=docs/TPU.md
 
-Each program takes half a minute to some minutes; its report is kept in the work folder, and the same command goes on
-where it was stopped.
+Each program takes half a minute to some minutes. Its report is kept in the work folder, and after an interruption the
+same command continues from there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Result = dict[str, Any]
 
 
 def main() -> None:
-    """Compiles what is not there yet, and writes the page."""
+    """Compiles the missing programs, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", type=Path, default=Path("configs"))
     parser.add_argument("--work", type=Path, default=Path("build/tpu"), help="reports, kept")
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def load_or_compile(case: Case, configs: Path, work: Path, *, level: str) -> Result:
-    """The report of a case, out of the work folder if it is there; a refused program has `refused` instead."""
+    """Returns the report of a case, from the work folder if it exists; for a refused program, a dict with `refused`."""
     path = work / level / f"{case.key}.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -72,7 +72,7 @@ def load_or_compile(case: Case, configs: Path, work: Path, *, level: str) -> Res
 
 
 def experiment_of(case: Case, configs: Path) -> Experiment:
-    """The case's configuration, changed as it says."""
+    """Returns the case's configuration with its changes."""
     path = configs / f"llama2_{case.size}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -87,7 +87,7 @@ def experiment_of(case: Case, configs: Path) -> Experiment:
 
 
 def document(results: Mapping[str, Result], *, level: str) -> str:
-    """The whole page."""
+    """Returns the complete page."""
     made_by = next(r["versions"] for r in results.values() if "versions" in r)
     levels = (
         f"training at optimisation level {level}, sampling at the default level"
@@ -148,7 +148,7 @@ def _time(result: Result) -> str:
 
 
 def training_table(results: Mapping[str, Result]) -> str:
-    """One row a configuration and slice."""
+    """Returns a table with a row per configuration and slice."""
     head = ["config", "slice", "mesh", "rows × tokens", "HBM a chip, GiB", "products / equations", "HBM traffic, GiB"]
     head += ["received, GiB", "step, estimate", "MFU, estimate", "crystals an hour, estimate", "compiled in, s"]
     rows = []
@@ -178,7 +178,7 @@ def training_table(results: Mapping[str, Result]) -> str:
 
 
 def sampling_table(results: Mapping[str, Result]) -> str:
-    """One row a configuration, slice and program."""
+    """Returns a table with a row per configuration, slice and program."""
     head = ["config", "slice", "program", "mesh", "rows", "HBM a chip, GiB", "HBM traffic, GiB", "/ weights and cache"]
     head += ["received, GiB", "step, estimate", "crystals an hour, estimate", "compiled in, s"]
     rows = []
@@ -208,7 +208,7 @@ def sampling_table(results: Mapping[str, Result]) -> str:
 
 
 def verdicts(results: Mapping[str, Result]) -> str:
-    """The targets, met or missed, from the figures."""
+    """Returns a table of the targets, met or missed according to the figures."""
     every = [(case, results[case.key]) for case in (*TRAINING, *SAMPLING)]
     refused = [f"{c.size} `{c.variant}` {c.what} on {_where(c)}" for c, r in every if "refused" in r]
     done = [(case, result) for case, result in every if "refused" not in result]
@@ -230,7 +230,7 @@ def verdicts(results: Mapping[str, Result]) -> str:
 
 
 def choices_table(results: Mapping[str, Result]) -> str:
-    """What each choice brings, by the compiler's figures."""
+    """Returns a table of the effect of each choice, by the compiler's figures."""
     head = ["training step", "temporaries, GiB", "peak, GiB", "products, TFLOP", "HBM traffic, GiB", "received, GiB"]
     head += ["step, estimate"]
     rows = []
@@ -256,7 +256,7 @@ def choices_table(results: Mapping[str, Result]) -> str:
 
 
 def rows_table(results: Mapping[str, Result]) -> str:
-    """Memory traffic and yield of a decode step, by how much is in a chip's share of it."""
+    """Returns a table of memory traffic and yield of a decode step, by the number of rows on a chip."""
     head = ["70B decode on " + _where(ROWS[0]), "cache", "mesh", "rows", "HBM traffic, GiB", "/ weights and cache"]
     head += ["step, estimate", "crystals an hour, estimate"]
     done = [(case, results[case.key]) for case in ROWS if "refused" not in results[case.key]]
@@ -277,7 +277,7 @@ def rows_table(results: Mapping[str, Result]) -> str:
 
 
 def chips_table() -> str:
-    """The peaks that the estimates divide by."""
+    """Returns a table of the peaks used in the estimates."""
     head = ["chip", "bf16, TFLOP/s", "HBM, GB/s", "links, GB/s received", "HBM limit, GiB", "source"]
     rows = [
         [

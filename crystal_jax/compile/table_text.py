@@ -1,4 +1,4 @@
-"""What docs/TPU.md says around its tables."""
+"""Text of docs/TPU.md around its tables."""
 
 HEAD = """
 # On TPUs, by the compiler's figures

@@ -1,4 +1,4 @@
-"""The programs of docs/TPU.md: which configurations are compiled for which slices, and changed in what."""
+"""Lists the programs of docs/TPU.md: configurations, slices and changes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One program to compile: a configuration's variant on a slice, possibly changed.
+    """Program to compile: a configuration's variant on a slice, with optional changes.
 
     Attributes:
         size, variant: configs/llama2_{size}.py:{variant}.
-        topology, what, num_slices: As the command's flags.
-        mesh: Another mesh than the configuration's.
-        rows: DecodeState sampled side by side; 0 is as many as fit.
-        coded: Keys and values in 8 bits.
-        changes: Values of the configuration, by their dotted names.
-        xla: Flags of the compiler.
-        level: Another optimisation level than the table's.
-        note: What the row of a comparison says.
+        topology, what, num_slices: as the flags of `crystal-jax compile`; `what` is --program.
+        mesh: a mesh other than the configuration's.
+        rows: slots sampled together; 0 is as many as fit.
+        coded: whether the KV cache is int8.
+        changes: values of the configuration, by dotted name.
+        xla: XLA flags.
+        level: an optimisation level other than the table's.
+        note: text of the row in a comparison.
     """
 
     size: str
@@ -39,7 +39,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """The name of its report's file."""
+        """File name of its report."""
         parts = [self.size, self.variant, self.topology, self.what, self.mesh, self.level]
         parts += [f"{self.num_slices}slices"] if self.num_slices > 1 else []
         parts += [f"{self.rows}rows"] if self.rows else []
@@ -48,7 +48,7 @@ class Case:
         return re.sub(r"[^\w.=,-]", "-", "_".join(part for part in parts if part))
 
 
-# Slices as Google Cloud calls them: the numbers of v4 and v5p count cores, of which a chip has two.
+# Google Cloud's names of slices; for v4 and v5p they count cores, of which a chip has two.
 SLICES: Mapping[str, str] = {
     "v5e:4x4": "v5e-16",
     "v5e:8x8": "v5e-64",
@@ -120,7 +120,7 @@ CHOICES = (
 )
 
 
-# Rows and meshes of a decode step where the cache of a layer does not stay on the chip.
+# Rows and meshes of decode steps in which a layer's cache does not fit the chip's own memory.
 ROWS = tuple(
     Case(size="70b", variant=variant, topology="v5p:4x4x4", what="decode", level="default", rows=rows, mesh=mesh)
     for variant, mesh, choices in (

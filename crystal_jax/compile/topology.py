@@ -1,4 +1,4 @@
-"""Devices of TPU slices and of NVIDIA GPUs that are not there, for the compilers of libtpu and of JAX's CUDA plugin."""
+"""Provides devices of absent TPU slices and NVIDIA GPUs, for the compilers of libtpu and of JAX's CUDA plugin."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from jax.experimental import topologies
 from crystal_jax.compile.chips import CHIPS, GPUS, Chip, Gpu
 from crystal_jax.errors import UserError
 
-# libtpu otherwise asks Google Cloud's metadata server which machine this is, complains that it is none, and lets one
-# process of a machine load it: it cannot know that no TPU will be touched.
+# Otherwise libtpu asks Google Cloud's metadata server for the type of this machine, complains if it is none, and lets
+# only one process per machine load it, because it cannot know that no TPU will be used.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# A host with more is another kind of machine (NVL72).
+# Machines with more (NVL72) are of another kind.
 GPUS_PER_HOST = 8
-_CUDNN = 9, 12  # the oldest that JAX's plugin takes
+_CUDNN = 9, 12  # the oldest version that JAX's plugin accepts
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One or more slices of equal shape, such as v5e:4x4, which has 16 chips; or GPUs of one host, such as h100:8."""
+    """One or more slices of equal shape, such as v5e:4x4 with 16 chips; or GPUs of one host, such as h100:8."""
 
     name: str
     chip: Chip
@@ -39,7 +39,7 @@ class Topology:
 
     @property
     def chips_per_slice(self) -> int:
-        """Chips of one slice; each is one device to JAX."""
+        """Number of chips of one slice; each is one device to JAX."""
         return math.prod(self.shape)
 
     @property
@@ -102,14 +102,14 @@ def _gpus(name: str, chip: Chip, count: int, num_slices: int) -> Topology:
     described = topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
-        topology=f"1x1x{count}",  # partitions (joined by NVLink), hosts of each, GPUs of each
+        topology=f"1x1x{count}",  # partitions (joined by NVLink), hosts per partition, GPUs per host
         target_config=_target_config(chip.gpu, chip.hbm_gbps),
     )
     return Topology(name, chip, (count,), 1, list(described.devices))
 
 
 def _target_config(gpu: Gpu, hbm_gbps: float) -> str:
-    """What XLA's compiler takes in place of a GPU: its GpuTargetConfigProto as text."""
+    """Returns XLA's description of a GPU for its compiler: a GpuTargetConfigProto as text."""
     return f"""
 gpu_device_info {{
   threads_per_warp: 32

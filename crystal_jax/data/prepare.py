@@ -50,7 +50,7 @@ def prepare(
         dataset, path=manual_dir, max_entries=max_entries, seed=seed, on_error=on_error, primitive=primitive
     )
     folder = manual_dir if manual_dir is not None and manual_dir.is_dir() else None
-    tfds.disable_progress_bar()  # the sources show their own, with totals
+    tfds.disable_progress_bar()  # the sources show their own progress bars, with totals
     try:
         with _quiet():
             # TFDS requires its own object for a config it knows, and accepts any object for a new one.

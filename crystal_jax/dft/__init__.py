@@ -1,1 +1,1 @@
-"""The last step of the paper's evaluation: density-functional theory on the crystals that look stable."""
+"""Density-functional theory on crystals that the energy model finds stable, the last step of the paper's evaluation."""

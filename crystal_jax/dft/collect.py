@@ -1,9 +1,10 @@
-"""Reads finished VASP runs back into an evaluation: which crystals are stable by density-functional theory?
+"""Collects finished VASP runs into an evaluation: which crystals are stable by density-functional theory (DFT).
 
-Takes the folders that 'crystal-jax dft write' made, reads vasprun.xml (also .gz) of each, applies the MP2020
-corrections and measures the energy above the hull. Fills the columns dft and e_above_hull_dft of structures.csv and
-candidates.csv, and stable_dft of metrics.json: the share of samples below 0 eV/atom, with metastable's denominator. The
-findings stay in dft.csv, from which a later 'crystal-jax evaluate' of the same samples takes them.
+Takes the folders that 'crystal-jax dft write' made, reads vasprun.xml (also .gz) in each, applies the MP2020
+corrections and computes the energy above the hull. Fills in the columns dft_status and e_above_hull_dft of
+structures.csv and candidates.csv, and stable_dft of metrics.json: the share of samples below 0 eV/atom, with the
+denominator of metastable. The results are kept in dft.csv, from which a later 'crystal-jax evaluate' of the same
+samples takes them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def main(flag_values: flags.FlagValues) -> None:
 def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str, Any]:
     """Reads the runs and returns what was added to `metrics.json`: `stable_dft` and `dft_endings`.
 
-    A run that is missing, cannot be read or has not converged is named so in the column `dft`, and is not stable.
+    The column `dft_status` states if a run is missing, cannot be read or has not converged; such a crystal counts as
+    not stable.
 
     Args:
         evaluation: folder written by `evaluate`.
@@ -57,7 +59,7 @@ def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str
         hull: the known materials.
 
     Raises:
-        UserError: a folder is none of these, or has no runs.
+        UserError: a folder has another content, or there are no runs.
     """
     evaluation, runs = as_path(evaluation, "evaluation"), as_path(runs, "runs")
     found = read_evaluation(evaluation)
@@ -81,7 +83,7 @@ def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str
 
 
 def _read_manifest(runs: Path) -> list[dict[str, str]]:
-    """The rows of the manifest of 'dft write'."""
+    """Reads the manifest of 'dft write'."""
     path, advice = runs / MANIFEST, "give the --output of 'crystal-jax dft write'"
     if not path.is_file():
         raise UserError(f"{runs} has no {MANIFEST}; {advice}")
@@ -92,17 +94,17 @@ def _read_manifest(runs: Path) -> list[dict[str, str]]:
 
 
 def _read(folder: Path, formula: str, hull: Hull) -> tuple[str, float | None]:
-    """How a run ended, and its energy above the hull in eV/atom."""
+    """Returns how a run ended, and its energy above the hull in eV/atom."""
     path = next((folder / name for name in ("vasprun.xml", "vasprun.xml.gz") if (folder / name).exists()), None)
     if path is None:
         return "no vasprun.xml", None
     try:
         run = Vasprun(path, parse_dos=False, parse_eigen=False, parse_potcar_file=False, exception_on_bad_xml=True)
         entry = run.get_computed_entry(inc_structure=True)
-        # Where INCAR names the functional, pymatgen calls it by that name, which the corrections do not know.
+        # If INCAR names the functional, pymatgen uses that name, which the corrections do not know.
         if run.run_type.removesuffix("+U") in ("GGA", "PBE"):
             entry.parameters["run_type"] = "GGA+U" if run.is_hubbard else "GGA"
-    except Exception:  # pymatgen raises nearly anything on a damaged file
+    except Exception:  # pymatgen raises many types of errors on damaged files
         return "unreadable", None
     if entry.composition.reduced_formula != _reduced(formula):
         return "another crystal", None
@@ -116,7 +118,7 @@ def _read(folder: Path, formula: str, hull: Hull) -> tuple[str, float | None]:
 
 
 def _reduced(formula: str) -> str | None:
-    """The reduced formula that a manifest states; None where it states none."""
+    """Returns the reduced formula in a manifest; None if it is not a formula."""
     try:
         return Composition(formula, strict=True).reduced_formula
     except (ValueError, TypeError, ArithmeticError):
@@ -124,21 +126,21 @@ def _reduced(formula: str) -> str | None:
 
 
 def has_converged(run: Vasprun) -> bool:
-    """Whether a run's electrons and ions have converged.
+    """Whether the electrons and ions of a run have converged.
 
-    A relaxation must meet its own break condition EDIFFG in its last step: a run that STOPCAR or a time limit ended
-    also has fewer than NSW steps. A static calculation (NSW at most 1) has no such condition.
+    A relaxation must meet its break condition EDIFFG in its last step: a run ended by STOPCAR or a time limit also has
+    fewer than NSW steps. A static calculation (NSW at most 1) has no such condition.
     """
-    if not run.converged:  # electrons; and a relaxation of all its NSW steps was cut
+    if not run.converged:  # electrons have not converged, or a relaxation used all its NSW steps
         return False
     if int(run.parameters.get("NSW") or 0) <= 1:
         return True
     limit = run.parameters.get("EDIFFG")
     limit = 10 * run.parameters.get("EDIFF", 1e-4) if limit is None else limit  # VASP's default
     steps = run.ionic_steps
-    if limit < 0:  # eV/Å, of the largest force
+    if limit < 0:  # eV/Å, limit on the largest force
         forces = np.linalg.norm(np.asarray(steps[-1]["forces"], float), axis=1)
         return bool(forces.max() <= -limit)
     if len(steps) < 2:
         return False
-    return abs(steps[-1]["e_fr_energy"] - steps[-2]["e_fr_energy"]) <= limit  # eV, of the cell
+    return abs(steps[-1]["e_fr_energy"] - steps[-2]["e_fr_energy"]) <= limit  # eV, limit on the cell's energy change

@@ -1,8 +1,8 @@
 """Writes VASP inputs for the crystals that an evaluation found metastable, with the Materials Project's settings.
 
-Each crystal gets a folder of --output with INCAR, KPOINTS, POSCAR (the relaxed crystal) and POTCAR.spec, which names
-the pseudopotentials; POTCAR itself is licensed and must be put there by you. manifest.csv says which crystal each
-folder has. When the calculations are done, 'crystal-jax dft collect' reads them back.
+Each crystal gets a folder in --output with INCAR, KPOINTS, POSCAR (the relaxed crystal) and POTCAR.spec, which names
+the pseudopotentials; POTCAR itself is licensed and must be added by you. manifest.csv lists the crystal of each
+folder. When the calculations have finished, 'crystal-jax dft collect' reads their results.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def write(evaluation: Path | str, *, output: Path | str, below: float = METASTAB
     Args:
         evaluation: folder written by `evaluate`, with energies above the hull.
         output: a new folder.
-        below: eV/atom above the hull.
+        below: largest energy above the hull, eV/atom.
 
     Raises:
-        UserError: the evaluation has no such energies or its samples have gone, or the output is not empty.
+        UserError: the evaluation has no such energies, its samples are missing, or the output is not empty.
     """
     evaluation, output = as_path(evaluation, "evaluation"), as_path(output, "output").absolute()
     if finite(below) is None:
@@ -87,7 +87,7 @@ def write(evaluation: Path | str, *, output: Path | str, below: float = METASTAB
 
 
 def _write_one(number: str, row: dict[str, Any], structure: Structure, output: Path) -> dict[str, Any]:
-    """Writes the inputs of one crystal to a folder of its own; returns the manifest's row."""
+    """Writes the inputs of one crystal to a folder of its own; returns its row of the manifest."""
     folder = f"{number}_{structure.composition.reduced_formula}"
     inputs = MPRelaxSet(structure)
     inputs.write_input(str(output / folder), potcar_spec=True)
@@ -101,7 +101,7 @@ def _write_one(number: str, row: dict[str, Any], structure: Structure, output: P
 
 
 def _without_potcar(structure: Structure) -> list[str]:
-    """The elements of a crystal for which the Materials Project's settings name no pseudopotential."""
+    """Returns the elements of a crystal for which the Materials Project's settings have no pseudopotential."""
     known = MPRelaxSet.CONFIG["POTCAR"]
     return [element.symbol for element in structure.composition.elements if element.symbol not in known]
 
@@ -112,7 +112,7 @@ def _say_left_out(without: Mapping[str, list[str]]) -> None:
 
 
 def _relaxed(evaluation: Path) -> tuple[pd.DataFrame, dict[str, Structure]]:
-    """The evaluation's rows, and its relaxed crystals by name."""
+    """Returns the evaluation's rows, and its relaxed crystals by name."""
     found = read_evaluation(evaluation)
     rows, samples = found.rows, Path(found.metrics.part("samples").text("path"))
     if rows["e_above_hull"].isna().all():

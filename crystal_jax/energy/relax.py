@@ -25,7 +25,7 @@ _N_MIN, _F_INC, _F_DEC, _ALPHA, _F_ALPHA = 5, 1.1, 0.5, 0.1, 0.99
 # Limits that a relaxation towards a minimum never crosses.
 _VOLUME_RATIO = (0.2, 5.0)  # current cell volume over initial cell volume
 _LEAST_VOLUME = 2.0  # Å^3/atom; the densest real crystals have 3 to 5
-_LOWEST_ENERGY = -25.0  # eV/atom; the lowest of an element is about -15
+_LOWEST_ENERGY = -25.0  # eV/atom; the lowest energy of an element is about -15
 
 Status = Literal["converged", "steps", "timeout", "exploded", "crashed"]
 

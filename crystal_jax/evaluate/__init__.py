@@ -1,1 +1,1 @@
-"""Says which generated crystals are sound, new, and distributed like real ones; on the host, without JAX."""
+"""Evaluation of generated crystals: validity, novelty, stability, distributions; on the host, without JAX."""

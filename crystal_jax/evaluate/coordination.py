@@ -151,7 +151,7 @@ def _faces(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     voronoi = Voronoi(points)
     mine = np.flatnonzero((voronoi.ridge_points == 0).any(axis=1))
-    others = voronoi.ridge_points[mine].sum(axis=1)  # the pair without the 0
+    others = voronoi.ridge_points[mine].sum(axis=1)  # the other point of each pair with point 0
     rings = [voronoi.ridge_vertices[i] for i in mine]
     if not rings or any(-1 in ring for ring in rings):
         raise QhullError("the Voronoi cell is open")

@@ -1,6 +1,6 @@
 """Stores DFT results in an evaluation's folder, so that evaluating the samples again does not lose them.
 
-`crystal-jax dft collect` writes the file; the columns `dft` and `e_above_hull_dft` are filled in from it.
+`crystal-jax dft collect` writes the file; the columns `dft_status` and `e_above_hull_dft` are filled in from it.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ from crystal_jax.evaluate.evaluation import write_evaluation
 from crystal_jax.evaluate.fingerprints import CACHE
 from crystal_jax.evaluate.known_materials import KnownMaterials, load_known_materials, reduced
 from crystal_jax.evaluate.options import FINGERPRINTS, MODES, EnergyOptions, energy_options
-from crystal_jax.evaluate.options import define_flags as define_flags  # the command line finds it here
+from crystal_jax.evaluate.options import define_flags as define_flags  # re-exported for the command line
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.json_files import read_object
 from crystal_jax.provenance import command_line, versions

@@ -75,7 +75,7 @@ def fill_in(
     *,
     progress: bool = False,
 ) -> None:
-    """Writes the results of relaxation into the columns of `rows`; reasons of failures go to `failure`.
+    """Writes the results of relaxation into the columns of `rows`; reasons of failures go to `failure_reason`.
 
     Args:
         rows: one row per sample.

@@ -33,7 +33,7 @@ COLUMNS = {
     "num_elements": "Int64",
     "density": "float64",  # g/cm^3
     "volume": "float64",  # Å^3, of the cell
-    "spacegroup": "Int64",  # number; of valid samples only
+    "spacegroup": "Int64",  # number; only for valid samples
     "structurally_valid": "bool",
     "compositionally_valid": "bool",
     "valid": "bool",
@@ -47,7 +47,7 @@ COLUMNS = {
     "novel_loose": "boolean",  # the same at CDVAE's tolerances
     "matched_train_id": "str",  # name of the same crystal in the training set
     "covered": "boolean",  # for samples with a structure: the reference has crystals near it by fingerprint
-    "structure_distance": "float64",  # of fingerprints, to the nearest reference crystal
+    "structure_distance": "float64",  # fingerprint distance to the nearest reference crystal
     "composition_distance": "float64",
     "novel_by_fingerprint": "boolean",  # for valid samples, given the training set's fingerprints: far from all of them
     "nearest_known": "str",  # nearest crystal by fingerprint, of the training set or else of the reference
@@ -66,17 +66,17 @@ COLUMNS = {
     "energy_per_atom": "float64",  # eV, relaxed, with the MP2020 corrections
     "formation_energy_per_atom": "float64",  # eV, relaxed
     "e_above_hull": "float64",  # eV/atom, relaxed
-    "known_in_system": "Int64",  # materials of the hull with exactly these elements
+    "known_in_system": "Int64",  # number of the hull's materials with exactly these elements
     "stable_in_system": "Int64",  # stable compounds of these elements in the Materials Project
     "stable_missing": "Int64",  # how many of these compounds the hull lacks
     "lower_bound": "boolean",  # the hull is incomplete: the true energy above the hull is at least this
-    "decomposes_to": "str",  # the hull's materials at this composition
+    "decomposes_to": "str",  # the hull's materials at this composition, with shares
     "relaxed_spacegroup": "Int64",
     "relaxed_density": "float64",  # g/cm^3
     "relaxed_volume": "float64",  # Å^3, of the cell
     "relaxed_plausible": "boolean",  # `plausible` for the relaxed crystal
     "relaxation_rmsd": "float64",  # Å, root mean square move of the atoms, without the change of the cell
-    # From density-functional theory, by 'crystal-jax dft collect':
+    # From DFT, written by 'crystal-jax dft collect':
     "dft_status": "str",  # how the DFT run ended
     "e_above_hull_dft": "float64",  # eV/atom
     "failure_reason": "str",  # reasons, joined by "; "

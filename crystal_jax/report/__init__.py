@@ -1,1 +1,1 @@
-"""Turns an evaluation into one self-contained HTML page; on the host, without JAX."""
+"""Reports: an evaluation as one self-contained HTML page, written on the host without JAX."""

@@ -1,4 +1,4 @@
-"""What a drawing needs to know of the elements: place in the periodic table, colour, radius."""
+"""Element properties for drawings: position in the periodic table, colour, radius."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from monty.serialization import loadfn
 from pymatgen.core import Composition, Element
 
 LIGHTEST, DARKEST = (232, 240, 250), (13, 71, 130)  # RGB ends of the heat map
-DEFAULT_RADIUS = 1.5  # Å, for the few elements without a measured one
-F_BLOCK_ROW = {57: 9, 89: 10}  # lanthanides and actinides stand below the table, in grid rows 9 and 10
+DEFAULT_RADIUS = 1.5  # Å, for the few elements without a measured radius
+F_BLOCK_ROW = {57: 9, 89: 10}  # lanthanides and actinides are drawn below the table, in grid rows 9 and 10
 
 
 class Tile(NamedTuple):
-    """An element's tile in the heat map: grid position from 1, number of crystals, colours."""
+    """Tile of an element in the heat map: grid position from 1, number of crystals, colours."""
 
     symbol: str
     name: str
@@ -29,7 +29,7 @@ class Tile(NamedTuple):
 
 
 def heat_map(formulas: Iterable[str]) -> list[Tile]:
-    """Tiles of the elements up to Z = 103, coloured by how many formulas contain them (root scale)."""
+    """Returns tiles of the elements up to Z = 103, coloured by how many formulas contain them (root scale)."""
     counts = Counter(element.symbol for formula in formulas for element in Composition(formula))
     most = max(counts.values(), default=1)
     return [_tile(Element.from_Z(z), counts, most) for z in range(1, 104)]
@@ -52,10 +52,10 @@ def _jmol_colors() -> dict[str, list[int]]:
 
 
 def color(symbol: str) -> str:
-    """The element's customary colour (Jmol's scheme) as #rrggbb."""
+    """Returns the element's colour in Jmol's scheme as #rrggbb."""
     return "#{:02x}{:02x}{:02x}".format(*_jmol_colors().get(symbol, (190, 190, 190)))
 
 
 def radius(symbol: str) -> float:
-    """The element's atomic radius in Å (Slater 1964); sums of two are typical bond lengths."""
+    """Returns the element's atomic radius in Å (Slater 1964); sums of two are typical bond lengths."""
     return float(Element(symbol).atomic_radius or DEFAULT_RADIUS)

@@ -1,4 +1,4 @@
-"""Charts as SVG text: small, sharp at any size, and readable without a script."""
+"""Draws charts as SVG text, which is small, sharp at any size, and needs no script."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from crystal_jax.report.groups import symbol
 
 WIDTH, HEIGHT = 360, 210  # user units of a histogram, about one pixel each
 FULL_WIDTH, FULL_HEIGHT = 1120, 300  # user units of a chart as wide as the page
-LEFT, RIGHT, TOP, BOTTOM = 40, 20, 12, 38  # margins around its plotting area
+LEFT, RIGHT, TOP, BOTTOM = 40, 20, 12, 38  # margins around the plotting area
 
 
-_FRACTIONAL = {"g/cm^3": "g/cm³", "eV/atom": "eV per atom"}  # units of numbers that are not whole, as they are shown
+_FRACTIONAL = {"g/cm^3": "g/cm³", "eV/atom": "eV per atom"}  # units as shown, for quantities that are not whole numbers
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers that lie in [low, high]; steps are 1, 2 or 5 times a power of ten."""
+    """Returns about `count` round numbers in [low, high]; steps are 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     rough = (high - low) / count
@@ -29,24 +29,24 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 class Frame:
-    """Axes of one chart: maps data to user units and collects the SVG elements."""
+    """Axes of a chart: maps data to user units and collects the SVG elements."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], width: int = WIDTH, height: int = HEIGHT):
         self.x_range, self.y_range, self.width, self.height = x, y, width, height
         self.parts: list[str] = []
 
     def x(self, value: float) -> float:
-        """Where a value lies from the left."""
+        """Returns the horizontal position of a value, from the left."""
         low, high = self.x_range
         return LEFT + (value - low) / ((high - low) or 1) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Where a value lies from the top."""
+        """Returns the vertical position of a value, from the top."""
         low, high = self.y_range
         return self.height - BOTTOM - (value - low) / ((high - low) or 1) * (self.height - TOP - BOTTOM)
 
     def axes(self, x_label: str, *, percent: bool = False, whole: bool = False, labels: bool = True) -> None:
-        """Draws grid lines, tick labels (those of the horizontal axis on request) and the name of that axis."""
+        """Draws grid lines, tick labels (on the horizontal axis if `labels`) and the name of the horizontal axis."""
         for value in ticks(*self.y_range, count=4):
             text = f"{100 * value:.3g} %" if percent else f"{value:.4g}"
             self.parts.append(f'<path class="grid" d="M{LEFT} {self.y(value):.1f}H{self.width - RIGHT}"/>')
@@ -57,23 +57,23 @@ class Frame:
         self.text((LEFT + self.width - RIGHT) / 2, self.height - 5, x_label, "middle", "label")
 
     def text(self, x: float, y: float, text: str, anchor: str, kind: str = "tick") -> None:
-        """Writes a text at a place in user units."""
+        """Draws a text at a position in user units."""
         self.parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def line(self, points: Sequence[tuple[float, float]], kind: str) -> None:
-        """Joins points given as data; `kind` is a class of the style sheet."""
+        """Draws a line through data points; `kind` is a class of the style sheet."""
         path = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
         self.parts.append(f'<path class="{kind}" d="M{path}"/>')
 
     def svg(self, title: str) -> Markup:
-        """The whole chart; the title is for those who cannot see it."""
+        """Returns the complete chart; screen readers read the title."""
         body = "".join(self.parts)
         box = f"0 0 {self.width} {self.height}"
         return Markup(f'<svg viewBox="{box}" role="img" aria-label="{escape(title)}">{body}</svg>')
 
 
 def histogram(data: dict[str, Any]) -> Markup:
-    """Bars for the samples and an outline for the reference, each as shares of its own total.
+    """Draws bars for the samples and an outline for the reference, each as shares of its own total.
 
     Args:
         data: from `metrics.json`: `label`, `unit`, `edges` (n + 1), and counts `samples` and `reference` (n).
@@ -101,7 +101,7 @@ def histogram(data: dict[str, Any]) -> Markup:
 
 
 def shares(data: dict[str, Any]) -> Markup:
-    """Two bars, samples and reference, for each space group.
+    """Draws two bars, samples and reference, for each space group.
 
     Args:
         data: from `metrics.json`: `numbers` of the groups, counts `samples` and `reference`, and both sets' `sizes`.
@@ -122,7 +122,7 @@ def shares(data: dict[str, Any]) -> Markup:
 
 
 def training_curve(series: dict[str, list[tuple[float, float]]]) -> Markup:
-    """Losses over steps; the keys `loss` and `val_loss` name the curves' styles."""
+    """Draws losses over steps; the keys `loss` and `val_loss` select the curves' styles."""
     points = [point for line in series.values() for point in line]
     steps, losses = zip(*points, strict=True)
     margin = 0.05 * (max(losses) - min(losses)) or 0.1

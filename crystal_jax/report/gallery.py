@@ -1,4 +1,4 @@
-"""Picks crystals to show and prepares them for the page's viewer."""
+"""Selects crystals for the gallery and prepares them for the page's viewer."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from crystal_jax.structures import Entry, parse
 from crystal_jax.structures.read import collect
 
 GALLERY_SIZE = 12
-FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are drawn on the opposite face as well
-BOND_SLACK = 0.25  # Å over the sum of the atomic radii up to which two atoms are drawn as bonded
+FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are also drawn on the opposite face
+BOND_SLACK = 0.25  # Å; two atoms are drawn as bonded up to the sum of their atomic radii plus this
 MAX_DRAWN_ATOMS = 400  # larger cells would make the page heavy and the drawing unreadable
 
 
 def gallery(rows: pd.DataFrame, samples: Path, relaxations: Path) -> list[dict[str, Any]]:
-    """Returns cards of the best candidates, as they are after relaxation; none if the samples file has gone.
+    """Returns cards of the best candidates, with relaxed crystals if available; empty if the samples file is missing.
 
     Args:
         rows: `structures.csv`.
-        samples: the file or folder that was evaluated.
+        samples: the evaluated file or folder.
         relaxations: the folder of relaxed crystals.
     """
     table = candidates(rows).head(GALLERY_SIZE)
@@ -85,11 +85,11 @@ def _link(cif: str) -> str:
 
 
 def drawing(structure: Structure) -> dict[str, Any]:
-    """What the viewer draws, in Å around the cell's centre.
+    """Returns the viewer's data, in Å around the cell's centre.
 
     Returns:
-        `cell`: the lattice vectors, (3, 3); `atoms`: [x, y, z, symbol index], those on faces repeated on
-        the opposite ones; `bonds`: pairs of atom indices; `elements`: [symbol, colour, radius in Å].
+        `cell`: the lattice vectors, (3, 3); `atoms`: [x, y, z, symbol index], with atoms on faces repeated on the
+            opposite faces; `bonds`: pairs of atom indices; `elements`: [symbol, colour, radius in Å].
     """
     symbols = sorted(structure.symbol_set)
     centre = structure.lattice.matrix.sum(axis=0) / 2
@@ -107,13 +107,13 @@ def drawing(structure: Structure) -> dict[str, Any]:
 
 
 def _on_faces(frac: np.ndarray) -> list[np.ndarray]:
-    """The site itself and its images on the cell's other faces, edges and corners."""
+    """Returns the site itself and its images on the cell's other faces, edges and corners."""
     choices = [[x, x + 1] if x < FACE_TOLERANCE else [x, x - 1] if x > 1 - FACE_TOLERANCE else [x] for x in frac]
     return [np.array(image) for image in itertools.product(*choices)]
 
 
 def _bonds(atoms: np.ndarray, symbols: list[str]) -> list[list[int]]:
-    """Pairs of neighbours, except of two metals, whose bonds would hide everything else."""
+    """Returns pairs of neighbours, except pairs of metals, whose bonds would hide everything else."""
     radii = np.array([elements.radius(symbol) for symbol in symbols])
     metal = np.array([Element(symbol).is_metal for symbol in symbols])
     distances = np.linalg.norm(atoms[:, None] - atoms[None], axis=-1)

@@ -1,4 +1,4 @@
-"""Space groups as they are printed."""
+"""Formats space group symbols."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MONOCLINIC = range(3, 16)  # numbers of space groups
 
 
 def symbol(number: int) -> str:
-    """The short Hermann-Mauguin symbol, like "P2₁/c" for 14."""
+    """Returns the short Hermann-Mauguin symbol, like "P2₁/c" for 14."""
     name = sg_symbol_from_int_number(number)
     if number in MONOCLINIC:  # pymatgen writes P12_1/c1, with the two axes without symmetry
         name = re.sub(r"^(\w)1(.+)1$", r"\1\2", name)

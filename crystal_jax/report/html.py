@@ -41,7 +41,7 @@ RATE_TITLES = {
     "uniqueness": ("Unique", "of the valid: repeats no earlier sample"),
     "novelty": ("Novel", "of the valid: not in the training set"),
 }
-# Shown if they were measured.
+# Shown if measured.
 MORE_RATE_TITLES = {
     "coverage_recall": ("Recall", "real crystals near a sample, by fingerprints"),
     "coverage_precision": ("Precision", "samples near a real crystal, by fingerprints"),
@@ -164,7 +164,7 @@ def _figures(data: Evaluation, folder: Path) -> dict[str, Any]:
 
 
 def _stability(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """The histogram of energies above the hull; None if there are none."""
+    """Returns the histogram of energies above the hull; None if there are none."""
     heights = rows["e_above_hull"].dropna()
     if heights.empty:
         return None
@@ -181,7 +181,7 @@ def _stability(rows: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _candidates(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Returns the first candidates, as they are printed."""
+    """Returns the first candidates, formatted."""
 
     def text(value: Any, form: str = "{}") -> str:
         return "–" if pd.isna(value) else form.format(value)
@@ -220,18 +220,18 @@ def _candidates(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _nearest_of(metrics: Mapping[str, Any]) -> str:
-    """Says of which crystals the nearest ones are shown."""
+    """Returns a description of the set that nearest crystals are from."""
     source = metrics["train_reference"] if metrics["settings"]["novelty_cutoffs"] else metrics["reference"]
     return f"{source['read']:,} crystals of {source['path']}"
 
 
 def _made(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what decided the samples and their energies: command lines, seeds, limits, thresholds."""
+    """Returns the settings behind the samples and their energies: command lines, seeds, limits, thresholds."""
     found = [("Command", metrics["command"])] if metrics.get("command") else []
     sampling = metrics.get("sampling") or {}
     request = dict(sampling.get("request", {}))
     if request.get("requests", 1) != 1:
-        request.pop("prompt", None)  # a digest of many
+        request.pop("prompt", None)  # a digest of many prompts
     if made_by := sampling.get("provenance", {}).get("command"):
         found.append(("Sampling: command", made_by))
     for name, title in SAMPLING_TITLES.items():
@@ -254,7 +254,7 @@ def _plain(value: Any) -> str:
 
 
 def _funnel(rows: pd.DataFrame) -> list[tuple[str, int]]:
-    """How many samples are left after each check."""
+    """Returns how many samples are left after each check."""
     unique = rows["valid"] & rows["unique"].fillna(False)
     steps = [
         ("sampled", len(rows)),
@@ -272,7 +272,7 @@ def _funnel(rows: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def _training(path: Path) -> dict[str, Any]:
-    """The training curve and its last figures, from JSON lines."""
+    """Reads the training curve and its last figures from JSON lines."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Figures published on MP-20, to be shown beside an evaluation."""
+"""Figures published on MP-20, for comparison with an evaluation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One row of the table: rates as fractions, Wasserstein distances in g/cm^3 and in elements; None: not
+    """Row of published figures: rates as fractions, Wasserstein distances in g/cm^3 and in elements; None if not
     published.
     """
 
@@ -22,7 +22,7 @@ class Published(NamedTuple):
 
 
 # Gruver et al., "Fine-Tuned Language Models Generate Stable Inorganic Materials as Text", ICLR 2024, table 1:
-# 10,000 samples each, drawn again until they parse; the reference is the test split of MP-20; metastable below 0.1
+# 10,000 samples each, resampled until they parse; the reference is the test split of MP-20; metastable below 0.1
 # eV/atom by M3GNet, stable below 0 by DFT. LM-CH and LM-AC: the same authors' evaluator, `basic_eval.py`.
 PUBLISHED = (
     Published("CDVAE", 1.00, 0.867, 0.991, 0.995, 0.688, 1.43, 0.288, 0.054),

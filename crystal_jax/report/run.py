@@ -1,7 +1,7 @@
-"""Turns an evaluation into one HTML page that can be mailed: figures, tables, crystals to turn.
+"""Writes an evaluation as one HTML page that can be mailed: figures, tables, crystals that can be rotated.
 
-Reads what 'crystal-jax evaluate' wrote (metrics.json, structures.csv, and the samples file for the drawings)
-and writes one file that needs no network.
+Reads the output of 'crystal-jax evaluate' (metrics.json, structures.csv, and the samples file for the drawings) and
+writes one file that needs no network.
 """
 
 from __future__ import annotations

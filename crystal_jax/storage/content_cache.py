@@ -98,7 +98,7 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         with file:
             file.execute("CREATE TABLE IF NOT EXISTS found (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
-        file.execute("SELECT key, value FROM found LIMIT 1")  # a table of this name may have other columns
+        file.execute("SELECT key, value FROM found LIMIT 1")  # fails if a table of this name has other columns
     except sqlite3.OperationalError as error:
         file.close()
         if "no such column" in str(error):

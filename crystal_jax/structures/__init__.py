@@ -1,4 +1,4 @@
-"""Crystals in and out: one reader for all commands, from a file of any kind to structures or the reasons for none."""
+"""Reads crystals from files of any kind: one reader for all commands, which returns structures or failure reasons."""
 
 from crystal_jax.structures.entry import Entry, Sample
 from crystal_jax.structures.parse import parse

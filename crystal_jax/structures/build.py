@@ -1,4 +1,4 @@
-"""Writes crystals that other formats hold as numbers to CIF text, which is what everything else works with."""
+"""Converts crystals given as numbers to CIF text, the form in which all other code reads them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from crystal_jax.structures.lattice import matrix_fault
 def entry_of(
     matrix: np.ndarray, symbols: Sequence[str], frac_coords: np.ndarray, *, name: str = "", request: int | None = None
 ) -> Entry:
-    """Returns the entry of a crystal, with the reason in place of a CIF where the numbers are none of a crystal.
+    """Returns the entry of a crystal; if the numbers are not a crystal, it has a reason in place of a CIF.
 
     Args:
-        matrix: the lattice vectors in Å, one a row, [3, 3].
-        symbols: of elements, one a site; D is H.
+        matrix: the lattice vectors in Å as rows, [3, 3].
+        symbols: element symbols, one per site; D is read as H.
         frac_coords: fractional coordinates, [n_sites, 3].
-        name: empty where the source gives none.
+        name: name of the crystal; empty if the source has none.
         request: see `Entry`.
     """
     elements = []
@@ -37,7 +37,7 @@ def entry_of(
 
 
 def _fault(matrix: np.ndarray, elements: Sequence[Element], frac_coords: np.ndarray) -> str | None:
-    """Says why numbers are no crystal, or returns None if they are one."""
+    """Returns why the numbers are not a crystal, or None if they are."""
     if not elements:
         return "it has no atoms"
     if np.shape(frac_coords) != (len(elements), 3) or np.shape(matrix) != (3, 3):

@@ -1,4 +1,4 @@
-"""The files of a folder or of an archive, read one after another; nothing of an archive is unpacked to disk."""
+"""Iterates over the files of a folder or of an archive; archives are not unpacked to disk."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from crystal_jax.errors import UserError
 from crystal_jax.tables import check_is_file, read_bytes
 
 MAX_FILES = 500_000
-MAX_FILE = 64 * 2**20  # bytes of one crystal file, decompressed
+MAX_FILE = 64 * 2**20  # bytes of a crystal file, decompressed
 MAX_TOTAL = 2**30  # bytes of all files of an archive, decompressed
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_JUNK = {".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX"}  # of file managers
+_JUNK = {".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX"}  # written by file managers
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A file of a folder or of an archive.
+    """File of a folder or of an archive.
 
     Attributes:
-        path: below the folder or within the archive; never a path to open.
-        read: returns its bytes, decompressed if its name ends in `.gz`.
-        is_file: whether it is a regular file; a link, a pipe or a device is not read.
+        path: path below the folder or within the archive; it must not be opened.
+        read: function that returns the file's bytes, decompressed if the name ends in `.gz`.
+        is_file: whether it is a regular file; links, pipes and devices are not read.
     """
 
     path: PurePosixPath
@@ -42,17 +42,17 @@ class Member:
 
 
 def is_archive(path: Path) -> bool:
-    """Says whether a file's name is an archive's."""
+    """Whether a file name is an archive's."""
     return path.name.lower().endswith(ARCHIVES)
 
 
 def members(path: Path) -> Iterator[Member]:
-    """Yields the files of a folder, or of an archive, nested ones too, in the order of their paths in a folder.
+    """Yields the files of a folder or of an archive, including nested ones; in a folder, ordered by path.
 
-    Files that a file manager left (`._NAME`, `__MACOSX`) are passed over.
+    Files written by file managers (`._NAME`, `__MACOSX`) are skipped.
 
     Raises:
-        UserError: it cannot be read, or holds too much.
+        UserError: the path cannot be read, or has too many files or bytes.
     """
     found = _in_folder(path) if path.is_dir() else _in_archive(path)
     for number, member in enumerate(found):
@@ -72,7 +72,7 @@ def _in_folder(folder: Path) -> Iterator[Member]:
 
     found: list[Path] = []
     for root, folders, files in os.walk(folder, onerror=refuse):
-        linked = [name for name in folders if (Path(root) / name).is_symlink()]  # not followed: links can form circles
+        linked = [name for name in folders if (Path(root) / name).is_symlink()]  # not followed: links can form cycles
         found += [Path(root) / name for name in (*files, *linked)]
         if len(found) > MAX_FILES:
             break
@@ -84,7 +84,7 @@ def _in_folder(folder: Path) -> Iterator[Member]:
 def _is_regular(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.stat().st_mode)
-    except OSError:  # a link that leads nowhere
+    except OSError:  # a broken link
         return False
 
 

@@ -1,7 +1,7 @@
-"""Parses CIF text with pymatgen, and says why there is no crystal in it.
+"""Parses CIF text with pymatgen, and states why a text has no valid crystal.
 
-pymatgen reads nearly anything: it reports what is wrong in warnings, reads a coordinate that is missing as 0, and does
-not refuse a cell whose atoms are not those of the formula that the file states.
+pymatgen accepts nearly anything: it reports problems as warnings, reads a missing coordinate as 0, and does not reject
+a cell whose atoms differ from the formula that the file states.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from crystal_jax.structures.entry import stated_formula
 from crystal_jax.structures.lattice import cell_fault, matrix_fault
 from crystal_jax.suppress_warnings import quiet
 
-MAX_SITES = 5_000  # rows of a CIF; pymatgen compares each with each: 10 s for 4,000 of them
-MAX_IMAGES = 20_000  # rows times symmetry operations, of which the same is true
+MAX_SITES = 5_000  # rows of a CIF; pymatgen compares all pairs: 10 s for 4,000 rows
+MAX_IMAGES = 20_000  # rows times symmetry operations, which pymatgen also compares in pairs
 MAX_LINE = 20_000  # characters; the standard's limit is 2,048, and pymatgen's patterns are slow on longer lines
 
 _BLOCK = re.compile(r"^[ \t]*data_(\S*)", re.MULTILINE | re.IGNORECASE)
@@ -31,26 +31,26 @@ _CELL = (
     [f"_cell_length_{axis}" for axis in "abc"],
     [f"_cell_angle_{name}" for name in ("alpha", "beta", "gamma")],
 )
-_SYSTEMS = ("_symmetry_cell_setting", "_space_group_crystal_system")  # pymatgen infers what is missing of the cell
+_SYSTEMS = ("_symmetry_cell_setting", "_space_group_crystal_system")  # pymatgen infers cell parameters from these
 _OPERATIONS = (
     "_symmetry_equiv_pos_as_xyz",
     "_symmetry_equiv_pos_as_xyz_",
     "_space_group_symop_operation_xyz",
     "_space_group_symop_operation_xyz_",
 )
-_MANY_OPERATIONS = 48  # of a cubic group
+_MANY_OPERATIONS = 48  # number of operations of a cubic group
 _GROUP_NAMES = ("_symmetry_space_group_name_H-M", "_space_group_name_H-M_alt")
 _GROUP_NUMBERS = ("_symmetry_Int_Tables_number", "_space_group_IT_number")
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """What a CIF holds.
+    """Crystal read from a CIF.
 
     Attributes:
         structure: the crystal.
-        expanded: its space group had to be applied to a cell that only names it.
-        remark: what it lacks of its stated formula, where that is hydrogen.
+        expanded: whether its space group had to be applied, because the file only names it.
+        remark: difference to its stated formula, if only hydrogen is missing.
     """
 
     structure: Structure
@@ -60,15 +60,15 @@ class Read:
 
 @quiet()
 def write_cif(structure: Structure) -> str:
-    """Returns a crystal as CIF text in P1, eight digits a number."""
+    """Returns a crystal as CIF text in P1, with eight digits per number."""
     return str(CifWriter(structure))
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """Splits CIF text into crystals: the name of each `data_` block and its text.
 
-    Blocks that hold neither a cell nor sites (those of a publication, or a powder pattern's) are left out. Text with
-    one block at most is one crystal as it stands.
+    Blocks without cell and sites (of a publication, or a powder pattern) are left out. Text with at most one block is
+    returned unchanged as one crystal.
     """
     found = _starts(text)
     if len(found) < 2:
@@ -81,18 +81,21 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 @quiet()
 def read_cif(text: str, *, formula: str = "", strict: bool = True) -> Read:
-    """Builds the crystal of a CIF: of elements, sites in pymatgen's order.
+    """Builds the crystal of a CIF, with elements as species and sites in pymatgen's order.
 
-    Oxidation states are removed, and deuterium is hydrogen. A file that names a space group but lists only the identity
-    as its operation, as language models write them, is expanded by the group if it then holds the stated formula.
+    Oxidation states are removed, and deuterium becomes hydrogen. A file that names a space group but lists only the
+    identity as its operation, as language models write it, is expanded by the group if the result has the stated
+    formula.
 
     Args:
         text: the CIF of one crystal.
-        formula: what the source states beside the CIF; compared with the sites like the CIF's own.
-        strict: refuse a crystal that lacks hydrogens of its stated formula, as measured ones do; else it has a remark.
+        formula: formula that the source states in addition to the CIF; it is compared with the sites as the CIF's own
+            is.
+        strict: whether to reject a crystal that lacks hydrogens of its stated formula, as measured crystals do;
+            otherwise it gets a remark.
 
     Raises:
-        ValueError: there is no ordered crystal of elements in it, or its atoms are not those of the stated formula; the
+        ValueError: the text has no ordered crystal of elements, or its atoms differ from the stated formula; the
             message is one line.
     """
     text = _one_block(_tidy(text))
@@ -122,7 +125,7 @@ def of_elements(structure: Structure) -> Structure:
     """Returns the same crystal without oxidation states and isotopes.
 
     Raises:
-        ValueError: a site is shared or partly empty, or holds no real element.
+        ValueError: a site is shared or partly occupied, or has no real element.
     """
     if not structure.is_ordered:
         raise ValueError("disordered: a site is shared or partly empty")
@@ -136,7 +139,7 @@ def of_elements(structure: Structure) -> Structure:
 
 
 def _starts(text: str) -> list[tuple[str, int]]:
-    """Names and places of the `data_` lines that stand in no text between semicolons."""
+    """Returns names and positions of the `data_` lines outside text fields (between semicolons)."""
     found = [(match[1], match.start()) for match in _BLOCK.finditer(text)]
     if len(found) < 2:
         return found
@@ -145,7 +148,7 @@ def _starts(text: str) -> list[tuple[str, int]]:
 
 
 def _tidy(text: str) -> str:
-    """The text without blank lines, on which pymatgen's patterns take long."""
+    """Removes blank lines, on which pymatgen's patterns are slow."""
     lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip()]
     if any(len(line) > MAX_LINE for line in lines):
         raise ValueError(f"CIF does not parse: a line has more than {MAX_LINE:,} characters")
@@ -164,7 +167,11 @@ def _one_block(text: str) -> str:
 
 
 def _check(data: Mapping[str, Any]) -> None:
-    """Raises ValueError for what pymatgen would misread, or would not survive."""
+    """Checks for values that pymatgen would misread or crash on.
+
+    Raises:
+        ValueError: there is such a value.
+    """
     lengths, angles = ([_check_number(data[name], name) for name in names if name in data] for names in _CELL)
     if fault := cell_fault(lengths, angles):
         raise ValueError(fault)
@@ -188,7 +195,7 @@ def _check(data: Mapping[str, Any]) -> None:
             _check_number(value, f"the coordinate {axis} of the site {label}")
     occupancies = data.get("_atom_site_occupancy")
     for label, value in zip(labels, occupancies if isinstance(occupancies, list) else (), strict=False):
-        if value != "?":  # pymatgen, rightly, reads it as 1
+        if value != "?":  # pymatgen reads it as 1, which is right
             _check_number(value, f"the occupancy of the site {label}")
 
 
@@ -202,11 +209,11 @@ def _check_number(text: Any, what: str) -> float:
 
 
 def _parsed(text: str) -> tuple[CifParser, Mapping[str, Any]]:
-    """Pymatgen's parser of a block that holds a crystal, and the block's values."""
+    """Returns pymatgen's parser for a block with a crystal, and the block's values."""
     try:
         parser = CifParser.from_str(text)
         data = next(iter(parser.as_dict().values()), None)
-    except Exception as error:  # a malformed CIF raises nearly anything
+    except Exception as error:  # malformed CIFs raise many types of errors
         with contextlib.suppress(IndexError, ArithmeticError, KeyError, TypeError):
             for block in CifFile.from_str(text).data.values():
                 _check(block.data)
@@ -231,7 +238,7 @@ def _structure(parser: CifParser) -> Structure:
 
 
 def _reason(error: BaseException) -> str:
-    """Why pymatgen found no structure, in words."""
+    """Returns why pymatgen found no structure."""
     cause = error.__cause__ or error
     if isinstance(cause, KeyError):
         return f"it has no {cause.args[0]}"
@@ -244,7 +251,7 @@ def _reason(error: BaseException) -> str:
 def _names_group_only(data: Mapping[str, Any]) -> bool:
     """Whether the file names a space group above P1, and lists the identity as its only operation."""
     operations = next((data[name] for name in _OPERATIONS if data.get(name)), None)
-    if operations is None:  # pymatgen then takes the group's
+    if operations is None:  # pymatgen then uses the group's operations
         return False
     listed = [operations] if isinstance(operations, str) else operations
     if [re.sub(r"[\s+]", "", str(each)).lower() for each in listed] != ["x,y,z"]:
@@ -258,16 +265,17 @@ def _names_group(data: Mapping[str, Any]) -> bool:
 
 
 def _expanded(structure: Structure, text: str, data: Mapping[str, Any], stated_text: str) -> Structure | None:
-    """The whole cell of a file that names its space group only; None where the sites are the cell already.
+    """Returns the complete cell of a file that only names its space group; None if the sites already are the complete
+    cell.
 
     Raises:
-        ValueError: the sites are too few for the stated formula, and the group does not make it of them.
+        ValueError: there are too few sites for the stated formula, and expansion by the group does not give it.
     """
     stated = formulas.composition(stated_text)
     if stated is None or not _names_group_only(data):
         return None
     units = str(data.get("_cell_formula_units_Z", "1"))
-    # pymatgen, and models that learned from it, state the formula of the whole cell; the standard, that of one unit.
+    # pymatgen, and models trained on its files, state the formula of the whole cell; the standard, that of one unit.
     in_cell = stated.num_atoms * (int(units) if units.isdecimal() else 1)
     right = formulas.agrees(structure.composition, stated)
     if right and (len(structure) == in_cell or len(structure) > stated.num_atoms):
@@ -275,14 +283,14 @@ def _expanded(structure: Structure, text: str, data: Mapping[str, Any], stated_t
     whole = _by_group(text)
     more = whole is not None and len(whole) > len(structure) and len(whole) in (stated.num_atoms, in_cell)
     if whole is not None and more and formulas.agrees(whole.composition, stated):
-        return Structure(whole.lattice, whole.species, whole.frac_coords)  # without the labels, which repeat
+        return Structure(whole.lattice, whole.species, whole.frac_coords)  # without site labels, which are not unique
     if right and len(structure) < stated.num_atoms:
         raise ValueError(f"{structure.formula} in the cell, {' '.join(stated_text.split())} stated")
     return None
 
 
 def _by_group(text: str) -> Structure | None:
-    """The crystal that pymatgen builds of the sites and the space group's name or number; None if it builds none."""
+    """Returns the crystal that pymatgen builds from the sites and the space group; None if it fails."""
     block = next(iter(CifFile.from_str(text).data.values()))
     data = {name: value for name, value in block.data.items() if name not in _OPERATIONS}
     loops = [[name for name in loop if name in data] for loop in block.loops]

@@ -1,4 +1,4 @@
-"""Reads a CSV table of crystals: one a row, as CIF text or as the dictionary of a pymatgen structure."""
+"""Reads a CSV table of crystals: one per row, as CIF text or as the dictionary of a pymatgen structure."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _LONGEST_NUMBER = 18  # characters
 
 
 def entries_of_table(table: Table, *, name: str) -> list[Entry]:
-    """Returns an entry for each row, in the rows' order.
+    """Returns an entry for each row, in the order of the rows.
 
-    Columns: `cif` or `cif_str`; `name` or `material_id`, where all are there and differ, else rows are numbered;
-    `formula` or `pretty_formula`; `model_name`; `gen_str` (the prompt); `request_number`, `request_name`
-    and `requested`, as 'crystal-jax sample' writes them.
+    Columns: `cif` or `cif_str`; `name` or `material_id` if all values are present and unique, otherwise rows are
+    numbered; `formula` or `pretty_formula`; `model_name`; `gen_str` (the prompt); `request_number`, `request_name` and
+    `requested`, as 'crystal-jax sample' writes them.
 
     Args:
-        table: of text cells.
-        name: of the file, for messages.
+        table: table of text cells.
+        name: name of the file, for error messages.
 
     Raises:
-        UserError: it has no column of crystals, no rows, or a request that is no number.
+        UserError: there is no column of crystals, there are no rows, or a request number is not a number.
     """
     column = next((each for each in CIF_COLUMNS if each in table.columns), None)
     if column is None:
@@ -68,7 +68,7 @@ def _entry(name: str, cif: str, **facts: object) -> Entry:
 
 
 def _distinct(table: Table, column: str) -> Sequence[str] | None:
-    """The cells of a column that gives each row a name of its own."""
+    """Returns the cells of a column if they are present and unique, otherwise None."""
     found = table.column(column) if column in table.columns else []
     return found if found and all(found) and len(set(found)) == len(found) else None
 

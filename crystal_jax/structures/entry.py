@@ -1,4 +1,4 @@
-"""A crystal as its source gives it, and as it was read."""
+"""Crystals as their source states them (`Entry`), and as they were parsed (`Sample`)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _FORMULA = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A crystal as CIF text; an empty `cif` is a sample that forms no crystal.
+    """Crystal as CIF text; an empty `cif` is a sample without a crystal.
 
     Attributes:
-        name: unique in its source.
-        cif: one crystal's CIF; what other formats hold was written as such.
-        model: what made it, if the source says so.
-        formula: what the source states beside the CIF.
-        prompt: what was asked, and maybe the answer, if the source says so.
-        request: the number, from 0, of the request or target that it answers, if the source says so.
-        request_name: the name of that request, if it has one.
-        requested: that request as a JSON object, "" where nothing was asked; None if the source does not say.
+        name: name, unique in its source.
+        cif: CIF of one crystal; other formats are converted to CIF.
+        model: the model that generated it, if the source states it.
+        formula: formula that the source states in addition to the CIF.
+        prompt: the prompt, possibly followed by the completion, if the source states it.
+        request: number, from 0, of its request or target, if the source states it.
+        request_name: name of its request, if it has one.
+        requested: its request as a JSON object, "" for an empty request; None if the source does not state it.
         fault: why there is no CIF, if the source shows it.
-        where: its place in the source, for messages: "my.csv, row 3".
+        where: position in the source, for error messages: "my.csv, row 3".
     """
 
     name: str
@@ -43,10 +43,10 @@ class Entry:
     where: str = dataclasses.field(default="", compare=False)
 
     def stated_composition(self) -> Composition | None:
-        """Returns what the source or the CIF's header states; no site is read.
+        """Returns the composition stated by the source or the CIF's header, without reading sites.
 
-        None if neither does, or not in whole numbers of real elements. `parse` fails where the sites are others, so a
-        crystal that was read has the reduced formula that this gives, or lacks hydrogens of it.
+        Returns None if neither states one in whole numbers of real elements. `parse` fails if the sites differ, so a
+        parsed crystal has this reduced formula, or lacks hydrogens of it.
         """
         stated = formulas.composition(self.formula) or formulas.composition(stated_formula(self.cif))
         return stated if stated is not None and formulas.is_whole(stated) else None
@@ -54,15 +54,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A crystal that was read: either its `structure` or the reason of its `failure` is None.
+    """Parsed crystal: either `structure` or `failure`, the reason of its failure, is None.
 
-    The structure is of elements, without oxidation states and isotopes. Its `cif` is the entry's, or, where a file gave
-    a space group without its operations, that of the whole cell.
+    The structure has elements as species, without oxidation states and isotopes. `cif` is the entry's CIF, or that of
+    the whole cell if a file has a space group without its operations.
 
-    A `remark` says that it lacks hydrogens of its stated formula.
+    A `remark` states that hydrogens of the stated formula are missing.
 
-    A crystal without a structure may still have a `composition`: atoms on top of each other, or angles that form no
-    cell, do not hide which elements were meant, and as in CDVAE its compositional validity is judged.
+    A crystal without a structure may still have a `composition`. Overlapping atoms, or angles that form no cell, do not
+    hide the elements, and its compositional validity is evaluated as in CDVAE.
     """
 
     name: str
@@ -74,6 +74,6 @@ class Sample:
 
 
 def stated_formula(cif: str) -> str:
-    """Returns the `_chemical_formula_sum` of a CIF, empty if it has none."""
+    """Returns the `_chemical_formula_sum` of a CIF; empty if it has none."""
     found = _FORMULA.search(cif)
     return next((text.strip() for text in found.groups() if text), "") if found else ""

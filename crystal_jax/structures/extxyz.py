@@ -1,4 +1,4 @@
-"""Reads extended XYZ: checks each frame's lines, then lets ASE parse them."""
+"""Reads extended XYZ: checks the lines of each frame, then parses them with ASE."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crystal_jax.suppress_warnings import quiet
 
 _PROPERTIES = re.compile(r"""(?:^|\s)Properties\s*=\s*["']?([^"'\s]+)""")
 _DEFAULT = "species:S:1:pos:R:3"
-_MAX_COLUMNS = 1000  # of an atom's line
+_MAX_COLUMNS = 1000  # columns of an atom's line
 _NAMES = ("name", "material_id", "mat_id")
 
 
@@ -26,21 +26,21 @@ _NAMES = ("name", "material_id", "mat_id")
 def read_extxyz(text: str, *, name: str) -> list[Entry]:
     """Returns the frames of a file; a frame that is not periodic in three dimensions has no CIF.
 
-    Entries are called what the frame's comment calls them, and "" where it does not.
+    Entries have the names in the frames' comments, or "".
 
     Args:
-        text: of the file.
-        name: of the file, for messages.
+        text: content of the file.
+        name: name of the file, for error messages.
 
     Raises:
-        UserError: it is no such file.
+        UserError: the file is not extended XYZ.
     """
-    from ase.io import read  # here, because only this case needs ASE
+    from ase.io import read  # imported here, because only this case needs ASE
 
     try:
         lines = _checked(text.splitlines())
         frames: Any = read(io.StringIO("\n".join(lines) + "\n"), index=":", format="extxyz")
-    except Exception as error:  # ASE's reader raises nearly anything
+    except Exception as error:  # ASE's reader raises many types of errors
         raise UserError(f"{name}: not a readable extended XYZ file: {one_line(error)}") from error
     if not frames:
         raise UserError(f"{name}: not a readable extended XYZ file: it has no frames")
@@ -58,16 +58,16 @@ def _entry(frame: Any) -> Entry:
 
 
 def _checked(lines: list[str]) -> list[str]:
-    """The lines with each atom's element as ASE knows it: deuterium is hydrogen.
+    """Returns the lines with element symbols that ASE knows: deuterium becomes hydrogen.
 
     Raises:
-        ValueError: a frame claims more lines than there are, or an atom is of no element.
+        ValueError: a frame states more lines than there are, or an atom is not an element.
     """
     return [line for first, frame in _frames(lines) for line in _of_elements(frame, first)]
 
 
 def _frames(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Numbers of the first lines of the frames, from 1, and the frames' lines."""
+    """Yields the first line number, from 1, and the lines of each frame."""
     begin = 0
     while begin < len(lines) and lines[begin].strip():
         try:

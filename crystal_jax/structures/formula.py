@@ -1,4 +1,4 @@
-"""Compares the formula that a file states with the atoms that it lists."""
+"""Compares the formula that a file states with its atoms."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from pymatgen.core import Composition, Element
 
-_TOLERANCE = 0.01  # of the share of an element's atoms, where the stated amounts are rounded; one atom of 20 is 0.05
+_TOLERANCE = 0.01  # tolerance for an element's share of atoms, if stated amounts are rounded; one atom of 20 is 0.05
 _LONGEST = 1000  # characters; no formula is longer
 
 
 def composition(text: str) -> Composition | None:
-    """Parses a formula, deuterium and tritium as hydrogen; None if it is none, or not of real elements."""
+    """Parses a formula, with deuterium and tritium as hydrogen; None if it is not a formula of real elements."""
     if not text.strip() or len(text) > _LONGEST:
         return None
     try:
@@ -28,15 +28,15 @@ def composition(text: str) -> Composition | None:
 
 
 def is_whole(stated: Composition) -> bool:
-    """Says whether all amounts are whole numbers."""
+    """Whether all amounts are whole numbers."""
     return all(float(amount).is_integer() for amount in stated.values())
 
 
 def agrees(sites: Composition, stated: Composition) -> bool:
-    """Says whether atoms are in the proportions of a stated formula.
+    """Whether atoms have the proportions of a stated formula.
 
-    Whole numbers must agree exactly, so that crystals may be looked up by the formula that they state. Others are
-    rounded, and are compared as shares of the atoms.
+    Whole numbers must agree exactly, so that crystals can be looked up by their stated formula. Other numbers are
+    rounded, so they are compared as shares of the atoms.
     """
     if is_whole(stated):
         return _reduced(sites) == _reduced(stated)
@@ -45,7 +45,7 @@ def agrees(sites: Composition, stated: Composition) -> bool:
 
 
 def lacks_only_hydrogen(sites: Composition, stated: Composition) -> bool:
-    """Says whether atoms are those of a stated formula but for hydrogens, which X-rays hardly see."""
+    """Whether atoms agree with a stated formula except for missing hydrogens, which X-rays hardly detect."""
     heavy, heavy_stated = without_hydrogen(sites), without_hydrogen(stated)
     if not heavy or not heavy_stated or not agrees(heavy, heavy_stated):
         return False

@@ -1,4 +1,4 @@
-"""Builds the structure of an entry, or says why there is none."""
+"""Parses entries into samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from crystal_jax.structures.entry import Entry, Sample
 
 
 def parse(entry: Entry) -> Sample:
-    """Builds the structure of an entry; whatever is wrong with its CIF becomes the sample's `failure`."""
+    """Builds the structure of an entry; any problem with its CIF becomes the sample's `failure`."""
     if not entry.cif.strip():
         return failed(entry, entry.fault or "no CIF: the sample forms no cell")
     try:
@@ -24,5 +24,5 @@ def failed(entry: Entry, reason: str) -> Sample:
 
 
 def died(entry: Entry) -> Sample:
-    """Returns the sample of an entry on which the process that read it died."""
+    """Returns the sample of an entry whose process died while reading it."""
     return failed(entry, "the process that read it died")

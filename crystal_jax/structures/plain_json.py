@@ -1,6 +1,6 @@
 """Reads pymatgen's structures in JSON as plain data: lattice, species, coordinates.
 
-pymatgen's own decoder imports whatever class a file names. Here nothing in a file names code.
+pymatgen's own decoder imports any class that a file names. This reader executes nothing that a file names.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _LONGEST = 50_000_000  # characters of a dictionary in a table's cell
 def read_json(text: str, *, name: str) -> list[Entry]:
     """Returns the structures of a file: a structure's dictionary, a list of them, or a mapping from names to them.
 
-    A dictionary that has a structure under "structure", as pymatgen's computed entries, stands for it. Entries are
-    called what the file calls them, and "" where it does not.
+    A dictionary with a structure under "structure", such as pymatgen's computed entries, is read as this structure.
+    Entries have the names in the file, or "".
 
     Args:
-        text: of the file.
-        name: of the file, for messages.
+        text: content of the file.
+        name: name of the file, for error messages.
 
     Raises:
-        UserError: it is no JSON, or holds no structures.
+        UserError: the file is not JSON, or has no structures.
     """
     try:
         found = json.loads(text)
@@ -53,7 +53,7 @@ def read_json(text: str, *, name: str) -> list[Entry]:
 
 @quiet()
 def entry_of_text(text: str, *, name: str) -> Entry:
-    """Returns the structure of a dictionary that stands in a table's cell, as JSON or as Python prints it."""
+    """Returns the structure of a dictionary in a table's cell, as JSON or in Python's notation."""
     try:
         if len(text) > _LONGEST:
             raise ValueError
@@ -67,7 +67,7 @@ def entry_of_text(text: str, *, name: str) -> Entry:
 
 
 def _structure_in(value: Any) -> Mapping[str, Any] | None:
-    """The structure's dictionary that a value is or holds."""
+    """Returns a structure's dictionary if the value is one or contains one."""
     if not isinstance(value, dict):
         return None
     if isinstance(value.get("structure"), dict):
@@ -96,7 +96,7 @@ def _entry(value: Any, name: str) -> Entry:
 
 
 def _symbol(species: Any) -> str:
-    """The element of an ordered site."""
+    """Returns the element of an ordered site."""
     (only,) = species if len(species) == 1 else (None,)
     if only is None or abs(float(only.get("occu", 1)) - 1) > 1e-8:
         raise ValueError("disordered: a site is shared or partly empty")

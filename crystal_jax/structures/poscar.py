@@ -14,27 +14,31 @@ from crystal_jax.suppress_warnings import quiet
 
 
 def is_poscar(name: str) -> bool:
-    """Says whether a file's name, without `.gz`, is one of POSCAR's."""
+    """Whether a file name, without `.gz`, is a POSCAR's."""
     lower = name.lower()
     return lower.endswith((".vasp", ".poscar")) or lower.startswith(("poscar", "contcar"))
 
 
 @quiet()
 def read_poscar(text: str, *, name: str) -> Entry:
-    """Returns the crystal of a POSCAR, with the reason in place of a CIF where there is none."""
+    """Returns the crystal of a POSCAR; if there is none, the entry has a reason in place of a CIF."""
     try:
         _check_counts(text)
         with warnings.catch_warnings():
-            warnings.simplefilter("error", BadPoscarWarning)  # else elements that are not named are invented
+            warnings.simplefilter("error", BadPoscarWarning)  # otherwise pymatgen invents missing element names
             structure = of_elements(Poscar.from_str(text).structure)
-    except Exception as error:  # pymatgen raises nearly anything
+    except Exception as error:  # pymatgen raises many types of errors
         return Entry(name, "", fault=f"not a readable POSCAR: {one_line(error)}")
     symbols = [site.specie.symbol for site in structure]
     return entry_of(structure.lattice.matrix, symbols, structure.frac_coords, name=name)
 
 
 def _check_counts(text: str) -> None:
-    """Raises ValueError where more atoms are claimed than the file has lines."""
+    """Checks that the file has enough lines for its atoms.
+
+    Raises:
+        ValueError: it does not.
+    """
     lines = text.splitlines()
     for line in lines[5:7]:
         words = line.split("!")[0].split()

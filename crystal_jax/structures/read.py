@@ -1,14 +1,14 @@
-"""Reads crystals of any kind of file as CIF text: one reader for samples, references, targets and training sets.
+"""Reads crystals from files of any kind as CIF text, for samples, references, targets and training sets.
 
-`read_entries` collects texts, which is quick; `parse` builds a structure, in milliseconds.
+`read_entries` collects CIF texts, which is fast; `parse` builds a structure from one, in milliseconds.
 
-    .csv, .csv.gz                a crystal a row, as CIF or as the dictionary of a pymatgen structure
+    .csv, .csv.gz                a crystal per row, as CIF or as the dictionary of a pymatgen structure
     .cif                         each data_ block with a crystal
-    POSCAR, CONTCAR, .vasp       VASP's
+    POSCAR, CONTCAR, .vasp       VASP
     .extxyz, .xyz                each frame
     .json                        pymatgen's structures
     .pt                          tensors of CDVAE, DiffCSP, FlowMM
-    a folder, .zip, .tar[.gz]    all of these but tables and tensors, nested ones too; or a folder's only table
+    a folder, .zip, .tar[.gz]    all of these except tables and tensors, nested ones too; or a folder's only table
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from crystal_jax.tables import check_is_file, parse_rows, read_bytes
 
 KINDS = ".csv, .cif, POSCAR, .vasp, .extxyz, .xyz or .json file (or .gz of one), a .pt file, a .zip or .tar.gz archive"
 _DATASET = "dataset_info.json"  # in the folder of each version of a prepared data set
-_SHOWN = 3  # names in a message
+_SHOWN = 3  # names shown in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """What a path holds.
+    """Crystals found at a path.
 
     Attributes:
-        entries: the crystals, whose names are unique.
-        not_read: files of a folder or of an archive that are read as no crystal.
-        table: the CSV table that the crystals are the rows of, if they are.
+        entries: the crystals, with unique names.
+        not_read: files of a folder or of an archive that are not crystals.
+        table: the CSV table that contains the crystals, if there is one.
     """
 
     entries: list[Entry]
@@ -51,7 +51,7 @@ class Collected:
     table: Path | None = None
 
     def name_what_is_not_read(self, path: Path) -> None:
-        """Prints a line on stderr that names what the folder or archive holds besides."""
+        """Prints a line on stderr that names the skipped files."""
         if self.not_read:
             shown = ", ".join(self.not_read[:_SHOWN]) + (", ..." if len(self.not_read) > _SHOWN else "")
             files = "file is" if len(self.not_read) == 1 else "files are"
@@ -59,10 +59,10 @@ class Collected:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """Reads the crystals of a file, a folder or an archive; what a folder holds besides is named on stderr.
+    """Reads the crystals of a file, a folder or an archive; skipped files of a folder are named on stderr.
 
     Raises:
-        UserError: the path is missing, of another kind, or holds no crystals.
+        UserError: the path is missing, of another kind, or has no crystals.
     """
     found = collect(path)
     found.name_what_is_not_read(path)
@@ -70,17 +70,17 @@ def read_entries(path: Path) -> list[Entry]:
 
 
 def collect(path: Path) -> Collected:
-    """Reads the crystals of a file, a folder or an archive, and says nothing; see `read_entries`."""
+    """Reads the crystals of a file, a folder or an archive, without messages; see `read_entries`."""
     if _is_there(path) and (path.is_dir() or bundle.is_archive(path)):
         return _of_bundle(path)
     return Collected(_named(_of_file(path)), table=path if _is_table(path.name) else None)
 
 
 def read_reference(reference: str, *, default_split: str) -> list[Entry]:
-    """Reads reference crystals: what `read_entries` reads, or a prepared data set as `DIR` or `DIR:split`.
+    """Reads reference crystals: any path that `read_entries` reads, or a prepared data set as `DIR` or `DIR:split`.
 
     Raises:
-        UserError: as `read_entries`, or the data set has no such split.
+        UserError: see `read_entries`; or the data set has no such split.
     """
     path = Path(reference)
     there = _is_there(path)
@@ -90,27 +90,27 @@ def read_reference(reference: str, *, default_split: str) -> list[Entry]:
     if not directory or not Path(directory).is_dir():
         raise UserError(f"{reference}: no such reference; give a {KINDS}, a folder of them, or a data set as DIR:split")
 
-    from crystal_jax.data import mp20  # here, because only this case needs TensorFlow Datasets
+    from crystal_jax.data import mp20  # imported here, because only this case needs TensorFlow Datasets
 
     records = mp20.open_split(Path(directory), split or default_split)
     return [Entry(record.material_id, record.cif, formula=record.formula) for record in records]
 
 
 def decode(content: bytes) -> str:
-    """Returns text of UTF-8 or, where a byte order mark says so, UTF-16; other bytes become replacement characters."""
+    """Decodes UTF-8, or UTF-16 if there is a byte order mark; invalid bytes become replacement characters."""
     marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     return content.decode("utf-16" if marked else "utf-8-sig", errors="replace")
 
 
 def clean_name(name: str) -> str:
-    """Returns a name on one line, of characters that can be written as UTF-8."""
+    """Returns a name on one line that can be encoded as UTF-8."""
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", name.encode("utf-8", "replace").decode())
 
 
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError as error:  # a name that is too long, a folder that must not be looked into
+    except OSError as error:  # the name is too long, or a folder may not be read
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
@@ -146,7 +146,7 @@ def _of_bundle(path: Path) -> Collected:
         try:
             entries += _of_content(content, member.path, where=name)
         except UserError as error:
-            if member.path.name.lower().removesuffix(".gz").endswith(".json"):  # of something else
+            if member.path.name.lower().removesuffix(".gz").endswith(".json"):  # JSON of another kind
                 not_read.append(name)
             else:
                 stem = _stem(member.path)
@@ -175,7 +175,7 @@ def _is_read(name: str) -> bool:
 
 
 def _of_content(content: bytes, path: PurePosixPath, *, where: str, single: bool = False) -> list[Entry]:
-    """The crystals of a file by its name; with `single`, they keep the names that the file gives them."""
+    """Returns the crystals of a file, according to its name; with `single`, they keep the names in the file."""
     lower = path.name.lower().removesuffix(".gz")
     text, stem = decode(content), _stem(path)
     if lower.endswith(".cif"):
@@ -194,14 +194,14 @@ def _of_content(content: bytes, path: PurePosixPath, *, where: str, single: bool
 
 
 def _stem(path: PurePosixPath) -> str:
-    """A name for a file's crystal: its path without the ends of its name, in one word."""
+    """Returns a name for a file's crystal: its path without suffixes, in one word."""
     name = re.sub(r"\.(cif|vasp|poscar|extxyz|xyz|json)$", "", re.sub(r"(?i)\.gz$", "", path.name), flags=re.IGNORECASE)
     parts = [part for part in (*path.parts[:-1], name) if part not in ("", "/", ".", "..")]
     return clean_name("_".join(parts)) or "crystal"
 
 
 def _named(entries: list[Entry]) -> list[Entry]:
-    """Entries under the names that their file gives them if it names all, and differently; else numbered."""
+    """Names entries as in their file if all names are present and unique; otherwise numbers them."""
     names = [clean_name(entry.name) for entry in entries]
     if not all(names):
         names = [f"{i:06d}" for i in range(len(entries))]
@@ -209,7 +209,7 @@ def _named(entries: list[Entry]) -> list[Entry]:
 
 
 def _unique(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries of which the second of a name is called NAME_2, and so on."""
+    """Makes names unique: the second entry of a name becomes NAME_2, and so on."""
     times: Counter[str] = Counter()
     taken = {entry.name for entry in entries}
     found = []

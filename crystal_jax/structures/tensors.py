@@ -24,22 +24,22 @@ from crystal_jax.suppress_warnings import quiet
 
 _CELLS = ("lengths", "angles")
 _NAMES = ("frac_coords", "atom_types", "num_atoms", *_CELLS)
-_LAST = 118  # atomic number
+_LAST = 118  # largest atomic number
 
 
 @quiet()
 def read_tensors(path: Path) -> list[Entry]:
-    """Returns the crystals of a file, whose entries have no names.
+    """Returns the crystals of a file; the entries have no names.
 
-    The first axis of the tensors is the repetition where there is one: with several, each entry's `request` is the
-    number of its crystal among those of one repetition. Lattices are given as `lengths` (Å) and `angles` (degrees), or
-    as `lattices` (vectors in Å, one a row).
+    If the first axis of the tensors is one of several repetitions, each entry's `request` is the index of its crystal
+    within a repetition. Lattices are given as `lengths` (Å) and `angles` (degrees), or as `lattices` (vectors in Å, as
+    rows).
 
-    The file is a pickle. Tensors, arrays and plain values are read; what else it holds (the batch of torch_geometric
-    that DiffCSP keeps) is replaced by an object without behaviour, and no class or function of it is called.
+    The file is a pickle. Only tensors, arrays and plain values are read. Other objects (the torch_geometric batch in
+    DiffCSP's files) are replaced by objects without behaviour, and none of their classes or functions is called.
 
     Raises:
-        UserError: PyTorch is missing, or it is no such file.
+        UserError: PyTorch is missing, or the file has another content.
     """
     try:
         import torch
@@ -54,7 +54,7 @@ def read_tensors(path: Path) -> list[Entry]:
         with torch.serialization.safe_globals(allowed):
             found = torch.load(path, map_location="cpu", weights_only=True)
         return list(_entries(_arrays(found)))
-    except Exception as error:  # a damaged or another file raises nearly anything
+    except Exception as error:  # damaged and other files raise many types of errors
         held = [name for name in others if _known(name) is None]
         raise UserError(
             f"{path}: not the tensors {', '.join(_NAMES)} of generated crystals: {_reason(error)}"
@@ -64,7 +64,7 @@ def read_tensors(path: Path) -> list[Entry]:
 
 
 class _StandIn:
-    """Takes the place of an object of another library: it takes whatever it is given, and does nothing."""
+    """Replaces an object of another library: accepts any arguments, and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _StandIn:
         return super().__new__(cls)
@@ -79,7 +79,7 @@ class _StandIn:
         pass
 
     def __eq__(self, other: object) -> bool:
-        # PyTorch calls only what equals a class that it was told of, and a stand-in may be a function's.
+        # PyTorch calls only objects equal to an allowed class, and a stand-in may replace a function.
         return other is type(self)
 
     def __hash__(self) -> int:
@@ -91,16 +91,16 @@ def _stand_in(name: str) -> type[_StandIn]:
 
 
 def _classes_in(path: Path) -> list[str]:
-    """Full names of the classes and functions of a file that PyTorch does not know as plain data."""
+    """Returns full names of the classes and functions in a file that PyTorch does not accept as plain data."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
-    if not zipfile.is_zipfile(path):  # as PyTorch wrote before version 1.6
+    if not zipfile.is_zipfile(path):  # the format of PyTorch before version 1.6
         return []
     return [name for name in get_unsafe_globals_in_checkpoint(path) if name != "argparse.Namespace"]
 
 
 def _known(name: str) -> tuple[Any, str] | None:
-    """NumPy's function or class of that name, which rebuilds an array of plain values."""
+    """Returns NumPy's function or class of this name if it only rebuilds arrays of plain values."""
     if name == "_codecs.encode":
         return codecs.encode, name
     if re.fullmatch(r"numpy(\.core|\._core)\.multiarray\.(_reconstruct|scalar)", name):
@@ -113,10 +113,10 @@ def _numpy_types() -> list[Any]:
 
 
 def _arrays(found: Any) -> dict[str, np.ndarray]:
-    """The arrays of a file, with `lengths` and `angles` of lattices that are given as vectors.
+    """Returns the arrays of a file: those of `_NAMES`, or `lattices` in place of `lengths` and `angles`.
 
     Raises:
-        ValueError: one is missing, or is no array of numbers.
+        ValueError: an array is missing, or is not numeric.
     """
     if not isinstance(found, dict):
         raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
@@ -132,11 +132,11 @@ def _arrays(found: Any) -> dict[str, np.ndarray]:
 
 def _entries(arrays: dict[str, np.ndarray]) -> Iterator[Entry]:
     counts = arrays["num_atoms"]
-    crystals = counts.shape[-1] if counts.ndim == 2 and len(counts) > 1 else None  # of a repetition, if there are some
+    crystals = counts.shape[-1] if counts.ndim == 2 and len(counts) > 1 else None  # per repetition, if several
     counts = counts.reshape(-1).astype(int)
     frac = arrays["frac_coords"].reshape(-1, 3).astype(float)
     kinds = arrays["atom_types"]
-    if kinds.size > counts.sum():  # one row of scores an atom
+    if kinds.size > counts.sum():  # a row of scores per atom
         kinds = kinds.reshape(-1, kinds.shape[-1]).argmax(axis=1) + 1
     kinds = kinds.reshape(-1).astype(int)
     lattices = _lattices(arrays)
@@ -149,7 +149,7 @@ def _entries(arrays: dict[str, np.ndarray]) -> Iterator[Entry]:
 
 
 def _lattices(arrays: dict[str, np.ndarray]) -> list[np.ndarray | str]:
-    """The vectors of each lattice, or why it has none."""
+    """Returns the vectors of each lattice, or the reason why it has none."""
     if "lattices" in arrays:
         return list(arrays["lattices"].reshape(-1, 3, 3).astype(float))
     lengths, angles = (arrays[name].reshape(-1, 3).astype(float) for name in _CELLS)
@@ -173,6 +173,6 @@ def _entry(lattice: np.ndarray | str, numbers: np.ndarray, frac: np.ndarray, req
 
 
 def _reason(error: Exception) -> str:
-    """The error in words of one line; PyTorch's have terminal codes and pages of advice."""
+    """Returns the error in one line; PyTorch's errors have terminal codes and pages of advice."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", one_line(error))
     return "PyTorch cannot read it as plain data" if "weights_only" in text or "Weights only" in text else text[:200]

@@ -1,1 +1,1 @@
-"""Many runs of one configuration, and one table of what came of them."""
+"""Sweeps: many runs of one configuration, and a table of their results."""

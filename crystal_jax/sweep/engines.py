@@ -1,4 +1,4 @@
-"""A run → the command that starts it: here, or as a job of an engine that launch/ has a script for."""
+"""Builds the command that starts a run: on this machine, or as a job of an engine with a script in launch/."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LONGEST_JOB = 40  # XPK's limit
 
 
 def command_of(run: Run, workdir: Path, *, engine: str, sweep: str, options: Sequence[str]) -> list[str]:
-    """The command of one run.
+    """Returns the command of a run.
 
     Args:
-        run: What to train.
-        workdir: Where, as the job sees it.
-        engine: One of `ENGINES`.
-        sweep: The sweep's name, the first part of a job's.
-        options: For the engine's script, such as --cluster=….
+        run: the run.
+        workdir: its workdir, as the job sees it.
+        engine: one of `ENGINES`.
+        sweep: name of the sweep, the first part of the job name.
+        options: options for the engine's script, such as --cluster=….
     """
     train = ["train", *run.flags(), f"--workdir={workdir}"]
     if engine == "local":
@@ -32,6 +32,6 @@ def command_of(run: Run, workdir: Path, *, engine: str, sweep: str, options: Seq
 
 
 def job_name(sweep: str, run: Run) -> str:
-    """Lower-case letters, digits and hyphens, as Kubernetes wants them; other runs have other names."""
+    """Returns a unique job name of lower-case letters, digits and hyphens, as Kubernetes requires."""
     stem = re.sub(r"[^a-z0-9]+", "-", sweep.lower()).strip("-")
     return f"{stem[: _LONGEST_JOB - 9]}-{hashlib.sha256(run.name.encode()).hexdigest()[:8]}"

@@ -1,8 +1,8 @@
-"""A sweep file → its runs.
+"""Expands a sweep file to its runs.
 
-A sweep file has `CONFIG`, a configuration as `train --config` takes it, and `get_sweep()`, which returns a list of
-overrides, each a dict from dotted keys to values; `grid` makes such a list of all combinations. Where CONFIG states no
-variant, the key `variant` chooses one for each run.
+A sweep file has `CONFIG`, a configuration as for `train --config`, and `get_sweep()`, which returns a list of
+overrides, each a dict from dotted keys to values. `grid` makes a list of all combinations. If CONFIG has no variant,
+the key `variant` selects one for each run.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from crystal_jax.errors import UserError
 
 Overrides = Mapping[str, Any]
 
-_LONGEST_NAME = 100  # of a folder
-_ANY_VOCABULARY = 10**6  # fills in what only the tokenizer knows; the values are checked, not used
+_LONGEST_NAME = 100  # characters of a folder name
+_ANY_VOCABULARY = 10**6  # replaces the tokenizer's vocabulary size; the configuration is only checked
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """All combinations of some values of some keys; the last key changes fastest."""
+    """Returns all combinations of the values of some keys; the last key changes fastest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a sweep.
+    """Run of a sweep.
 
     Attributes:
-        name: Says what is special about it; the name of its workdir. It depends on the overrides alone, so that a
-            sweep can grow.
-        config: The configuration, FILE.py or FILE.py:variant.
-        overrides: Dotted keys of it → values.
+        name: description of its overrides, and name of its workdir. It depends only on the overrides, so that a sweep
+            can be extended.
+        config: the configuration, FILE.py or FILE.py:variant.
+        overrides: values by dotted key of the configuration.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Run:
     overrides: Overrides
 
     def flags(self) -> list[str]:
-        """What `crystal-jax train` is told, but for the workdir."""
+        """Returns the flags for `crystal-jax train`, except the workdir."""
         return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in self.overrides.items())]
 
 
 def load_sweep(path: Path, common: Overrides | None = None) -> list[Run]:
-    """The runs of a sweep file, each checked against its configuration.
+    """Returns the runs of a sweep file, after checking each against its configuration.
 
     Args:
-        path: The sweep file.
-        common: Overrides of all runs; they are no part of the names.
+        path: the sweep file.
+        common: overrides of all runs; they are not part of the names.
 
     Raises:
-        UserError: the file or its configuration does not load, or has no such key, or a value is impossible.
+        UserError: the file or its configuration does not load, a key does not exist, or a value is not allowed.
     """
     module = load_module(path)
     config = getattr(module, "CONFIG", None)
@@ -99,10 +99,10 @@ def _check(run: Run) -> None:
 
 
 def load_module(path: Path) -> ModuleType:
-    """A Python file that is no part of a package: a sweep or a configuration.
+    """Loads a Python file outside any package: a sweep or a configuration.
 
     Raises:
-        UserError: there is no such file, or it fails.
+        UserError: the file does not exist, or raises an error.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -116,7 +116,7 @@ def load_module(path: Path) -> ModuleType:
 
 
 def _name(overrides: Overrides) -> str:
-    """Keys without their sections, where that is clear, and values, in letters that any disk takes."""
+    """Returns keys and values as a file name; keys are without their sections if they are unique."""
     short = [key.rpartition(".")[2] for key in overrides]
     keys = short if len(set(short)) == len(short) else list(overrides)
     text = ",".join(f"{key}={value}" for key, value in zip(keys, overrides.values(), strict=True)) or "default"

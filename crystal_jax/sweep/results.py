@@ -1,4 +1,4 @@
-"""What came of the runs of a sweep, as far as they are: one row a run."""
+"""Collects the results of a sweep's runs, finished or not, one row per run."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def is_finished(workdir: Path) -> bool:
 
 
 def collect(runs: Sequence[Run], output: Path) -> pd.DataFrame:
-    """One row a run: what was changed, how far it is, and the last figures of its log.
+    """Returns a row per run: its overrides, its progress, and the last figures of its log.
 
-    `best_val_loss` is the lowest of all validations. If there is an evaluation in the workdir's folder `evaluation`,
-    its rates are there too.
+    `best_val_loss` is the lowest of all validation losses. If the workdir has an evaluation in the folder `evaluation`,
+    its rates are included.
     """
     rows = [{"run": run.name, **run.overrides, **_progress(output / run.name)} for run in runs]
     return pd.DataFrame(rows)
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown, figures to four digits."""
+    """Formats the table as Markdown, with figures to four digits."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -48,7 +48,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def markdown_lines(cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its heading first."""
+    """Formats cells as a Markdown table; the first row is the heading."""
     lines = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

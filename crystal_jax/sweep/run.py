@@ -1,11 +1,11 @@
-"""Trains one configuration many times, each time with other values, and tabulates what comes of it.
+"""Trains one configuration many times with different values, and tabulates the results.
 
-The sweep is a file of configs/sweeps/. Run again, the same command leaves finished runs alone, goes on with the
-others, and writes the table anew: OUTPUT/results.csv and OUTPUT/results.md. Each run has the workdir OUTPUT/RUN.
+The sweep is a file of configs/sweeps/. The same command, run again, skips finished runs, resumes the others, and
+rewrites the table: OUTPUT/results.csv and OUTPUT/results.md. Each run has the workdir OUTPUT/RUN.
 
-Engines: local runs one after another here. xpk, skypilot and slurm submit jobs through launch/ENGINE.sh, so the command
-is given at the root of the repository; OUTPUT is then a place that the jobs and this machine both see. A job that was
-submitted once is not submitted again unless --resubmit says so.
+Engines: local runs one run after the other on this machine. xpk, skypilot and slurm submit jobs through
+launch/ENGINE.sh, so the command must be run at the root of the repository, and both the jobs and this machine must see
+OUTPUT. A job that was submitted once is submitted again only with --resubmit.
 
 Example:
   crystal-jax sweep --sweep=configs/sweeps/learning_rate.py --output=runs/learning_rate
@@ -38,7 +38,7 @@ _PREEMPTED = 75
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the flags of `crystal-jax sweep`."""
     flags.DEFINE_string("sweep", None, "The sweep: a file with CONFIG and get_sweep().", flag_values=flag_values)
     flags.DEFINE_string("output", None, "Folder of all runs and of the table.", flag_values=flag_values)
     flags.DEFINE_enum("engine", "local", ENGINES, "What runs the jobs.", flag_values=flag_values)
@@ -58,7 +58,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-    """Entry of `crystal-jax sweep`."""
+    """Runs `crystal-jax sweep`."""
     table = sweep(
         flag_values.sweep,
         output=flag_values.output,
@@ -85,21 +85,21 @@ def sweep(
     resubmit: bool = False,
     into: Path | str | None = None,
 ) -> pd.DataFrame:
-    """Starts what is not finished, and returns the table (see `results.collect`).
+    """Starts the unfinished runs, and returns the table (see `results.collect`).
 
     Args:
-        path: The sweep file.
-        output: Folder of all runs and of the table.
-        engine: One of `ENGINES`.
-        engine_options: For the engine's script in launch/.
-        common: Overrides of all runs.
-        dry_run: Print the commands only.
-        resubmit: Submit jobs again that are not finished.
-        into: A Markdown file for means over seeds (`summary.py`), between the marks of the sweep's name.
+        path: the sweep file.
+        output: folder of all runs and of the table.
+        engine: one of `ENGINES`.
+        engine_options: options for the engine's script in launch/.
+        common: overrides of all runs.
+        dry_run: whether to only print the commands.
+        resubmit: whether to submit unfinished jobs again.
+        into: Markdown file for means over seeds (`summary.py`), between the marks with the sweep's name.
 
     Raises:
-        UserError: a bad sweep, or runs that failed; the others are done, and all are in the table.
-        Preempted: a run on this machine was asked to stop.
+        UserError: the sweep is invalid, or runs failed; the other runs are done, and the table has all runs.
+        Preempted: a run on this machine was preempted.
     """
     path, output = as_path(path, "path"), as_path(output, "output")
     into = None if into is None else as_path(into, "into")
@@ -146,7 +146,7 @@ def _section(path: Path, runs: Sequence[Run], output: Path) -> str:
 
 
 class _Jobs:
-    """Which jobs were submitted, and when, in a file."""
+    """File of submitted jobs and the time of their submission."""
 
     def __init__(self, path: Path):
         self._path = path

@@ -1,7 +1,7 @@
-"""Runs that differ in their seeds alone, as one row: means, and how far the seeds lie apart; beside published figures.
+"""Summarises runs that differ only in their seeds as one row: mean and range over seeds, next to published figures.
 
-A sweep file may state `TITLE`, a heading, `PUBLISHED`, what the literature reports for a row, by the names of the row
-and of the figure (`FIGURES`), and `NOTE`, a paragraph under the table.
+A sweep file may define `TITLE`, a heading; `PUBLISHED`, figures of the literature by row and column (`FIGURES`); and
+`NOTE`, a paragraph below the table.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from crystal_jax.storage.files import write_text
 from crystal_jax.sweep.expand import Run
 from crystal_jax.sweep.results import EVALUATION_ADVICE, LOG_ADVICE, collect
 
-SCORES = "scores/scores.jsonl"  # in a workdir: of `crystal-jax score`
+SCORES = "scores/scores.jsonl"  # output of `crystal-jax score` in a workdir
 _SCORES_ADVICE = "score the crystals again"
 _SEEDS = re.compile(r"\.seed$")
 
-# Column → heading, and what its values are multiplied with.
+# Heading, and factor of the values, by column.
 FIGURES: Mapping[str, tuple[str, float]] = {
     "best_val_loss": ("validation loss, nats a token", 1),
     "nats": ("nats a crystal", 1),
@@ -41,15 +41,15 @@ FIGURES: Mapping[str, tuple[str, float]] = {
 def summary(
     runs: Sequence[Run], output: Path, published: Mapping[str, Mapping[str, float]] | None = None
 ) -> list[list[str]]:
-    """The cells of the table, the heading first: "mean (lowest–highest)" over the finished runs of each row.
+    """Returns the cells of the table, heading first: "mean (lowest–highest)" over the finished runs of each row.
 
-    A column that no run has a figure for is left out; a cell without a figure is empty. Published figures follow a
-    slash, where some are known; they are already in the column's unit.
+    A column without figures is left out; a cell without figures is empty. Published figures follow a slash and are
+    already in the column's unit.
 
     Args:
-        runs: Of a sweep.
-        output: Folder of their workdirs.
-        published: Row and column → figure.
+        runs: runs of a sweep.
+        output: folder of their workdirs.
+        published: figures by row and column.
     """
     published = published or {}
     finished = collect(runs, output)["status"] == "finished"
@@ -71,14 +71,14 @@ def summary(
 
 
 def row_of(run: Run) -> str:
-    """The name of a run without its seeds: its variant, and what else was changed."""
+    """Returns the name of a run without its seeds: its variant and other overrides."""
     variant = run.config.partition(":")[2]
     others = [f"{key}={value}" for key, value in run.overrides.items() if not _SEEDS.search(key)]
     return " ".join([variant, *others]).strip() or "default"
 
 
 def figures(workdir: Path) -> dict[str, float]:
-    """What is known of a run: of its log, of its folder `evaluation`, and of its scores of test crystals."""
+    """Returns the figures of a run: from its log, its folder `evaluation`, and its scores of test crystals."""
     found: dict[str, Any] = {}
     log = read_lines(workdir / "metrics.jsonl", advice=LOG_ADVICE)
     found["best_val_loss"] = min((row.number("val_loss") for row in log if "val_loss" in row), default=None)
@@ -97,7 +97,7 @@ def figures(workdir: Path) -> dict[str, float]:
 
 
 def write_between_marks(path: Path, name: str, text: str) -> None:
-    """Puts text in place of what stands in a file between the lines `<!-- NAME -->` and `<!-- end NAME -->`.
+    """Replaces the text between the lines `<!-- NAME -->` and `<!-- end NAME -->` of a file.
 
     Raises:
         UserError: the file does not have both lines, in this order.

@@ -303,7 +303,7 @@ _THREE = [" ".join([number] * 3) for number in (r"\d+\.\d", r"\d+", r"\d\.\d\d")
 _LINE = rf"(?:(?:(?:{_SYMBOL})\d+)+\n)?"
 _CRYSTAL = rf"(?P<crystal>(?<![^\n]){_LINE}{_THREE[0]}\n{_THREE[1]}(?:\n(?:{_SYMBOL})\n{_THREE[2]})+(?![^\n]))"
 _FIELD = re.compile(rf"{_SYMBOL}|[\d.]+")
-# A crystal; else a phrase; else an element; else one character.
+# Alternatives in order: a crystal, a phrase, an element, one character.
 _PIECE = re.compile(rf"{_CRYSTAL}|{'|'.join(map(re.escape, PHRASES))}|{_SYMBOL}|(?s:.)")
 # A crystal, or an element alone on its line (the answer to an infilling prompt).
 _OWN = re.compile(rf"{_CRYSTAL}|(?<![^\n])(?:{_SYMBOL})(?![^\n])")

@@ -1,1 +1,1 @@
-"""Optimizer, step and loop."""
+"""Training: optimizer, training step and training loop."""

@@ -100,8 +100,8 @@ def fit(
             validates = step % cfg.eval_every == 0 or step == last
             saves = step % cfg.save_every == 0 or step == last
             if leaving or validates or saves:
-                report.flush()  # a bad step stops the run before it is saved
-            if leaving:  # the machine may be gone in seconds
+                report.flush()  # a step that stops the run must not be saved
+            if leaving:  # the machine may be stopped within seconds
                 _save(checkpoints, step, state, train_data, {})
                 checkpoints.wait_until_finished()
             measured: dict[str, float] = {}

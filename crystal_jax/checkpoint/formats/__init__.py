@@ -1,1 +1,1 @@
-"""One file a format of other projects, strict both ways."""
+"""Checkpoint formats of other projects, one file per format; conversions are strict in both directions."""

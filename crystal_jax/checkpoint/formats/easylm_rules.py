@@ -73,7 +73,7 @@ def check_rules(rules: Sequence[Rule], cfg: LlamaConfig) -> None:
         if rule is None:
             raise UserError(f"no partition rule matches {key}, where EasyLM stops, too")
         pattern, axes = rule[0], tuple(rule[1])
-        spec = () if math.prod(here.shape) == 1 else _spec(axes)  # EasyLM splits no scalar, whatever the rules say
+        spec = () if math.prod(here.shape) == 1 else _spec(axes)  # EasyLM never shards scalars
         if spec != here.spec or len(axes) > len(here.shape):
             raise UserError(
                 f"the partition rule {pattern!r} places {key} as {_shown(axes)}; "

@@ -19,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from crystal_jax.errors import UserError
 
-_protocol: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+_protocol: Any = sentencepiece_model_pb2  # its classes are created at import
 # GGUF's token types, which are SentencePiece's.
 _CONTROL, _BYTE = 3, 6
 _ROLES: Mapping[str, str] = {

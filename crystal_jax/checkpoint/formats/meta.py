@@ -16,7 +16,7 @@ from crystal_jax.errors import UserError
 from crystal_jax.json_files import JsonObject, read_object
 
 _EMBEDDING, _GATE = "tok_embeddings.weight", "layers.0.feed_forward.w1.weight"
-_ROPE = "rope.freqs"  # a constant of the architecture
+_ROPE = "rope.freqs"  # constant of the architecture; not read
 # Hugging Face's name, and the axis along which shards are concatenated (None: each shard has the whole tensor).
 _NAMES: Mapping[str, tuple[str, int | None]] = {
     _EMBEDDING: ("model.embed_tokens.weight", 1),

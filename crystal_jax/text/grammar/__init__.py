@@ -1,1 +1,1 @@
-"""The grammar of crystals as an automaton over tokens."""
+"""Grammars of crystal texts: an automaton over tokens, and the grammar of the composition line."""

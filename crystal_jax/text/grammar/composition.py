@@ -45,7 +45,7 @@ class CompositionGrammar:
         token_ids: token id of each column except the last.
         ends: ids of the tokens that end a line.
         end: the last column, which ends the line.
-        anything: the default constraint, which limits only the number of atoms.
+        anything: the grammar's own constraint: the limits on numbers of atoms and of elements.
         max_tokens: number of tokens of the longest line, without its end.
     """
 
