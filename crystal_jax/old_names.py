@@ -34,7 +34,11 @@ COLUMNS: Mapping[str, str] = {
     "known_as": "matched_train_id",
 }
 # Keys of metrics.json.
-METRICS: Mapping[str, str] = {"meta_sun": "msun", "relaxation_endings": "relaxation_status_counts"}
+METRICS: Mapping[str, str] = {
+    "meta_sun": "msun",
+    "relaxation_endings": "relaxation_status_counts",
+    "dft_endings": "dft_status_counts",
+}
 REQUEST_COLUMNS: Mapping[str, str] = {"without": "exclude_elements"}
 
 _OVERRIDE = re.compile(r"--?config\.(\w+)\.(\w+)(=.*)?", re.DOTALL)

@@ -59,17 +59,6 @@ def cache_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
     return (r"cache/(keys|values)(/\d+)?(/(codes|scales))?$", cache_spec(layout)), (r"cache/length$", BATCH)
 
 
-def decode_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
-    """Returns the sharding rules of a `DecodeState`, its cache included."""
-    return (
-        *cache_rules(layout),
-        (r"(logits|state|written|columns|log_probs|log_allowed_mass|rejected)$", BATCH),
-        (r"progress/(counts|least|site)$", BATCH),
-        (r"sampling/(key|temperature|top_p|reject_on_violation)$", BATCH),
-        (r"limits/(elements|required|formula|m(in|ax)_elements|m(in|ax)_atoms)$", BATCH),
-    )
-
-
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh (data, fsdp, tensor) over all devices; one size may be -1.
 

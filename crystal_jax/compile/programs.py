@@ -19,6 +19,7 @@ from crystal_jax.sample.constraints.masks import AllowedValueMask, DeviceAutomat
 from crystal_jax.sample.engine.decode_step import (
     DecodeState,
     PrefillResult,
+    decode_rules,
     decode_step,
     init_decode_state,
     max_batched_tokens,
@@ -28,7 +29,6 @@ from crystal_jax.sharding import (
     LAYOUTS,
     Platform,
     abstract,
-    decode_rules,
     on_mesh,
     platform_of,
     row_parts,

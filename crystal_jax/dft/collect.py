@@ -43,12 +43,12 @@ def main(flag_values: flags.FlagValues) -> None:
     hull = read_hull(Path(flag_values.hull), elements=Path(elements) if elements else None)
     found = collect(Path(flag_values.evaluation), runs=Path(flag_values.runs), hull=hull)
     rate = found["stable_dft"]
-    print(f"{found['dft_endings']}\nstable by DFT: {rate['hits']} of {rate['total']} samples")
+    print(f"{found['dft_status_counts']}\nstable by DFT: {rate['hits']} of {rate['total']} samples")
 
 
 @quiet()
 def collect(evaluation: Path | str, *, runs: Path | str, hull: Hull) -> dict[str, Any]:
-    """Reads the runs and returns what was added to `metrics.json`: `stable_dft` and `dft_endings`.
+    """Reads the runs and returns what was added to `metrics.json`: `stable_dft` and `dft_status_counts`.
 
     The column `dft_status` states if a run is missing, cannot be read or has not converged; such a crystal counts as
     not stable.

@@ -17,13 +17,13 @@ import pandas as pd
 from pymatgen.core import Composition, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
+from crystal_jax.energy.hull import METASTABLE
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.structures import Entry, Sample
 from crystal_jax.suppress_warnings import quiet
 
 SYMMETRY_PRECISION = 0.2  # Å, as in the paper
-METASTABLE = 0.1  # eV/atom; the requested and the computed energy must be on the same side of it
 SIZES = (5, 10, 15, 20)  # upper limits of the groups by number of atoms; the last group has no limit
 
 _ASKED = {

@@ -40,12 +40,12 @@ def fill_in(rows: pd.DataFrame, folder: Path) -> None:
 
 
 def metrics_of(rows: pd.DataFrame, total: int) -> dict[str, Any]:
-    """Returns `stable_dft`, the samples below 0 eV/atom of `total`, and `dft_endings`, counts of how runs ended.
+    """Returns `stable_dft`, the samples below 0 eV/atom of `total`, and `dft_status_counts`, counts of how runs ended.
     Returns nothing if there are no DFT results.
     """
     if rows["dft_status"].isna().all():
         return {}
     return {
         "stable_dft": Rate(int((rows["e_above_hull_dft"] < STABLE).sum()), total).as_dict(),
-        "dft_endings": rows["dft_status"].value_counts().to_dict(),
+        "dft_status_counts": rows["dft_status"].value_counts().to_dict(),
     }

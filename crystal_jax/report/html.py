@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from pymatgen.util.string import unicodeify
 
+from crystal_jax.energy.hull import METASTABLE
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, missing_for_a_rank
 from crystal_jax.evaluate.evaluation import METRICS, Evaluation, read_evaluation
@@ -267,7 +268,7 @@ def _funnel(rows: pd.DataFrame) -> list[tuple[str, int]]:
         left = left & rows["novel"].fillna(False)
         steps.append(("and novel", int(left.sum())))
     if rows["e_above_hull"].notna().any():
-        steps.append(("and metastable", int((left & (rows["e_above_hull"] < 0.1)).sum())))
+        steps.append(("and metastable", int((left & (rows["e_above_hull"] < METASTABLE)).sum())))
     return steps
 
 

@@ -172,7 +172,7 @@ def make_train_step(
         if accumulate == 1:
             return gradients(params, frozen, batch, key)
 
-        def split_rows(x: Array) -> Array:
+        def micro_batches(x: Array) -> Array:
             # Every micro-batch takes rows from all devices, so no device idles.
             rows = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
             return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, jax.P(None, *BATCH)))
@@ -182,7 +182,7 @@ def make_train_step(
 
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(accumulate))
-        return jax.lax.scan(add, zeros, (jax.tree.map(split_rows, batch), keys))[0]
+        return jax.lax.scan(add, zeros, (jax.tree.map(micro_batches, batch), keys))[0]
 
     def dropout_key(step: Array) -> Array | None:
         if dropout_seed is None:

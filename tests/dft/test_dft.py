@@ -118,7 +118,7 @@ def test_there_and_back(evaluation, tmp_path, salt):
         (tmp_path / "runs" / folder / "vasprun.xml").write_text(vasprun(salt, 8 * energy, functional=name))
     added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
     assert added["stable_dft"] == {"value": 1 / 3, "hits": 1, "total": 3}
-    assert added["dft_endings"] == {"converged": 2}
+    assert added["dft_status_counts"] == {"converged": 2}
     rows = pd.read_csv(evaluation / "structures.csv", dtype=COLUMNS)
     assert rows["e_above_hull_dft"][:2].tolist() == pytest.approx([-0.2, 0.3], abs=1e-3)
     assert json.loads((evaluation / "metrics.json").read_text())["stable_dft"]["hits"] == 1
@@ -157,7 +157,7 @@ def test_bad_runs_have_names_and_are_not_stable(evaluation, tmp_path, salt, endi
     elif ending == "another crystal":
         file.write_text(good.replace("<c>Na</c>", "<c>K</c>").replace("Na_pv", "K_sv"))
     added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
-    assert added["dft_endings"] == {ending: 1}
+    assert added["dft_status_counts"] == {ending: 1}
     assert added["stable_dft"]["hits"] == 0
 
 
@@ -177,7 +177,7 @@ def test_bad_runs_have_names_and_are_not_stable(evaluation, tmp_path, salt, endi
 def test_a_relaxation_has_converged_when_its_last_step_says_so(evaluation, tmp_path, salt, run, expected):
     write(evaluation, output=tmp_path / "runs")
     (tmp_path / "runs/00000_NaCl/vasprun.xml").write_text(vasprun(salt, -80.0, **run))
-    assert collect(evaluation, runs=tmp_path / "runs", hull=HULL)["dft_endings"] == {expected: 1}
+    assert collect(evaluation, runs=tmp_path / "runs", hull=HULL)["dft_status_counts"] == {expected: 1}
 
 
 def with_crystals(evaluation, crystals):
@@ -227,7 +227,7 @@ def test_names_that_look_like_missing_values(evaluation, tmp_path, salt, name):
     assert manifest["name"].tolist() == [name, "salt"]
     assert manifest["folder"].tolist() == ["00000_NaN", "00001_NaCl"]
     added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
-    assert added["dft_endings"] == {"no vasprun.xml": 2}
+    assert added["dft_status_counts"] == {"no vasprun.xml": 2}
     fresh = pd.DataFrame({"name": [name], "formula": ["Na1 N1"]}).assign(dft_status=None, e_above_hull_dft=float("nan"))
     dft_runs.fill_in(fresh, evaluation)
     assert fresh["dft_status"].tolist() == ["no vasprun.xml"]

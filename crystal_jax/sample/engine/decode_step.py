@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from crystal_jax.config import ModelConfig
@@ -27,7 +28,7 @@ from crystal_jax.sample.constraints.masks import (
     allowed_mask,
     init_parse_state,
 )
-from crystal_jax.sharding import Layout
+from crystal_jax.sharding import BATCH, Layout, cache_rules
 from crystal_jax.text.crystal_text import ELEMENTS
 
 # Tokens per slot and step that the budget allows, as a fraction. A crystal needs 1.85 on average with LLaMA-2's tokens,
@@ -83,6 +84,17 @@ def violates_limits(
     kept = jax.nn.logsumexp(limited / heat, axis=-1) - jax.nn.logsumexp(logits / heat, axis=-1)
     others = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys)
     return others > jnp.exp(kept)
+
+
+def decode_rules(layout: Layout) -> tuple[tuple[str, P], ...]:
+    """Returns the sharding rules of a `DecodeState`, its cache included."""
+    return (
+        *cache_rules(layout),
+        (r"(logits|state|written|columns|log_probs|log_allowed_mass|rejected)$", BATCH),
+        (r"progress/(counts|least|site)$", BATCH),
+        (r"sampling/(key|temperature|top_p|reject_on_violation)$", BATCH),
+        (r"limits/(elements|required|formula|m(in|ax)_elements|m(in|ax)_atoms)$", BATCH),
+    )
 
 
 class SamplingParams(NamedTuple):

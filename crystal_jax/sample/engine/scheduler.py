@@ -23,6 +23,7 @@ from crystal_jax.sample.engine.decode_step import (
     DecodeState,
     PrefillResult,
     SamplingParams,
+    decode_rules,
     decode_step,
     init_decode_state,
     insert,
@@ -35,7 +36,7 @@ from crystal_jax.sample.engine.decode_step import (
 from crystal_jax.sample.engine.decode_threads import decode_threads, run_threads
 from crystal_jax.sample.engine.request import Completion, GenerationRequest
 from crystal_jax.sample.engine.shape_buckets import buckets, single
-from crystal_jax.sharding import LAYOUTS, decode_rules, on_mesh, platform_of, row_parts, tree_shardings
+from crystal_jax.sharding import LAYOUTS, on_mesh, platform_of, row_parts, tree_shardings
 from crystal_jax.storage.worker_pool import available_workers
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.grammar.automaton import TokenAutomaton
