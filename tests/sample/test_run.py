@@ -69,7 +69,7 @@ def two_lanes(monkeypatch):
     """Of four rows each, on one device; the names of those that began."""
     one_device = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda sizes: one_device)
-    monkeypatch.setattr(decode_threads, "ROWS_OF_A_LANE", 4)
+    monkeypatch.setattr(decode_threads, "SLOTS_PER_THREAD", 4)
     monkeypatch.setattr(scheduler, "available_workers", lambda: 2)
     begin, began = scheduler.Engine._lane, set()
 

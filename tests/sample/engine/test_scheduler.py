@@ -97,7 +97,7 @@ def test_nor_on_lanes(short, reference):
 
 
 def test_nor_on_how_many_prompts_are_read_together(short, reference, monkeypatch):
-    monkeypatch.setattr(scheduler, "_MOST_PROMPTS", 1)
+    monkeypatch.setattr(scheduler, "_MAX_PROMPTS", 1)
     engine = short.engine(12)
     read, most = engine._prompts, []
 
