@@ -1,1 +1,1 @@
-"""Experiments: each file has `get_config(variant)` and opens with its result, its cost and its command."""
+"""Experiments: each file defines `get_config(variant)`; its docstring states result, cost and command."""

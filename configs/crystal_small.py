@@ -1,10 +1,11 @@
-"""crystal_small: 28 million parameters, trained from nothing on one GPU in minutes, with the recipe of crystal-tiny.
+"""crystal_small: 28 million parameters, trained from scratch on one GPU in minutes, with the recipe of crystal-tiny.
 
-Wider and deeper than crystal-tiny, in bfloat16, ten times the tokens a step. `benchmarks/gpu/run.sh --parts=small`
-trains it for the minutes that a card is there for, and sets `train.num_steps` by the speed that it measures.
+The model is wider and deeper than crystal-tiny, in bfloat16, with ten times the tokens per step.
+`benchmarks/gpu/run.sh --parts=small` trains it for the minutes that a card is available, and sets `train.num_steps`
+from the speed that it measures.
 
-Variants: `scratch` begins anew; `continued` goes on from the weights of an earlier run, which --config.base names, with
-a smaller learning rate and a decay of its own.
+Variants: `scratch` starts from random weights; `continued` starts from the weights of an earlier run (--config.base),
+with a smaller learning rate and its own decay.
 
 Result:   not trained yet (docs/GPU.md)
 Hardware: one H100 or H200

@@ -1,14 +1,15 @@
-"""crystal-tiny, the model that ships with the package: 3.1 million parameters, trained from nothing on `mp20_open`.
+"""crystal-tiny, the model that ships with the package: 3.1 million parameters, trained from scratch on `mp20_open`.
 
-The paper's task mix, prompts counted in the loss as published: the model can be asked for a formula, a space group,
-an energy above the hull; and it can infill. A text begins with the composition (format `composition_first`), so that
-the composition is decided at once. The sites are sorted, so that the last site tells which places are taken.
+The tasks are the paper's mix, and prompts count in the loss as published. The model takes prompts with a formula, a
+space group or an energy above the hull, and it can infill. A text starts with the composition (format
+`composition_first`), so that the composition is decided first. The sites are sorted, so that the last site tells which
+positions are taken.
 
-Variants: `scratch` makes the released model. `lora` adapts it to other crystals, which --config.data.directory names;
-`full` trains all of it on.
+Variants: `scratch` makes the released model. `lora` adapts it to the crystals in --config.data.directory; `full` trains
+all of its weights on them.
 
 Result:   `scratch`: validation loss 1.29 nats a token; 85.1 % of 10,000 samples valid at temperature 1 (the card,
-          crystal_jax/released/crystal-tiny/README.md, has more, and how its training was cut into sittings)
+          crystal_jax/released/crystal-tiny/README.md, has more, and lists the runs that made the weights)
 Cost:     `scratch`: 248 minutes on one CPU core
 Command:  crystal-jax train --config=configs/crystal_tiny.py:scratch --workdir=runs/crystal-tiny
 """

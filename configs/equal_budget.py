@@ -1,17 +1,17 @@
 """Small models on `mp20_open` that differ in one thing each: the baselines and ablations of the paper.
 
-All are trained from nothing for 600 steps of 1,536 tokens (0.9 million), on sites in the order of the data set,
-translated at random. What is held equal is the blocks, 0.8 million parameters. Embedding and head come on top: 0.3
-million for LM-AC, 8.2 with LLaMA-2's 32,000 rows, 6.4 for GPT-2, whose two are one. A row is as long as the longest
-text; a tokenizer that needs more tokens for a crystal sees fewer crystals. Losses a token do not compare between
-tokenizers or formats; nats a crystal do (`crystal-jax score`), where the text is the same.
+All are trained from scratch for 600 steps of 1,536 tokens (0.9 million), with sites in the order of the data set and
+random translations. All have blocks of the same size, 0.8 million parameters. Embedding and head are extra: 0.3 million
+for LM-AC, 8.2 with LLaMA-2's 32,000 rows, 6.4 for GPT-2, which ties them. A row is as long as the longest text, so a
+tokenizer that needs more tokens per crystal sees fewer crystals. Losses per token are not comparable between tokenizers
+or formats; nats per crystal are (`crystal-jax score`) if the text is the same.
 
-Baselines: `lm_ac`, one token a number or element. `lm_ch`, characters. `gpt2`, GPT-2's architecture and its tokens
-(launch/gpt2_tokenizer.sh). `llama2_tokens`, LLaMA-2's. `special_tokens`, these with added ones for crystals. `cif`,
-characters of a CIF.
-Ablations of `lm_ch`: `absolute` coordinates in Å, and coordinates of `one_decimal` or `three_decimals`. Of `lm_ac`:
-`permutation` of the sites at random, sites `sorted`, these with the `composition_first`, `no_translation`, and blocks
-of another size, `small` and `large`.
+Baselines: `lm_ac`, one token per number or element. `lm_ch`, characters. `gpt2`, GPT-2's architecture and tokens
+(launch/gpt2_tokenizer.sh). `llama2_tokens`, LLaMA-2's tokens. `special_tokens`, LLaMA-2's and added tokens for
+crystals. `cif`, characters of a CIF.
+Ablations of `lm_ch`: `absolute` coordinates in Å; coordinates with `one_decimal` or `three_decimals`. Ablations of
+`lm_ac`: random `permutation` of the sites; `sorted` sites; `composition_first` with sorted sites; `no_translation`;
+blocks of another size, `small` and `large`.
 
 Result:   docs/RESULTS.md; `composition_first`: 77 % of structures and 79 % of compositions are valid, `lm_ac`: 69, 79
 Cost:     of one run on one CPU core, minutes: 3 in LM-AC's tokens, 4 to 8 in characters, 10 in LLaMA-2's, 31 in GPT-2's

@@ -1,9 +1,9 @@
 """Adapters against full fine-tuning on a chemistry that a small model has never seen: the hydrides of `mp20_open`.
 
-Variants: `base` is a model of 1.07 million parameters, trained without any crystal that contains hydrogen, sites in
-stored order. `lora` and `full` go on from it on the crystals with hydrogen alone: with adapters on a frozen base, and
-with all weights; they look for it in runs/hydrides/base, or where --config.base=WORKDIR says. `scratch` learns those
-crystals from nothing.
+Variants: `base` is a model of 1.07 million parameters, trained without any crystal that contains hydrogen, with sites
+in stored order. `lora` and `full` fine-tune it on the crystals with hydrogen only: `lora` trains adapters on the frozen
+base, `full` trains all weights. Both read the base from runs/hydrides/base, or from --config.base=WORKDIR. `scratch`
+trains on the same crystals from random weights.
 
 Result:   `base`: validation loss 2.26 nats a token. On hydrides, after 200 steps: adapters 3.20 (rank 1 on q) to 2.61
           (rank 64 on q, k, v, o), `full` 2.24, `scratch` 3.67 (docs/RESULTS.md)

@@ -1,19 +1,19 @@
 """LLaMA-2 70B with LoRA on MP-20.
 
 Variants: `paper` is the published recipe (Gruver et al., ICLR 2024): 32 crystals a step, 21 epochs, prompts in the
-loss, angles truncated. `tpu` sees the data as often, in steps of about 234 crystals, with the loss on completions
-only and the corrected text format. `int8` is `tpu` with the frozen kernels in 8 bits. `gpu` is `tpu` for one H100 or
+loss, angles truncated. `tpu` has as many epochs, in steps of about 234 crystals, with the loss on completions only and
+the corrected text format. `int8` is `tpu` with the frozen kernels in 8 bits. `gpu` is `tpu` for one H100 or
 H200, with the frozen kernels in 4 bits (nf4), in 16 micro-batches.
 
-A step's crystals follow from packing. With LLaMA-2's tokens and the paper's tasks an example of `mp20_open` has 269
-tokens on average and 467 at most; measured, a row of 640 holds 2.13 (16 bins), one of 1,024 3.65 (64 bins). Steps are
-epochs x 27,136 crystals of MP-20 / crystals a step.
+Packing determines the crystals per step. With LLaMA-2's tokens and the paper's tasks an example of `mp20_open` has 269
+tokens on average and 467 at most; measured, a row of 640 holds 2.13 crystals (16 bins), a row of 1,024 holds 3.65 (64
+bins). The number of steps is epochs x 27,136 crystals of MP-20 / crystals per step.
 
-Result:   the paper reports, of 70B at temperature 1.0 / 0.7: structure valid 96.5 / 99.6 %, composition valid
+Result:   the paper reports for 70B at temperature 1.0 / 0.7: structure valid 96.5 / 99.6 %, composition valid
           86.3 / 95.4 %, stable by DFT 10.0 / 10.6 %. Ours is not yet trained: the weights could not be downloaded here
 Hardware: 64 chips of TPU v5e (8x8) or v5p (4x4x4), or 256 of v5e (16x16)
-Cost:     2.0 s a step on 64 v5e by the compiler's figures, so 1.4 hours; 0.86 s on 64 v5p, 35 minutes: estimates
-          (docs/TPU.md), not measured
+Cost:     estimates from the compiler's figures (docs/TPU.md), not measured: 2.0 s per step on 64 v5e, 1.4 hours;
+          0.86 s per step on 64 v5p, 35 minutes
           `gpu`: not measured yet (docs/GPU.md)
 Command:  crystal-jax train --config=configs/llama2_70b.py:tpu --workdir=runs/llama2_70b
               --config.base=models/llama2-70b --config.tokenizer.path=models/llama2-70b/tokenizer.model

@@ -1,17 +1,17 @@
 """LLaMA-2 7B with LoRA on MP-20.
 
 Variants: `paper` is the published recipe (Gruver et al., ICLR 2024): 256 crystals a step, 65 epochs, prompts in the
-loss, angles truncated. `tpu` sees the data as often, in steps of about 234 crystals, with the loss on completions
-only and the corrected text format. `gpu` is `tpu` for one H100 or H200, in 4 micro-batches.
+loss, angles truncated. `tpu` has as many epochs, in steps of about 234 crystals, with the loss on completions only and
+the corrected text format. `gpu` is `tpu` for one H100 or H200, in 4 micro-batches.
 
-A step's crystals follow from packing. With LLaMA-2's tokens and the paper's tasks an example of `mp20_open` has 269
-tokens on average and 467 at most; measured, a row of 512 holds 1.61 (16 bins), one of 1,024 3.65 (64 bins). Steps are
-epochs x 27,136 crystals of MP-20 / crystals a step.
+Packing determines the crystals per step. With LLaMA-2's tokens and the paper's tasks an example of `mp20_open` has 269
+tokens on average and 467 at most; measured, a row of 512 holds 1.61 crystals (16 bins), a row of 1,024 holds 3.65 (64
+bins). The number of steps is epochs x 27,136 crystals of MP-20 / crystals per step.
 
-Result:   the paper reports, of 7B at temperature 1.0 / 0.7: structure valid 91.8 / 96.4 %, composition valid
+Result:   the paper reports for 7B at temperature 1.0 / 0.7: structure valid 91.8 / 96.4 %, composition valid
           87.9 / 93.3 %, stable by DFT 6.7 / 6.2 %. Ours is not yet trained: the weights could not be downloaded here
 Hardware: 16 chips of TPU v5e (4x4), or 4 of v4 (v4-8)
-Cost:     0.80 s a step on v5e-16 by the compiler's figures, so 1.7 hours: an estimate (docs/TPU.md), not measured
+Cost:     an estimate from the compiler's figures (docs/TPU.md), not measured: 0.80 s per step on v5e-16, 1.7 hours
           `gpu`: not measured yet (docs/GPU.md)
 Command:  crystal-jax train --config=configs/llama2_7b.py:tpu --workdir=runs/llama2_7b
               --config.base=models/llama2-7b --config.tokenizer.path=models/llama2-7b/tokenizer.model

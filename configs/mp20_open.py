@@ -1,8 +1,8 @@
 """A LLaMA-2 of 1.07 million parameters with the atom+coordinate tokenizer, trained on `mp20_open`, composition first.
 
-Variants: `scratch` generates unconditionally. `paper` has the paper's task mix, so that the model can be asked for
-a formula, a space group or an energy above the hull, and can infill. `lora` adapts a trained model, which
---config.base=WORKDIR names, to other data.
+Variants: `scratch` generates unconditionally. `paper` has the paper's task mix, so that the model takes prompts with a
+formula, a space group or an energy above the hull, and can infill. `lora` adapts the trained model in
+--config.base=WORKDIR to other data.
 
 Result:   `scratch`: validation loss 1.72 nats a token; 83.7 % of 1,000 samples valid at temperature 1, 87.7 % with
           top-p 0.9 (docs/RESULTS.md)

@@ -1,11 +1,11 @@
-"""Every feature of training in about a minute, on any machine: no result, a check that all of it works there.
+"""Runs every feature of training in about a minute, to check that all of them work on this machine.
 
-Two data streams, two micro-batches, scanned layers, all tasks, validation by token class, judged samples, the guard,
-the best checkpoint. Variants: `scratch`; `lora`, on a base that --config.base=WORKDIR names, in 8 bits, with dropout.
-The data set is `crystal-jax prepare --dataset=amcsd --max_entries=256`; its path, which that prints, goes to
---config.data.directory.
+The features are two data streams, two micro-batches, scanned layers, all tasks, validation by token class, evaluated
+samples, skipping of loss spikes, and the best checkpoint. Variants: `scratch`; `lora`, on the base in
+--config.base=WORKDIR, in 8 bits, with dropout. `crystal-jax prepare --dataset=amcsd --max_entries=256` makes the data
+set and prints its path, which goes to --config.data.directory.
 
-Result:   none to speak of: a validation loss that falls, samples that are mostly invalid
+Result:   a validation loss that falls; samples that are mostly invalid
 Cost:     about a minute on 2 CPU cores
 Command:  launch/local.sh --processes=2 --devices=2 -- train --config=configs/smoke.py --workdir=runs/smoke
 """

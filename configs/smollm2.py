@@ -1,7 +1,7 @@
 """SmolLM2-135M, a pre-trained language model of LLaMA's architecture that comes with a pip package, on `mp20_open`.
 
 Variants: `lora` adapts the pre-trained weights with the paper's task mix and adapters; `scratch` trains the same
-architecture from nothing on the same tokens, so that the curves of the two show what pre-training brings.
+architecture from random weights on the same tokens, so that the two curves show the effect of pre-training.
 launch/smollm2.sh fetches the weights.
 
 Result:   validation loss after 264,000 tokens: 0.707 nats a token with `lora`, 1.073 from `scratch` (docs/RESULTS.md)

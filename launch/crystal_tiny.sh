@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the released model crystal-tiny again: data set, training, export, samples, evaluations. Continued if it stops.
-# usage: launch/crystal_tiny.sh FOLDER, which holds mp20_open's train.csv.gz, val.csv.gz and test.csv.gz
+# Reproduces the released model crystal-tiny: data set, training, export, samples, evaluations. Run it again to resume.
+# usage: launch/crystal_tiny.sh FOLDER (with mp20_open's train.csv.gz, val.csv.gz and test.csv.gz)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -d "${1:-}" ] || { echo "usage: launch/crystal_tiny.sh FOLDER (with train.csv.gz, val.csv.gz, test.csv.gz)" >&2; exit 2; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on embedded data: crystals in, new crystals and a report out. Flags go to `crystal-jax demo`.
+# Runs the whole workflow on embedded data: crystals in, new crystals and a report out. Flags go to `crystal-jax demo`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: makes .venv from pinned requirements, once, and activates it.
-# PYTHON chooses the interpreter (3.11 or 3.12).
+# Sourced by the scripts in this folder: creates .venv from pinned requirements, once, and activates it.
+# PYTHON sets the interpreter (3.11 or 3.12).
 
 make_environment() {
     local python="${PYTHON:-python3.11}" requirements wanted stamp
@@ -28,8 +28,8 @@ make_environment() {
     source .venv/bin/activate
 }
 
-# PyTorch's CPU build, energy models, and Hugging Face's libraries to compare with. The CPU build is not on PyPI, whose
-# own has gigabytes of CUDA; where its index has none for this machine, the tests that need it are skipped.
+# Installs PyTorch's CPU build, energy models, and Hugging Face's libraries for comparison. The CPU build is not on PyPI;
+# PyPI's build has gigabytes of CUDA. If PyTorch's index has no CPU build for this machine, tests that need it are skipped.
 install_peers() {
     local stamp=".venv/requirements-peers.txt.sha256" wanted
     wanted="$(cat requirements-peers.txt requirements-energies.txt | sha256sum)"

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Collects the wheels that a GPU machine without network lacks: those of requirements.txt, less what it has.
+# Collects the wheels that a GPU machine without network lacks: those of requirements.txt except what the machine has.
 #
-#   launch/gpu_wheels.sh                     # here, with network; then copy the repository and wheels/ to the machine
+#   launch/gpu_wheels.sh                     # run here, with network; then copy the repository and wheels/ to the machine
 #   launch/gpu_wheels.sh --python=3.11 --has=packages.txt
 #
-# --folder=wheels    where they go; wheels that are there already are replaced
+# --folder=wheels    output folder; existing wheels in it are replaced
 # --python=3.12      the machine's Python; the machine is Linux on x86_64
-# --has=FILE         names of the packages that it has, one a line (default: launch/gpu_packages.txt)
-# --limit=60         MB that the wheels may have together
+# --has=FILE         names of the packages that the machine has, one per line (default: launch/gpu_packages.txt)
+# --limit=60         maximum total size of the wheels in MB
 # --dry_run          print the commands only
 #
-# At the end it prints how they are installed there. The machine's own versions of what it has are kept: they may be
-# older or newer than those of requirements.txt.
+# At the end the script prints the commands that install the wheels on the machine. Packages that the machine has are kept
+# in their versions, which may be older or newer than those of requirements.txt.
 set -euo pipefail
 start="$PWD"
 cd "$(dirname "$0")/.."
@@ -31,17 +31,18 @@ fi
 [ -f "$has" ] || fail "there is no $has; --has= is a file of names, one a line"
 interpreter="${PYTHON:-python3}"
 
-# What requirements need and crystal_jax does not import. Of larixite it reads one file; larixite's own code needs the
-# Materials Project's client and tables of X-rays. pymatgen imports plotly only to draw, and TensorFlow Datasets
-# simple-parsing only for its command line. The Hub of requirements.txt needs httpx2; the machine's comes with its own.
+# Packages that other requirements need and crystal_jax does not import. crystal_jax reads one file of larixite;
+# larixite's own code needs the Materials Project's client and X-ray tables. pymatgen imports plotly only to draw, and
+# TensorFlow Datasets imports simple-parsing only for its command line. The huggingface_hub of requirements.txt needs
+# httpx2; the machine's own version brings what it needs.
 unused="annotated-types arro3-core blake3 boto3 botocore deltalake deprecated docstring-parser emmet-core httpcore2
     httpx2 inflect jaraco-functools jmespath latexcodec more-itertools mp-api platformdirs plotly pubchempy
     pybtex pydantic pydantic-core pydantic-settings pymatgen-io-validation python-dotenv s3transfer
     simple-parsing sqlalchemy truststore typeguard typing-inspection xraydb"
-# The index has them as source only. They are pure Python, so they are built here.
+# The index has these packages as source only. They are pure Python, so they are built here.
 from_source="bibtexparser promise"
 
-# Requirements for the machine, one a line. pip has its own copy of `packaging`: nothing has to be installed for this.
+# Requirements for the machine, one per line. The script uses pip's copy of `packaging`, so it needs no installation.
 wanted="$("$interpreter" - requirements.txt "$has" "$python" "$unused" << 'END'
 import pathlib
 import sys
@@ -84,7 +85,7 @@ for requirement in $wanted; do
         *) wheels+=("$requirement") ;;
     esac
 done
-# pip takes wheels of exactly these tags: a machine with glibc 2.34 runs all of them.
+# pip downloads only wheels with these tags; a machine with glibc 2.34 runs all of them.
 platforms=()
 for tag in _2_34 _2_31 _2_28 _2_27 _2_24 _2_17 2014 2010 1; do
     platforms+=("--platform=manylinux${tag}_x86_64")
@@ -105,7 +106,7 @@ bytes="$(cat "$new"/*.whl | wc -c)"
 megabytes="$(((bytes + 999999) / 1000000))"
 [ "$megabytes" -le "$limit" ] || fail "the wheels have $megabytes MB, more than --limit=$limit; see what $has lacks"
 mkdir -p "$folder"
-rm -f "$folder"/*.whl # of two versions of a package neither would be installed
+rm -f "$folder"/*.whl # with two versions of a package, pip would install neither
 cp "$new"/*.whl "$folder"
 for wheel in "$folder"/*.whl; do
     printf '%12s  %s\n' "$(wc -c < "$wheel")" "$(basename "$wheel")"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Samples, evaluates and scores every finished run of a sweep; what is done already is left alone, so it can be stopped.
+# Samples, evaluates and scores every finished run of a sweep. Finished parts are skipped, so a stopped script resumes.
 #
 #   launch/judge_sweep.sh --output=runs/equal_budget --data=data/mp20/mp20_open --test=test.csv.gz
 #
 # --output=DIR        folder of the sweep's runs
-# --data=DIR          the prepared data set: distributions are compared with its test split, novelty with its training split
+# --data=DIR          the prepared data set; its test split is the reference, its training split is for novelty
 # --test=CSV          crystals to score, with a column cif
-# --num_samples=1000  of each run
-# --translations=20   of each scored crystal, for IPT; 0 is none
+# --num_samples=1000  samples per run
+# --translations=20   translations per scored crystal, for IPT; 0 for none
 # --dry_run           print the commands only
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# N processes of one command on this machine, the way the hosts of a pod run it.
+# Runs N processes of one command on this machine, as the hosts of a pod do.
 #
 #   launch/local.sh --processes=2 --devices=4 -- train --config=configs/smoke.py --workdir=runs/smoke
 #
-# --processes=2    how many
-# --devices=N      let each believe that its CPU is N devices; without it they share the accelerators there are
-# --port=N         of the first process, by which the others find it (default: a free one)
-# --logs=DIR       where the other processes write what they say (default: a new folder in /tmp)
+# --processes=2    number of processes
+# --devices=N      simulate N devices on the CPU of each process; without it the processes share the accelerators
+# --port=N         port of the first process, which the others connect to (default: a free one)
+# --logs=DIR       folder for the output of the other processes (default: a new folder in /tmp)
 # --dry_run        print the commands only
 #
-# Ends when all have ended. If one fails, the others are ended too. SIGTERM is passed on to all. The exit status is that
-# of the first process that failed; 75 says: pre-empted, run it again.
+# The script ends when all processes have ended. If one process fails, the others are stopped. SIGTERM is passed on to all
+# processes. The exit status is that of the first process that failed; 75 means pre-empted: run the command again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/options.sh
@@ -62,11 +62,11 @@ while [ ${#children[@]} -gt 0 ]; do
         wait "$child" || code=$?
         if [ "$code" != 0 ] && [ "$status" = 0 ]; then
             status="$code"
-            # Those that were asked to stop together are given the time to.
+            # After a pre-emption the other processes get the time to save and stop.
             [ "$code" = 75 ] || kill -KILL "${children[@]}" 2> /dev/null || true
         fi
     done
     children=(${alive[@]+"${alive[@]}"})
-    sleep 0.1 || true # a signal ends the sleep, and is handled here
+    sleep 0.1 || true # a signal interrupts the sleep and is handled here
 done
 exit "$status"

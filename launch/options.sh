@@ -1,24 +1,24 @@
-# shellcheck shell=bash disable=SC2034 # what is set here is read there
-# Sourced by the scripts that start jobs: options of the form --name=value, and --dry_run.
-# A script gives each option its default as a variable of that name, and says in OPTIONS which they are.
+# shellcheck shell=bash disable=SC2034 # variables set here are read by the scripts that source this file
+# Sourced by the scripts that start jobs: parses options of the form --name=value, and --dry_run.
+# A script sets the default of each option as a variable of the same name, and lists the options in OPTIONS.
 
 dry_run=no
-command=() # what stands behind --: the arguments of crystal-jax
+command=() # the arguments after --: those of crystal-jax
 
 fail() {
     echo "$(basename "$0"): $*" >&2
     exit 2
 }
 
-# The comment at the head of the script that was called.
+# Prints the comment at the head of the called script.
 explain() {
     sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "$0"
     exit 0
 }
 
-# Sets the variables named in OPTIONS, and `command`.
+# Sets the variables named in OPTIONS, and `command`, from the arguments.
 read_options() {
-    local argument option # no option may have one of these names
+    local argument option # options must not have these names
     while [ $# -gt 0 ]; do
         argument="$1"
         shift
@@ -54,7 +54,7 @@ need_command() {
     [ ${#command[@]} -gt 0 ] || fail "no command; it stands behind --, such as: -- train --config=configs/smoke.py"
 }
 
-# Runs a command, or under --dry_run prints it as it could be typed.
+# Runs a command; with --dry_run prints it, quoted for a shell.
 run() {
     if [ "$dry_run" = yes ]; then
         printf '%q ' "$@"
@@ -64,14 +64,14 @@ run() {
     fi
 }
 
-# The arguments as one line that a shell reads back as they are.
+# Prints the arguments as one line, quoted for a shell.
 quoted() {
     local line
     line="$(printf '%q ' "$@")"
     printf '%s' "${line% }"
 }
 
-# The actions of a SLURM job, whose script the function `job` prints.
+# Performs the action of a SLURM job; the function `job` prints its script.
 slurm_actions() {
     # shellcheck disable=SC2154
     case "$action" in

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# An evaluation whose relaxations run on a Ray cluster of CPU machines, as jobs of SLURM.
+# Runs an evaluation as a SLURM job; its relaxations run on a Ray cluster of the job's CPU machines.
 #
 #   launch/ray_evaluate.sh --name=evaluate-7b --nodes=8 --cores=64 -- \
 #       evaluate --samples=samples/7b/samples.csv --output=evaluation/7b --energy_model=m3gnet --hull=hull.csv.gz
 #
-# --name=NAME       of the job
-# --nodes=2         machines; the first also runs the evaluation itself
-# --cores=32        of each
-# --time=24:00:00   the time limit; the same command goes on where it stopped
-# --partition=, --account=    if the cluster asks for them
-# --environment=.venv         where the repository is installed, with requirements-energies.txt and PyTorch
-# --port=6379       of Ray on the first machine
-# --action=run      or status, or cancel (of the job --name)
+# --name=NAME       name of the job
+# --nodes=2         number of machines; the first one also runs the evaluation itself
+# --cores=32        cores per machine
+# --time=24:00:00   time limit; the same command resumes after it
+# --partition=, --account=    if the cluster requires them
+# --environment=.venv         environment with this repository, requirements-energies.txt and PyTorch
+# --port=6379       port of Ray on the first machine
+# --action=run      or status, or cancel (the job --name)
 # --dry_run         print the job and the command only
 #
 # On another kind of cluster, start Ray there (ray start --head, ray up) and give its address:
@@ -23,7 +23,7 @@ OPTIONS="action name nodes cores time partition account environment port"
 action=run name="" nodes=2 cores=32 time=24:00:00 partition="" account="" environment=.venv port=6379
 read_options "$@"
 
-# The job, for sbatch: Ray's head on the first machine, its workers on the others, the evaluation beside the head.
+# Prints the job for sbatch: Ray's head and the evaluation on the first machine, Ray's workers on the others.
 job() {
     cat << END
 #!/usr/bin/env bash

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Many samples as independent jobs, each with a seed of its own, and then one table of them.
+# Draws many samples in independent jobs with different seeds, and merges them into one table.
 #
 #   launch/sample_shards.sh --shards=8 --num_samples=10000 --checkpoint=runs/7b --output=samples/7b \
 #       --engine=slurm --engine_options="--gpus=1" -- --top_p=0.9 --constraints=charge,distance
 #   launch/sample_shards.sh --action=merge --shards=8 --output=samples/7b
 #
-# --action=run      the jobs: samples go to OUTPUT/shard-0, OUTPUT/shard-1, …; a job that is started again goes on
-#          merge    OUTPUT/samples.csv and samples.jsonl of what all of them wrote
-# --shards=4        how many jobs
-# --num_samples=10000    in all
-# --checkpoint=DIR  the workdir of a training run
-# --temperature=1.0 and --seed=0, which is the first job's
-# --engine=local    one after another here; or xpk, skypilot, slurm
-# --engine_options=…     for launch/ENGINE.sh; jobs are named sample-0, sample-1, …
+# --action=run      run the jobs: samples go to OUTPUT/shard-0, OUTPUT/shard-1, …; a job that is started again resumes
+#          merge    merge the samples of all jobs into OUTPUT/samples.csv and samples.jsonl
+# --shards=4        number of jobs
+# --num_samples=10000    number of samples of all jobs together
+# --checkpoint=DIR  workdir of a training run
+# --temperature=1.0
+# --seed=0          seed of the first job; job i has SEED+i
+# --engine=local    run the jobs here, one after another; or xpk, skypilot, slurm
+# --engine_options=…     options of launch/ENGINE.sh; jobs are named sample-0, sample-1, …
 # --dry_run         print the commands only
 #
-# Behind -- stand further flags of 'crystal-jax sample', for all jobs alike. A job on a slice of several hosts needs
-# --distributed, so that they draw it together.
+# Flags of 'crystal-jax sample' for all jobs go after --. A job on a slice of several hosts needs --distributed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/options.sh
@@ -30,7 +30,7 @@ flags=(${command[@]+"${command[@]}"})
 sample() {
     local i share
     for ((i = 0; i < shards; i++)); do
-        # The first jobs take what does not divide.
+        # The first jobs take the remainder.
         share=$((num_samples / shards + (i < num_samples % shards ? 1 : 0)))
         command=(sample "--checkpoint=$checkpoint" "--num_samples=$share" "--temperature=$temperature"
             "--seed=$((seed + i))" "--output=$output/shard-$i" ${flags[@]+"${flags[@]}"})
@@ -50,7 +50,7 @@ merge() {
         [ -f "$output/shard-$i/samples.csv" ] || fail "$output/shard-$i/samples.csv is missing: run its job first"
     done
     for ((i = 0; i < shards; i++)); do
-        # The header of the first only; it is one line, whatever the rows below it hold.
+        # Only the header of the first file is kept; it is always one line, also if rows have several.
         tail -n "+$((i > 0 ? 2 : 1))" "$output/shard-$i/samples.csv"
     done > "$output/samples.csv.part"
     mv "$output/samples.csv.part" "$output/samples.csv"

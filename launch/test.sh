@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: format, lint, types, tests, these in two processes. Arguments go to pytest (`-n 4`: in four).
+# Runs all checks: format, lint, types, and tests in two processes. Arguments go to pytest (`-n 4`: four processes).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run on a TPU host by tpu_vm.sh: installs the repository it lies in, and mounts a Cloud Storage bucket beside it.
+# Runs on a TPU host, called by tpu_vm.sh: installs this repository, and mounts a Cloud Storage bucket in its folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bucket="$1"
@@ -9,13 +9,13 @@ if ! command -v gcsfuse > /dev/null; then
     curl --silent --show-error --fail https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" > /dev/null
     echo "deb [signed-by=$key] https://packages.cloud.google.com/apt $release main" |
         sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
-    # A fresh machine updates itself, and holds the lock while it does.
+    # A new machine updates itself and holds apt's lock meanwhile.
     sudo apt-get -o DPkg::Lock::Timeout=300 update --quiet
     sudo apt-get -o DPkg::Lock::Timeout=300 install --yes --quiet gcsfuse
 fi
 mkdir -p bucket
 mountpoint --quiet bucket || gcsfuse --implicit-dirs --rename-dir-limit=10000 "$bucket" bucket
-# The image has an older Python; uv brings its own.
+# The image has an older Python; uv installs a newer one.
 python3 -m pip install --user --quiet uv
 uv="$HOME/.local/bin/uv"
 [ -d .venv ] || "$uv" venv --quiet --python=3.11 .venv

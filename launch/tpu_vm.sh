@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# A TPU slice by Google's queued resources, and a command on all of its hosts.
+# Requests a TPU slice by Google's queued resources, and runs a command on all of its hosts.
 #
 #   launch/tpu_vm.sh --action=all --name=crystal --project=P --zone=Z --bucket=B \
 #       -- train --config=configs/llama2_7b.py:tpu --workdir=bucket/runs/7b --distributed
 #
-# --action=create   ask for the slice
-#          wait     until it is there
+# --action=create   request the slice
+#          wait     wait until the slice is active
 #          setup    copy this repository to every host, install it, mount the bucket at ~/crystal_jax/bucket
-#          run      the command behind --, on every host; what they say comes here
-#          all      these four, and again from the start whenever the slice is taken away, until the command is done
-#          status   of the slice
-#          delete   the slice
-# --name=NAME       of the slice; the default is crystal
-# --project=, --zone=, --bucket=    where it is, and the Cloud Storage bucket for data, models and runs
-# --type=v5litepod-16               the accelerator, with --runtime=v2-alpha-tpuv5-lite
-# --spot=yes        cheaper, and taken away at times
+#          run      run the command after -- on every host; print its output here
+#          all      all four; after a pre-emption start again with a new slice, until the command is done
+#          status   show the state of the slice
+#          delete   delete the slice
+# --name=NAME       name of the slice; the default is crystal
+# --project=, --zone=, --bucket=    Google Cloud project, zone, and the bucket for data, models and runs
+# --type=v5litepod-16               accelerator type, with --runtime=v2-alpha-tpuv5-lite
+# --spot=yes        cheaper capacity that can be pre-empted
 # --dry_run         print the commands only
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -56,7 +56,7 @@ on_all_hosts() {
     run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"
 }
 
-# In one chain, as bash does not stop at errors within a condition.
+# Chained by &&, because bash does not stop at errors within a condition.
 setup() {
     need bucket
     local archive=crystal_jax.tar.gz
@@ -83,13 +83,13 @@ all() {
         status=0
         { wait_until_active && setup && run_command; } || status=$?
         [ "$status" != 0 ] || return 0
-        sleep 60 # the state follows the machines
+        sleep 60 # the state is updated some time after the machines stop
         if [ "$(state)" != ACTIVE ]; then
             echo "$name was taken away; asking for another" >&2
             delete || true
             create
         elif [ "$status" != 75 ]; then
-            # What fails on a slice that is still there would fail again.
+            # A command that fails on an active slice would fail again.
             fail "status $status, see above; the slice is there: --action=run, or --action=delete"
         fi
     done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Jobs on TPU slices of a GKE cluster, by XPK (pip install xpk): JobSet and Kueue underneath.
+# Runs jobs on TPU slices of a GKE cluster with XPK (pip install xpk), which uses JobSet and Kueue.
 #
 #   launch/xpk.sh --action=cluster --cluster=crystal --project=P --zone=Z
 #   launch/xpk.sh --action=storage --cluster=crystal --project=P --zone=Z --bucket=B
@@ -7,15 +7,15 @@
 #   launch/xpk.sh --name=llama7b --cluster=crystal --project=P --zone=Z --image=REGION-docker.pkg.dev/P/crystal/train \
 #       -- train --config=configs/llama2_7b.py:tpu --workdir=/bucket/runs/7b --distributed
 #
-# --action=run      the command behind --, on every host of the slices; started again when a slice is taken away
-#          cluster  make the cluster
-#          storage  let jobs of the cluster see a Cloud Storage bucket as /bucket
+# --action=run      run the command after -- on every host of the slices; restart it after a pre-emption
+#          cluster  create the cluster
+#          storage  mount a Cloud Storage bucket at /bucket in the jobs of the cluster
 #          image    build the container image (Cloud Build)
-#          status   of all jobs
-#          delete   the job --name
-# --type=v5litepod-16, --slices=1    of a job, and of the cluster when it is made
-# --restarts=100    how often a job is started again
-# --spot=yes        cheaper, and taken away at times
+#          status   list all jobs
+#          delete   delete the job --name
+# --type=v5litepod-16, --slices=1    slice type and number of slices, of a job or of a new cluster
+# --restarts=100    maximum number of restarts of a job
+# --spot=yes        cheaper capacity that can be pre-empted
 # --dry_run         print the commands only
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,7 +48,7 @@ case "$action" in
         ;;
     image)
         need image
-        run cp launch/Dockerfile Dockerfile # where Cloud Build looks for it
+        run cp launch/Dockerfile Dockerfile # Cloud Build expects it there
         run gcloud builds submit . "--tag=$image" "--project=$project"
         run rm Dockerfile
         ;;

@@ -18,8 +18,8 @@ from benchmarks.gpu.models import experiment_of, one_device, peak_memory, random
 from crystal_jax.checkpoint.models import abstract_parameters, in_model_dtype
 from crystal_jax.config import Experiment, LoraConfig
 from crystal_jax.sample.constraints.masks import exactly
+from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import GenerationRequest
-from crystal_jax.sample.engine.scheduler import Engine
 from crystal_jax.text.grammar.automaton import TokenAutomaton
 from crystal_jax.text.grammar.crystal import crystal_automaton
 from crystal_jax.text.prompts import generation_prompt

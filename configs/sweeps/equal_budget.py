@@ -1,6 +1,6 @@
-"""The paper's baselines and ablations at one small budget, each from two seeds: 30 runs.
+"""The paper's baselines and ablations at one small budget, each with two seeds: 30 runs.
 
-Afterwards launch/judge_sweep.sh samples, evaluates and scores every run, and the first command, with --markdown_file,
+Afterwards launch/judge_sweep.sh samples, evaluates and scores every run. Then run the command again: --markdown_file
 writes the table of docs/RESULTS.md.
 
 Command:  crystal-jax sweep --sweep=configs/sweeps/equal_budget.py --output=runs/equal_budget

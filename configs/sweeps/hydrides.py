@@ -1,7 +1,7 @@
-"""Rank and targets of adapters on a held-out chemistry, against full fine-tuning and learning from nothing: 34 runs.
+"""Rank and targets of adapters on a held-out chemistry, against full fine-tuning and training from scratch: 34 runs.
 
-Train configs/hydrides.py:base first. Each run is there from two seeds, all at one learning rate: adapters are
-rank-stabilised, so that their updates are of one size.
+Train configs/hydrides.py:base first. Each setting has two seeds. All adapters have one learning rate; they are
+rank-stabilised, so that their updates have the same size at every rank.
 
 Command:  crystal-jax sweep --sweep=configs/sweeps/hydrides.py --output=runs/hydrides/sweep
               --markdown_file=docs/RESULTS.md

@@ -1,4 +1,4 @@
-"""Learning rate and weight decay of the small model, an eleventh of its length: 6 runs.
+"""Learning rate and weight decay of the small model, at an eleventh of its steps: 6 runs.
 
 Command:  crystal-jax sweep --sweep=configs/sweeps/learning_rate.py --output=runs/learning_rate
 """

@@ -1,4 +1,6 @@
-"""Rank and targets of LLaMA-2 7B's adapters: 6 runs, as jobs on TPU slices. Give the cluster and the weights, too.
+"""Rank and targets of LLaMA-2 7B's adapters: 6 runs, as jobs on TPU slices.
+
+The options name the cluster, the weights and the data.
 
 Command:  crystal-jax sweep --sweep=configs/sweeps/lora.py --output=/bucket/runs/lora --engine=xpk
 Options:  --engine_options="--cluster=crystal --project=P --zone=Z --image=I" --set=base=/bucket/models/llama2-7b

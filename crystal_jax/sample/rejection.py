@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from crystal_jax.sample.composition import CompositionSampler
+from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import MAX_ATTEMPTS, Completion, GenerationRequest
-from crystal_jax.sample.engine.scheduler import Engine
 from crystal_jax.sample.sample_spec import DRAFT, SampleSpec, SampleSpecBuilder
 
 _COMPOSITIONS = 4  # compositions tried per sample, at most; for the last one, masks enforce the constraints in the end

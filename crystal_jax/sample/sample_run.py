@@ -15,8 +15,8 @@ from crystal_jax.checkpoint.pretrained import locate
 from crystal_jax.errors import UserError
 from crystal_jax.sample.config import SampleConfig
 from crystal_jax.sample.constraints.rules import Rules, merged_with
+from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import Completion, GenerationRequest
-from crystal_jax.sample.engine.scheduler import Engine
 from crystal_jax.sample.rejection import SampleResult, draw_samples
 from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, FORMULA, NAME, conditions_of
 from crystal_jax.sample.sample_spec import SampleSpec, SampleSpecBuilder

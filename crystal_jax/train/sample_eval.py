@@ -19,8 +19,8 @@ from crystal_jax.config import SAMPLE_RATES, Experiment
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.sample.constraints.rules import Rules
+from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import Completion, GenerationRequest
-from crystal_jax.sample.engine.scheduler import Engine
 from crystal_jax.sample.sample_spec import SampleSpecBuilder
 from crystal_jax.sample.samples_file import to_cif
 from crystal_jax.structures import Entry, parse

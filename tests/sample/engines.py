@@ -8,8 +8,8 @@ from flax import nnx
 
 from crystal_jax.config import MeshConfig
 from crystal_jax.model.llama import Llama
+from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import GenerationRequest
-from crystal_jax.sample.engine.scheduler import Engine
 from crystal_jax.sharding import make_mesh, tree_shardings
 from crystal_jax.text.crystal_text import Crystal, TextFormat
 from crystal_jax.text.grammar.automaton import TokenAutomaton

@@ -14,7 +14,7 @@ from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_invalid_reason, implausible_reason, structural_invalid_reason
-from crystal_jax.sample.engine import decode_threads, scheduler
+from crystal_jax.sample.engine import decode_threads, engine, scheduler
 from crystal_jax.sample.requests import read_requests
 from crystal_jax.sample.run import sample
 from crystal_jax.sample.samples_file import SamplesFile
@@ -65,29 +65,29 @@ def test_a_stopped_job_goes_on_and_gives_the_same_samples(trained, samples, tmp_
 
 
 @pytest.fixture
-def two_lanes(monkeypatch):
+def two_threads(monkeypatch):
     """Of four rows each, on one device; the names of those that began."""
     one_device = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda sizes: one_device)
     monkeypatch.setattr(decode_threads, "SLOTS_PER_THREAD", 4)
-    monkeypatch.setattr(scheduler, "available_workers", lambda: 2)
-    begin, began = scheduler.Engine._lane, set()
+    monkeypatch.setattr(engine, "available_workers", lambda: 2)
+    begin, began = scheduler.Scheduler.run, set()
 
     def noted(*args):
         began.add(threading.current_thread().name)
         return begin(*args)
 
-    monkeypatch.setattr(scheduler.Engine, "_lane", noted)
+    monkeypatch.setattr(scheduler.Scheduler, "run", noted)
     return began
 
 
-def test_lanes_give_the_same_samples(trained, samples, tmp_path, two_lanes):
+def test_decode_threads_give_the_same_samples(trained, samples, tmp_path, two_threads):
     sample(trained, output=tmp_path / "out", num_samples=20, batch_size=8, seed=3)
     assert [row["text"] for row in rows_of(tmp_path / "out")] == [row["text"] for row in rows_of(samples)]
-    assert two_lanes == {"lane 0", "lane 1"}
+    assert two_threads == {"decode 0", "decode 1"}
 
 
-def test_a_full_disk_ends_all_lanes(trained, samples, tmp_path, two_lanes, monkeypatch):
+def test_a_full_disk_ends_all_threads(trained, samples, tmp_path, two_threads, monkeypatch):
     append, written = SamplesFile.append, []
 
     def full(self, rows):
@@ -101,7 +101,7 @@ def test_a_full_disk_ends_all_lanes(trained, samples, tmp_path, two_lanes, monke
         with pytest.raises(OSError, match="No space") as error:
             sample(trained, output=tmp_path / "out", num_samples=20, batch_size=8, seed=3)
     assert error.tb  # its frames are alive, and what they hold
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane ")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode ")]
     assert len(rows_of(tmp_path / "out")) == 2
     sample(trained, output=tmp_path / "out", num_samples=20, batch_size=8, seed=3)
     assert [row["text"] for row in rows_of(tmp_path / "out")] == [row["text"] for row in rows_of(samples)]

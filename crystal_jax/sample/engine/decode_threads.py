@@ -46,7 +46,7 @@ class _Ended:
 
 
 def run_threads(
-    work: Callable[[Iterator[In], threading.Event], Iterator[Out]], items: Iterable[In], *, lanes: int
+    work: Callable[[Iterator[In], threading.Event], Iterator[Out]], items: Iterable[In], *, threads: int
 ) -> Generator[Out, None, None]:
     """Yields the results of `work`, in no particular order; each thread runs `work` on a share of the items.
 
@@ -57,15 +57,15 @@ def run_threads(
     Args:
         work: Takes an iterator over items and the stop event; yields results.
         items: Items to distribute over the threads.
-        lanes: Number of threads; with 1, `work` runs in the calling thread.
+        threads: Number of threads; with 1, `work` runs in the calling thread.
     """
     stop = threading.Event()
-    if lanes == 1:
+    if threads == 1:
         yield from work(iter(items), stop)
         return
     shared, results = _Shared(items, stop), SimpleQueue[Out | _Ended]()
 
-    def lane() -> None:
+    def decode() -> None:
         error = None
         try:
             for result in work(shared, stop):
@@ -74,14 +74,14 @@ def run_threads(
             error = raised
         results.put(_Ended(error))
 
-    threads: list[threading.Thread] = []
+    started: list[threading.Thread] = []
     try:
-        for i in range(lanes):
+        for i in range(threads):
             # Daemon threads let a program exit even if its generator is never closed.
-            thread = threading.Thread(target=lane, name=f"lane {i}", daemon=True)
+            thread = threading.Thread(target=decode, name=f"decode {i}", daemon=True)
             thread.start()
-            threads.append(thread)
-        running = lanes
+            started.append(thread)
+        running = threads
         while running:
             result = results.get()
             if not isinstance(result, _Ended):
@@ -92,5 +92,5 @@ def run_threads(
                 running -= 1
     finally:
         stop.set()
-        for thread in threads:
+        for thread in started:
             thread.join()

@@ -7,8 +7,8 @@ from pymatgen.core import Composition
 
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_invalid_reason
-from crystal_jax.sample.constraints.charge import ChargeBalance
 from crystal_jax.sample.constraints import charge
+from crystal_jax.sample.constraints.charge import ChargeBalance
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.grammar.automaton import END
 

@@ -12,9 +12,9 @@ def doubled(items, stop):
         yield 2 * item
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 5])
-def test_every_item_is_worked_on_once(lanes):
-    assert sorted(run_threads(doubled, range(50), lanes=lanes)) == list(range(0, 100, 2))
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_item_is_worked_on_once(threads):
+    assert sorted(run_threads(doubled, range(50), threads=threads)) == list(range(0, 100, 2))
 
 
 def test_items_are_shared():
@@ -26,11 +26,11 @@ def test_items_are_shared():
             both.wait()
             yield item, threading.current_thread().name
 
-    assert len({name for _, name in run_threads(work, range(2), lanes=2)}) == 2
+    assert len({name for _, name in run_threads(work, range(2), threads=2)}) == 2
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_an_error_of_one_ends_all(lanes):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_of_one_ends_all(threads):
     def work(items, stop):
         for item in items:
             if item == 3:
@@ -39,19 +39,19 @@ def test_an_error_of_one_ends_all(lanes):
 
     endless = iter(range(10**9))
     with pytest.raises(ValueError, match="item 3"):
-        list(run_threads(work, endless, lanes=lanes))
-    assert not lanes_alive()
+        list(run_threads(work, endless, threads=threads))
+    assert not threads_alive()
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_so_does_an_error_of_the_items(lanes):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_so_does_an_error_of_the_items(threads):
     def items():
         yield 1
         raise KeyError("second")
 
     with pytest.raises(KeyError, match="second"):
-        list(run_threads(doubled, items(), lanes=lanes))
-    assert not lanes_alive()
+        list(run_threads(doubled, items(), threads=threads))
+    assert not threads_alive()
 
 
 def test_who_stops_listening_stops_the_work():
@@ -62,10 +62,10 @@ def test_who_stops_listening_stops_the_work():
             taken.append(i)
             yield i
 
-    results = run_threads(doubled, items(), lanes=3)
+    results = run_threads(doubled, items(), threads=3)
     next(results)
     results.close()
-    assert not lanes_alive()
+    assert not threads_alive()
     number = len(taken)
     time.sleep(0.02)
     assert len(taken) == number < 1000
@@ -82,17 +82,17 @@ def test_who_is_at_a_long_item_is_told_to_stop():
                 return
             yield item
 
-    results = run_threads(work, range(10), lanes=2)
+    results = run_threads(work, range(10), threads=2)
     assert next(results) == 0
     assert begun.wait(10)
     results.close()
-    assert not lanes_alive()
+    assert not threads_alive()
 
 
-def test_lanes_for_rows_and_cores():
+def test_threads_for_slots_and_cores():
     rows = [1, *(number * SLOTS_PER_THREAD for number in (1, 2, 100))]
     assert [decode_threads(number, 4) for number in rows] == [1, 1, 2, 4]
 
 
-def lanes_alive():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("lane ")]
+def threads_alive():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode ")]

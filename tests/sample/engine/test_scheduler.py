@@ -13,7 +13,8 @@ from crystal_jax.evaluate.validity import compositional_invalid_reason, structur
 from crystal_jax.sample.constraints.guide import AllowedValues, field_of_atom
 from crystal_jax.sample.constraints.masks import make_limits
 from crystal_jax.sample.constraints.rules import Rules, make_guide
-from crystal_jax.sample.engine import scheduler
+from crystal_jax.sample.engine import engine as engine_module
+from crystal_jax.sample.engine import programs, scheduler
 from crystal_jax.sample.engine.request import GenerationRequest
 from tests.experiments import logits
 from tests.sample.engines import Untrained
@@ -53,14 +54,14 @@ def test_nor_on_how_rows_are_moved_to_smaller_and_larger_arrays(short, reference
     """Of 64 rows 12 are used, so the engine takes 16; their capacity grows twice."""
     engine = short.engine(64)
     used = []
-    move = engine._resize
+    move = engine.programs.resize
 
     def noted(*args, capacity):
         rows = move(*args, capacity=capacity)
         used.append((len(rows.state), rows.cache.capacity))
         return rows
 
-    engine._resize = noted
+    engine.programs.resize = noted
     same(draw_some(short, engine), reference)
     sizes, capacities = zip(*used, strict=True)
     assert set(sizes) == {16}
@@ -71,7 +72,8 @@ def test_nor_on_how_rows_are_moved_to_smaller_and_larger_arrays(short, reference
 @pytest.mark.parametrize("coded", [False, True])
 def test_nor_on_the_layout_of_the_cache(short, reference, platform, coded, monkeypatch):
     """The layouts of GPUs and TPUs, computed on this CPU; in 8 bits few texts stay the same, but all are crystals."""
-    monkeypatch.setattr(scheduler, "platform_of", lambda mesh: platform)
+    monkeypatch.setattr(engine_module, "platform_of", lambda mesh: platform)
+    monkeypatch.setattr(programs, "platform_of", lambda mesh: platform)
     drawn = draw_some(short, short.engine(4, coded=coded))
     if not coded:
         same(drawn, reference)
@@ -79,37 +81,36 @@ def test_nor_on_the_layout_of_the_cache(short, reference, platform, coded, monke
     assert all(one.complete for one in drawn.values())
 
 
-def test_nor_on_lanes(short, reference):
-    """Two of four rows each, which share twelve requests and one set of compiled programs."""
-    engine = short.engine(7, lanes=2)
-    lanes, compiled = [], []
-    advance = engine._advance
+def test_nor_on_decode_threads(short, reference):
+    """Two threads of four slots each, which share twelve requests and one set of compiled programs."""
+    engine = short.engine(7, threads=2)
+    threads, shapes = set(), set()
+    advance = engine.programs.advance
 
-    def noted(*args):
-        lanes.append(threading.current_thread().name)
-        compiled.append(advance._cache_size())
-        return advance(*args)
+    def noted(params, layers, state, mask):
+        threads.add(threading.current_thread().name)
+        shapes.add((len(state.state), state.cache.capacity))
+        return advance(params, layers, state, mask)
 
-    engine._advance = noted
+    engine.programs.advance = noted
     same(draw_some(short, engine), reference)
-    assert set(lanes) == {"lane 0", "lane 1"}
-    assert max(compiled) <= len(engine._sizes.capacities)  # rows do not change: there are few
+    assert threads == {"decode 0", "decode 1"}
+    assert len(shapes) <= len(engine.sizes.capacities)  # the number of slots does not change: there are few
 
 
 def test_nor_on_how_many_prompts_are_read_together(short, reference, monkeypatch):
     monkeypatch.setattr(scheduler, "_MAX_PROMPTS", 1)
     engine = short.engine(12)
-    read, most = engine._prompts, []
+    prefill, rows = engine.programs.prefill, []
 
-    def noted(params, wanted, last):
-        wanted = list(wanted)
-        most.append(len(wanted))
-        return read(params, wanted, last)
+    def noted(params, tokens, count):
+        rows.append(len(tokens))
+        return prefill(params, tokens, count)
 
-    engine._prompts = noted
+    engine.programs.prefill = noted
     same(draw_some(short, engine), reference)
-    assert len(most) > 1
-    assert set(most) == {1}
+    assert len(rows) > 1
+    assert set(rows) == {1}
 
 
 @pytest.mark.parametrize("mesh", [(4, 1, 1), (1, 2, 2)])
