@@ -65,7 +65,7 @@ class Decoder(NamedTuple):
         )
 
     def bytes_read(self, rows: DecodeState) -> int:
-        """What a step must read of weights and cache: the blocks, the grammar's part of the head, all positions."""
+        """Returns the bytes that a step must read: the blocks, the grammar's part of the head, all cache positions."""
         blocks = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params["blocks"]))
         width = jnp.dtype(self.experiment.model.dtype).itemsize
         head = self.automaton.token_ids.size * self.experiment.model.embed_dim * width

@@ -21,6 +21,7 @@ from absl import flags
 from flax import nnx
 
 from benchmarks.peer_examples import Example, collate
+from benchmarks.peer_model import llama_config
 from crystal_jax.checkpoint.layout import StateSource
 from crystal_jax.checkpoint.tensors import stream
 from crystal_jax.config import Experiment, LoraConfig
@@ -80,21 +81,7 @@ class Ours:
 def hugging_face_twin(experiment: Experiment, weights: nnx.State) -> transformers.LlamaForCausalLM:
     """`LlamaForCausalLM` with our weights."""
     cfg = experiment.model
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=cfg.vocab_size,
-            hidden_size=cfg.embed_dim,
-            intermediate_size=cfg.mlp_dim,
-            num_hidden_layers=cfg.num_layers,
-            num_attention_heads=cfg.num_heads,
-            num_key_value_heads=cfg.num_kv_heads,
-            head_dim=cfg.head_dim,
-            rms_norm_eps=cfg.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
-            tie_word_embeddings=cfg.tie_embeddings,
-            use_cache=False,
-        )
-    )
+    model = transformers.LlamaForCausalLM(llama_config(cfg, use_cache=False))
     tensors = {name: torch.tensor(tensor) for name, tensor in stream(StateSource(weights, cfg))}
     if cfg.tie_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

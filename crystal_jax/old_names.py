@@ -85,6 +85,21 @@ def present_keys(section: str, values: Mapping[str, object]) -> dict[str, object
     return renamed
 
 
+def present_types(
+    columns: Iterable[str], kinds: Mapping[str, str], names: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the types of a table's known columns, as its header names them, and the old names as `present_columns`.
+
+    Args:
+        columns: The header.
+        kinds: Type of each known column, under its present name.
+        names: Old name → present name.
+    """
+    header = list(columns)
+    present = present_columns(header, names)
+    return {name: kinds[new] for name in header if (new := present.get(name, name)) in kinds}, present
+
+
 def present_columns(columns: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
     """Returns the old names among some columns, and what each is called now."""
     have = set(columns)

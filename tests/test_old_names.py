@@ -60,3 +60,11 @@ def test_columns_of_requests(tmp_path, capsys):
     (request,) = read_requests(tmp_path / "requests.csv")
     assert request["exclude_elements"] == ("Fe", "O")
     assert "column 'without' is now called 'exclude_elements'" in capsys.readouterr().err
+
+
+def test_tables_of_older_evaluations(capsys):
+    kinds = {"name": "str", "dft_status": "str", "failure_reason": "str"}
+    types, present = old_names.present_types(["name", "dft", "other", "failure_reason"], kinds, old_names.COLUMNS)
+    assert types == {"name": "str", "dft": "str", "failure_reason": "str"}
+    assert present == {"dft": "dft_status"}
+    assert "column 'dft' is now called 'dft_status'" in capsys.readouterr().err

@@ -145,7 +145,7 @@ def packed_batches(
 
 
 def crystal_sizes(records: Sequence[Record], maker: ExampleMaker) -> list[dict[str, Any]]:
-    """Of each crystal: its formula, the atoms of each element in its cell, the tokens of its text with the EOS."""
+    """Returns each crystal's formula, the atoms of each element in its cell, and its number of tokens, EOS included."""
     found = []
     for record in records:
         crystal = crystal_of(record)

@@ -1,4 +1,4 @@
-"""What the process of a case is told, and how it answers."""
+"""The options of a case's process, and the file of its answer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.results import figure
+from crystal_jax.compile.chips import GPUS
 from crystal_jax.storage.files import write_text
-
-# The data sheets of NVIDIA: dense bf16 products, 10¹² a second, and memory, 10⁹ bytes a second.
-DATA_SHEETS = {"H200": (989.0, 4800.0), "H100": (989.0, 3350.0), "A100": (312.0, 2039.0)}
 
 
 class Answer:
@@ -55,14 +53,15 @@ class Case:
 
     @property
     def seconds_left(self) -> float:
-        """Until the case is stopped."""
+        """Returns the seconds until the case is stopped."""
         return self._end - time.monotonic()
 
     def has_time(self, seconds: float) -> bool:
-        """Whether something that takes so long ends before the case is stopped; a dry run has all the time."""
+        """Returns whether something of this duration ends before the case is stopped; always True in a dry run."""
         return self.dry_run or self.seconds_left > seconds
 
 
 def data_sheet(device_kind: str) -> tuple[float | None, float | None]:
-    """TFLOP/s and GB/s that the vendor states, or None for a device that is not in the table."""
-    return next((peaks for name, peaks in DATA_SHEETS.items() if name in device_kind), (None, None))
+    """Returns the peak of bf16 products (TFLOP/s) and of memory (GB/s) of a known card, else None for both."""
+    known = (chip for name, chip in GPUS.items() if name.upper() in device_kind)
+    return next(((chip.tflops, chip.hbm_gbps) for chip in known), (None, None))

@@ -1,4 +1,4 @@
-"""What the card gives: a large bf16 product and a copy, on random data, and which device and versions these are."""
+"""Measures the ceilings of the card, a large bf16 product and a copy of random data, and records the versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this device computes what the CPU computed, and cuDNN's attention what the einsums do.
+"""Compares this device with the CPU, and cuDNN's attention with the einsums.
 
 Products of float32 are taken in full precision here (`highest`): by default a GPU rounds their factors to TF32, as the
 line `tf32` shows. A case fails where a number is further off than its type explains.
@@ -123,7 +123,7 @@ def attentions() -> dict[str, tuple[jax.Array, jax.Array]]:
 
 
 def agreement(found: list[str], expected: list[str]) -> str:
-    """How many texts are equal, and where the first other one departs."""
+    """Says how many texts are equal, and where the first different one departs."""
     equal = [a == b for a, b in zip(found, expected, strict=True)]
     said = f"{sum(equal)} of {len(equal)} texts equal the CPU's"
     if all(equal):

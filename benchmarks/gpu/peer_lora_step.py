@@ -18,6 +18,7 @@ import transformers
 from benchmarks.gpu.case import Case, data_sheet
 from benchmarks.gpu.models import experiment_of
 from benchmarks.peer_examples import Example, collate, unpack
+from benchmarks.peer_model import llama_config
 from crystal_jax.config import LlamaConfig
 from crystal_jax.model.flops import train_flops_per_token
 
@@ -87,18 +88,7 @@ def step(
 
 def hugging_face(cfg: LlamaConfig, device: torch.device) -> transformers.LlamaForCausalLM:
     """`LlamaForCausalLM` of these shapes with random weights, in bf16 on the device."""
-    config = transformers.LlamaConfig(
-        vocab_size=cfg.vocab_size,
-        hidden_size=cfg.embed_dim,
-        intermediate_size=cfg.mlp_dim,
-        num_hidden_layers=cfg.num_layers,
-        num_attention_heads=cfg.num_heads,
-        num_key_value_heads=cfg.num_kv_heads,
-        head_dim=cfg.head_dim,
-        rms_norm_eps=cfg.norm_eps,
-        tie_word_embeddings=cfg.tie_embeddings,
-        attn_implementation="sdpa",
-    )
+    config = llama_config(cfg, attn_implementation="sdpa")
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -13,7 +13,7 @@ import pandas as pd
 from crystal_jax import old_names
 from crystal_jax.energy.hull import STABLE
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.old_names import present_columns
+from crystal_jax.old_names import present_types
 from crystal_jax.storage.files import write_text
 from crystal_jax.tables import read_frame, read_rows, to_csv
 
@@ -30,9 +30,7 @@ def fill_in(rows: pd.DataFrame, folder: Path) -> None:
     """Fills in the DFT columns of the samples whose name and formula are in the folder's file."""
     if not (folder / FILE).exists():
         return
-    present = present_columns(read_rows(folder / FILE).columns, old_names.COLUMNS)
-    types = {old: _COLUMNS[new] for old, new in present.items()}
-    types |= {name: kind for name, kind in _COLUMNS.items() if name not in present.values()}
+    types, present = present_types(read_rows(folder / FILE).columns, _COLUMNS, old_names.COLUMNS)
     known = read_frame(folder / FILE, types).rename(columns=present).set_index(["name", "formula"])
     keys = pd.MultiIndex.from_frame(rows[["name", "formula"]])
     for column in ("dft_status", "e_above_hull_dft"):

@@ -20,7 +20,7 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, write_cifs
 from crystal_jax.evaluate.structures import COLUMNS
 from crystal_jax.json_files import JsonObject, read_object
-from crystal_jax.old_names import present_columns
+from crystal_jax.old_names import present_columns, present_types
 from crystal_jax.storage.files import write_text
 from crystal_jax.tables import read_bytes, read_frame, read_rows, to_csv
 
@@ -86,11 +86,10 @@ def read_evaluation(folder: Path) -> Evaluation:
     content = {renamed.get(name, name): value for name, value in metrics.content.items()}
     metrics = dataclasses.replace(metrics, content=content)
     columns = read_rows(folder / STRUCTURES).columns
-    present = present_columns(columns, old_names.COLUMNS)
-    names = {column: present.get(column, column) for column in columns}
-    if missing := [name for name in _NEEDED if name not in names.values()]:
+    types, present = present_types(columns, COLUMNS, old_names.COLUMNS)
+    names = {present.get(column, column) for column in types}
+    if missing := [name for name in _NEEDED if name not in names]:
         raise UserError(f"{folder / STRUCTURES} lacks the column {missing[0]}; {_AGAIN}")
-    types = {column: COLUMNS[name] for column, name in names.items() if name in COLUMNS}
     rows = read_frame(folder / STRUCTURES, types).rename(columns=present)
     for name in COLUMNS:
         if name not in rows:
