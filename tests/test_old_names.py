@@ -3,6 +3,7 @@
 import pytest
 
 from crystal_jax import cli, old_names
+from crystal_jax.checkpoint.models import describe
 from crystal_jax.config import from_config_dict
 from crystal_jax.sample.requests import read_requests
 from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
@@ -68,3 +69,8 @@ def test_tables_of_older_evaluations(capsys):
     assert types == {"name": "str", "dft": "str", "failure_reason": "str"}
     assert present == {"dft": "dft_status"}
     assert "column 'dft' is now called 'dft_status'" in capsys.readouterr().err
+
+
+def test_the_released_model_has_present_names(capsys):
+    assert describe("crystal-tiny").text.version == "composition_first"
+    assert capsys.readouterr().err == ""
