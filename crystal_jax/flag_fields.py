@@ -11,7 +11,15 @@ from absl import flags
 from crystal_jax.errors import UserError
 
 
-def setting(default: Any, text: str, *, choices: Sequence[str] = (), several: type | None = None) -> Any:
+def setting(
+    default: Any,
+    text: str,
+    *,
+    choices: Sequence[str] = (),
+    several: type | None = None,
+    bounds: tuple[int, int] | None = None,
+    flag: str | None = None,
+) -> Any:
     """Returns a dataclass field that is also a flag.
 
     Args:
@@ -19,8 +27,11 @@ def setting(default: Any, text: str, *, choices: Sequence[str] = (), several: ty
         text: Help of the flag.
         choices: The values that are allowed, of a string.
         several: The flag is a list, separated by commas, of this type: str or float.
+        bounds: The least and the greatest value, of a whole number.
+        flag: Name of the flag, if it is not that of the field.
     """
-    return dataclasses.field(default=default, metadata={"help": text, "choices": tuple(choices), "several": several})
+    metadata = {"help": text, "choices": tuple(choices), "several": several, "bounds": bounds, "flag": flag}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def define(flag_values: flags.FlagValues, config: type, *, names: Sequence[str] | None = None) -> None:
@@ -31,7 +42,7 @@ def define(flag_values: flags.FlagValues, config: type, *, names: Sequence[str] 
 
 
 def _define(flag_values: flags.FlagValues, field: dataclasses.Field) -> None:
-    name, text = field.name, field.metadata["help"]
+    name, text = _flag(field), field.metadata["help"]
     default: Any = field.default
     kind = str(field.type).removesuffix(" | None")
     if field.metadata["several"]:
@@ -43,7 +54,8 @@ def _define(flag_values: flags.FlagValues, field: dataclasses.Field) -> None:
     elif kind == "bool":
         flags.DEFINE_bool(name, default, text, flag_values=flag_values)
     elif kind == "int":
-        flags.DEFINE_integer(name, default, text, flag_values=flag_values)
+        least, most = field.metadata["bounds"] or (None, None)
+        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=flag_values)
     elif kind == "float":
         flags.DEFINE_float(name, default, text, flag_values=flag_values)
     else:
@@ -58,10 +70,14 @@ def given(flag_values: flags.FlagValues, config: type) -> dict[str, Any]:
     """
     found = {}
     for field in dataclasses.fields(config):
-        if "help" in field.metadata and field.name in flag_values:
-            value: Any = flag_values[field.name].value
-            found[field.name] = _numbers(field.name, value) if field.metadata["several"] is float else value
+        if "help" in field.metadata and (name := _flag(field)) in flag_values:
+            value: Any = flag_values[name].value
+            found[field.name] = _numbers(name, value) if field.metadata["several"] is float else value
     return found
+
+
+def _flag(field: dataclasses.Field) -> str:
+    return field.metadata["flag"] or field.name
 
 
 def _numbers(name: str, texts: Sequence[str]) -> list[float]:
