@@ -19,12 +19,13 @@ import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from crystal_jax.errors import UserError
 from crystal_jax.storage.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_BYTES = 2**32  # size limit of a file, decompressed
 
@@ -144,6 +145,8 @@ def read_frame(path: Path, dtypes: Mapping[str, str]) -> pd.DataFrame:
     Raises:
         UserError: the file is not a table, a column is missing, or a cell is not of its column's type.
     """
+    import pandas as pd  # late: commands that only define flags need no pandas
+
     table = read_rows(path)
     if missing := [name for name in dtypes if name not in table.columns]:
         raise UserError(f"{path} has no column {missing[0]!r}; the columns are: {', '.join(table.columns)}")
@@ -156,6 +159,8 @@ def to_csv(frame: pd.DataFrame) -> str:
 
     `read_frame` with the frame's types restores it, except that an empty text becomes a missing value.
     """
+    import pandas as pd  # late, as above
+
     rows = (["" if pd.isna(cell) else cell for cell in row] for row in frame.itertuples(index=False, name=None))
     return to_text(list(frame.columns), rows)
 
@@ -212,6 +217,8 @@ def _is_number(cell: str) -> bool:
 
 
 def _series(cells: Sequence[str], dtype: str, where: str) -> pd.Series:
+    import pandas as pd  # late, as above
+
     values = [_value(cell, dtype, f"{where}, row {number}") for number, cell in enumerate(cells, start=1)]
     series: pd.Series = pd.Series(values, dtype="object")
     return series.astype(pd.api.types.pandas_dtype(dtype))

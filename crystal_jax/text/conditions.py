@@ -13,9 +13,6 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
-from pymatgen.core import Composition
-from pymatgen.symmetry.groups import SpaceGroup, sg_symbol_from_int_number
-
 from crystal_jax.text.crystal_text import ELEMENTS
 
 _ELEMENTS = frozenset(ELEMENTS)
@@ -80,6 +77,8 @@ def formula_unit(formula: str) -> Mapping[str, int]:
     Raises:
         ValueError: the text is not a formula.
     """
+    from pymatgen.core import Composition  # late: commands that only define flags need no pymatgen
+
     try:
         composition = Composition(formula)
     except (ValueError, KeyError) as error:
@@ -130,6 +129,8 @@ def _number_of(symbol: str) -> int | None:
         return _standard_symbols()[symbol]
     if symbol in _OTHER_SETTINGS:
         return _OTHER_SETTINGS[symbol]
+    from pymatgen.symmetry.groups import SpaceGroup  # late, as above
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns if it has no full symbol
         try:
@@ -141,6 +142,8 @@ def _number_of(symbol: str) -> int | None:
 @functools.cache
 def _standard_symbols() -> Mapping[str, int]:
     """Returns the numbers of the 230 groups by their standard symbols, monoclinic ones with and without the axes."""
+    from pymatgen.symmetry.groups import sg_symbol_from_int_number  # late, as above
+
     numbers = {_symbol_key(sg_symbol_from_int_number(n)): n for n in range(1, NUM_SPACE_GROUPS + 1)}
     # Unique axis b: P21/c is short for P121/c1.
     short = {re.sub(r"^(\w)1(.+)1$", r"\1\2", symbol): n for symbol, n in numbers.items() if n in range(3, 16)}

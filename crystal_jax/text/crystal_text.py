@@ -27,11 +27,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pymatgen.core import Element, Lattice, Structure
 
 from crystal_jax.text.layout import (
     CIF,
@@ -45,8 +44,17 @@ from crystal_jax.text.layout import (
     plain_words,
 )
 
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
 # Hydrogen to lawrencium: the elements observed in solids, and a few more.
-ELEMENTS: tuple[str, ...] = tuple(Element.from_Z(z).symbol for z in range(1, 104))
+ELEMENTS: tuple[str, ...] = tuple(
+    """
+    H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr
+    Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir
+    Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr
+    """.split()
+)
 _KNOWN = frozenset(ELEMENTS)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
@@ -88,6 +96,8 @@ class Crystal:
         """
         if not self.forms_cell:
             raise ValueError(f"angles {self.angles.tolist()} form no cell")
+        from pymatgen.core import Lattice, Structure  # late: commands that only define flags need no pymatgen
+
         lattice = Lattice.from_parameters(*self.lengths, *self.angles)
         return Structure(lattice, list(self.symbols), self.frac_coords)
 
@@ -102,6 +112,8 @@ class Crystal:
     @property
     def matrix(self) -> Float[np.ndarray, "3 3"]:
         """Lattice vectors as rows, in Å, in pymatgen's standard orientation (c along z)."""
+        from pymatgen.core import Lattice  # late, as above
+
         return Lattice.from_parameters(*self.lengths, *self.angles).matrix
 
     def translated(self, shift: Float[np.ndarray, 3]) -> Crystal:

@@ -25,13 +25,12 @@ A label is only the element, without a number. A composition may come first, as 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
-
-from pymatgen.core import Element
 
 LATTICE_WORDS, ATOM_WORDS = 6, 4
 
@@ -107,8 +106,6 @@ CIF = Layout(
 
 MASK = "[MASK]"  # replaces the masked element in an infilling prompt
 _COUNTED = re.compile(rf"([A-Z][a-z]?|{re.escape(MASK)})([1-9][0-9]*)")
-_ELECTRONEGATIVITY = {element.symbol: element.data.get("X") or math.inf for element in Element}
-_ELECTRONEGATIVITY[MASK] = 0.0  # first, so that its position does not reveal the element
 
 
 def composition_line(symbols: Iterable[str]) -> str:
@@ -121,7 +118,16 @@ def composition_line(symbols: Iterable[str]) -> str:
 
 def in_order(symbols: Iterable[str]) -> tuple[str, ...]:
     """Sorts elements by increasing electronegativity."""
-    return tuple(sorted(symbols, key=lambda symbol: (_ELECTRONEGATIVITY[symbol], symbol)))
+    values = _electronegativity()
+    return tuple(sorted(symbols, key=lambda symbol: (values[symbol], symbol)))
+
+
+@functools.cache
+def _electronegativity() -> Mapping[str, float]:
+    from pymatgen.core import Element  # late: commands that only define flags need no pymatgen
+
+    values = {element.symbol: element.data.get("X") or math.inf for element in Element}
+    return values | {MASK: 0.0}  # first, so that its position does not reveal the element
 
 
 def composition_of(line: str) -> dict[str, int] | None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Element, Lattice, Structure
 
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal, CrystalTextError, TextFormat
 from crystal_jax.text.prompts import mask_element
@@ -23,6 +23,10 @@ def crystals(max_atoms: int = 8) -> st.SearchStrategy[Crystal]:
         st.tuples(*[st.floats(1, 179)] * 3),
         st.lists(st.tuples(st.sampled_from(ELEMENTS), numbers), min_size=1, max_size=max_atoms),
     )
+
+
+def test_the_elements_are_the_first_of_the_periodic_table():
+    assert tuple(Element.from_Z(z).symbol for z in range(1, 104)) == ELEMENTS
 
 
 def test_text_of_a_known_crystal():
