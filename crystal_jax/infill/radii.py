@@ -7,8 +7,6 @@ elements after californium have no radius, so they cannot replace another elemen
 
 from __future__ import annotations
 
-from pymatgen.core import Element
-
 from crystal_jax.text.crystal_text import ELEMENTS
 
 TOLERANCE = 0.1  # Å; the published value
@@ -16,6 +14,8 @@ TOLERANCE = 0.1  # Å; the published value
 
 def radius_difference(one: str, other: str) -> float | None:
     """Returns the smallest |Δr| in Å over the oxidation states with a radius in both elements, or None."""
+    from pymatgen.core import Element  # late: the flags need TOLERANCE alone
+
     radii, others = Element(one).ionic_radii, Element(other).ionic_radii
     shared = radii.keys() & others.keys()
     # Rounded, since radii have three decimals, and a difference of 0.1 is not less than 0.1.

@@ -13,9 +13,6 @@ the state is saved: run the same command again.
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +22,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from crystal_jax import processes
-from crystal_jax.config import Experiment, from_config_dict, tokenizer_config
-from crystal_jax.data.mp20 import open_split
+from crystal_jax.config import Experiment
 from crystal_jax.errors import UserError
 from crystal_jax.storage.files import as_path
-from crystal_jax.text.tokenizer import load_tokenizer
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -76,70 +71,9 @@ def train(
     """
     started = time.time()
     workdir = as_path(workdir, "workdir")
-    # Imported late, so that --help and flag errors are fast.
-    import jax
+    # Late, so that --help and bad flags answer at once.
+    from crystal_jax.train.training_run import TrainingRun
 
-    from crystal_jax.checkpoint.workdir import claim
-    from crystal_jax.data.examples import ExampleMaker
-    from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
-    from crystal_jax.data.selection import selected
-    from crystal_jax.model.base_memory import gigabytes
-    from crystal_jax.model.lora import count_parameters
-    from crystal_jax.sharding import make_mesh, rows_by_process
-    from crystal_jax.train.loop import fit
-    from crystal_jax.train.profiler import parse_steps
-    from crystal_jax.train.sample_eval import SampleEval
-    from crystal_jax.train.step import setup
-
-    def say(line: str) -> None:
-        if processes.is_first():
-            print(line, file=sys.stderr)
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["crystal-jax"])  # Grain's workers read absl flags of their own
-    stated = tokenizer_config(config)
-    tokenizer = load_tokenizer(stated.name, Path(stated.path) if stated.path else None)
-    experiment = from_config_dict(config, vocab_size=tokenizer.vocab_size)
-    if experiment.model.vocab_size < tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}"
-        )
-    profiled = parse_steps(profile_steps) if profile_steps else range(0)
-    maker = ExampleMaker(tokenizer, experiment.text, experiment.task)
-    directory, seq_len = Path(experiment.data.directory), experiment.data.seq_len
-    records = {}
-    for split in ("train", "val"):
-        records[split], left_out = fitting(
-            selected(open_split(directory, split), experiment.data), maker, seq_len=seq_len
-        )
-        say(f"{split}: {len(records[split])} crystals from {directory}, {len(left_out)} left out")
-        for line in left_out[:3]:
-            say(f"  left out: {line}")
-    claim(workdir, experiment)
-    mesh = make_mesh(experiment.mesh)
-    parts = setup(experiment, mesh)
-    say(
-        f"{count_parameters(parts.state.params):,} parameters are trained, "
-        f"{gigabytes(parts.frozen):.2f} GB are frozen; {os.fspath(workdir)}"
-    )
-    rows, process = rows_by_process(experiment.data.batch_size, mesh), jax.process_index()
-    fit(
-        experiment,
-        parts,
-        train_batches(records["train"], maker, experiment.data, rows=rows, process=process),
-        validation_batches(
-            records["val"],
-            dataclasses.replace(maker, classify=True),
-            experiment.data,
-            limit=experiment.train.eval_batches,
-            rows=rows[process],
-        ),
-        mesh=mesh,
-        workdir=workdir,
-        material_ids=[record.material_id for record in records["train"]],
-        probe=SampleEval(experiment, tokenizer, mesh) if experiment.train.eval_num_samples else None,
-        started=started,
-        stop_after=stop_after,
-        profile_steps=profiled,
-    )
-    return experiment
+    training = TrainingRun(config, profile_steps=profile_steps)
+    training.run(workdir, stop_after=stop_after, started=started)
+    return training.experiment

@@ -13,7 +13,8 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_invalid_reason
 from crystal_jax.infill.radii import elements_of_similar_radius
-from crystal_jax.infill.run import infill, propose
+from crystal_jax.infill.replacements import propose
+from crystal_jax.infill.run import infill
 from crystal_jax.score.crystals import crystal_of_cif, spelled
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal
 from tests.rock_salts import write_rock_salts

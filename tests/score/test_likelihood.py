@@ -8,7 +8,7 @@ from flax import nnx
 
 from crystal_jax.checkpoint.models import Trained
 from crystal_jax.config import MeshConfig, from_config_dict
-from crystal_jax.infill.run import propose
+from crystal_jax.infill.replacements import propose
 from crystal_jax.score.likelihood import Likelihood
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.crystal_text import ELEMENTS

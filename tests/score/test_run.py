@@ -14,7 +14,8 @@ from crystal_jax.config import MeshConfig, TaskConfig
 from crystal_jax.data.examples import ExampleMaker
 from crystal_jax.data.mp20 import open_split
 from crystal_jax.errors import UserError
-from crystal_jax.score.run import increase_under_translation, perplexity, score
+from crystal_jax.score.run import score
+from crystal_jax.score.scores import increase_under_translation, perplexity
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.tokenizer import load_tokenizer
 from crystal_jax.train.step import loss_sum
