@@ -150,7 +150,8 @@ def against_ase(cifs: list[str], weights: Path | None) -> None:
     from crystal_jax.energy.m3gnet import M3GNet
     from crystal_jax.energy.m3gnet_weights import m3gnet_folder
     from crystal_jax.energy.model import Cell
-    from crystal_jax.energy.relax import RelaxSettings, relax
+    from crystal_jax.energy.relax import relax
+    from crystal_jax.energy.settings import RelaxSettings
     from crystal_jax.structures import Entry, parse
 
     warnings.simplefilter("ignore")

@@ -131,10 +131,6 @@ def _missing_key(arguments: Sequence[str]) -> str | None:
     return missing_key(arguments)
 
 
-# Commands that leave an evaluation with new figures, and the flag that names its folder.
-_EVALUATION_OF = {"evaluate": "output", "dft collect": "evaluation"}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
@@ -171,8 +167,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _parse(flag_values, name, old_names.present_flags(name, rest))
         module.main(flag_values)
-        if flag := _EVALUATION_OF.get(name):  # figures are made to be looked at
-            return main(["report", f"--evaluation={flag_values[flag].value}"])
     except flags.Error as error:
         print(f"crystal-jax {name}: {error} (see 'crystal-jax {name} --help')", file=sys.stderr)
         return 2

@@ -8,16 +8,11 @@ samples crystals before and after. A second run reuses the prepared data and eve
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-
-from crystal_jax.data.prepare import prepare
-from crystal_jax.evaluate.run import evaluate
-from crystal_jax.report.html import write_report
-from crystal_jax.sample.run import sample
-from crystal_jax.train.run import train
 
 BASE = "crystal-tiny"
 
@@ -65,6 +60,13 @@ def main(flag_values: flags.FlagValues) -> None:
 
 def demo(output: Path, *, num_samples: int, num_steps: int, max_entries: int, seed: int) -> Path:
     """Runs all stages below `output` and returns the path of the report."""
+    # Late, so that --help and bad flags answer at once.
+    from crystal_jax.data.prepare import prepare
+    from crystal_jax.evaluate.run import evaluate
+    from crystal_jax.report.html import write_report
+    from crystal_jax.sample.run import sample
+    from crystal_jax.train.run import train
+
     print("1/5 prepare: measured mineral structures (AMCSD)", flush=True)
     data = prepare("amcsd", data_dir=output / "data", max_entries=max_entries)
     print(f"2/5 train: {BASE} learns minerals through LoRA", flush=True)
@@ -81,7 +83,7 @@ def demo(output: Path, *, num_samples: int, num_steps: int, max_entries: int, se
     print("5/5 report", flush=True)
     beside = {"Before training": evaluation_before}
     report = write_report(evaluation, training_log=workdir / "metrics.jsonl", beside=beside)
-    print(f"\n{_comparison(first, result)}")
+    print(f"\n{_comparison(first.metrics, result.metrics)}")
     for what, path in (
         ("report", report),
         ("metrics", evaluation / "metrics.json"),
@@ -94,7 +96,7 @@ def demo(output: Path, *, num_samples: int, num_steps: int, max_entries: int, se
     return report
 
 
-def _comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
+def _comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Returns a sentence on the effect of training."""
     rate, distance = after["validity"], "wasserstein_density"
     return (

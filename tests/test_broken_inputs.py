@@ -34,7 +34,7 @@ from crystal_jax.energy.hull import read_hull
 from crystal_jax.energy.runner import read_journals
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.evaluation import read_evaluation
-from crystal_jax.evaluate.external_results import infilling, scores
+from crystal_jax.evaluate.external_results import infill_metrics, read_infilled, read_scores
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.model.flops import projection_sizes
 from crystal_jax.sample.requests import read_requests
@@ -261,12 +261,10 @@ def scores_folder(folder):
     (folder / "run.json").write_text(json.dumps({"request": {"element": "Li"}}))
 
 
-def read_scores(folder):
-    rows = pd.DataFrame({"name": ["a", "b"]}).assign(
-        perplexity=math.nan, ipt=math.nan, e_above_hull=math.nan, valid=True
-    )
-    scores(folder / "scores.jsonl", rows)
-    infilling([folder], rows)
+def read_model_results(folder):
+    rows = pd.DataFrame({"name": ["a", "b"]}).assign(e_above_hull=math.nan, valid=True)
+    read_scores(folder / "scores.jsonl", num_samples=len(rows))
+    infill_metrics([read_infilled(folder)], rows)
 
 
 def relaxations_folder(folder):
@@ -320,7 +318,7 @@ JSON_READERS = {
     "hull": (hull_folder, "hull.json", lambda f: read_hull(f / "hull.json")),
     "elements of a hull": (hull_folder, "x-elemental-reference-entries.json", lambda f: read_hull(f / "hull.csv")),
     "run.json": (output_folder, "run.json", read_output),
-    "scores": (scores_folder, "scores.jsonl", read_scores),
+    "scores": (scores_folder, "scores.jsonl", read_model_results),
     "relaxations": (relaxations_folder, "host-1.jsonl", read_journals),
     "metrics.json": (evaluation_folder, "metrics.json", read_evaluation),
     "crystal": (crystals_folder, "salt.json", read_crystals("salt.json")),
@@ -337,7 +335,7 @@ BYTES_READERS = {
     "requests": (requests_folder, "requests.csv", lambda f: read_requests(f / "requests.csv")),
     "hull.csv": (hull_folder, "hull.csv", lambda f: read_hull(f / "hull.csv")),
     "samples.jsonl": (output_folder, "samples.jsonl", read_output),
-    "elements.csv": (scores_folder, "elements.csv", read_scores),
+    "elements.csv": (scores_folder, "elements.csv", read_model_results),
     "structures.csv": (evaluation_folder, "structures.csv", read_evaluation),
     "CIF": (crystals_folder, "salt.cif", read_crystals("salt.cif")),
     "table": (crystals_folder, "table.csv", read_crystals("table.csv")),

@@ -25,9 +25,6 @@ from crystal_jax.storage.files import as_path
 from crystal_jax.suppress_warnings import quiet
 from crystal_jax.tables import parse_rows
 
-METASTABLE = 0.1  # eV/atom above the hull; the paper's threshold with the energy model
-STABLE = 0.0  # eV/atom above the hull; the paper's threshold with DFT
-
 _SAME = 1e-9  # eV/atom; smaller differences between materials of one composition are ignored
 _LEAST_SHARE = 1e-6  # smallest share of a material in a mixture; smaller ones are rounding errors
 _DIGITS = 5  # decimals of the shares that identify a composition; files round the shares

@@ -83,11 +83,9 @@ def load_model(name: str, *, weights: Path | None = None) -> EnergyModel:
     """
     from crystal_jax.energy.sanity_check import check
 
-    kind, _, rest = name.partition(":")
-    if kind not in _LOADERS or (kind == "matgl") != bool(rest):
-        raise UserError(f"no energy model {name!r}; --energy_model is m3gnet, chgnet, matgl:NAME or none")
+    family = _family(name)
     try:
-        model = _LOADERS[kind](rest, weights)
+        model = family.load(name.partition(":")[2], weights)
     except ModuleNotFoundError as error:
         raise UserError(
             f"the energy model {name} needs the package {error.name}: "
@@ -96,6 +94,30 @@ def load_model(name: str, *, weights: Path | None = None) -> EnergyModel:
         ) from error
     check(model)
     return model
+
+
+def includes_corrections(name: str) -> bool:
+    """Whether a model's energies contain the MP2020 corrections, without loading it: `EnergyModel.corrected`.
+
+    Raises:
+        UserError: the model does not exist.
+    """
+    return _family(name).corrected
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """Models of one kind: how one is loaded, by the part of its name after the colon, and `EnergyModel.corrected`."""
+
+    load: Callable[[str, Path | None], EnergyModel]
+    corrected: bool
+
+
+def _family(name: str) -> _Family:
+    kind, _, rest = name.partition(":")
+    if kind not in _FAMILIES or (kind == "matgl") != bool(rest):
+        raise UserError(f"no energy model {name!r}; --energy_model is m3gnet, chgnet, matgl:NAME or none")
+    return _FAMILIES[kind]
 
 
 def _m3gnet(_: str, weights: Path | None) -> EnergyModel:
@@ -117,4 +139,8 @@ def _matgl(name: str, _: Path | None) -> EnergyModel:
     return MatGL(name)
 
 
-_LOADERS: dict[str, Callable[[str, Path | None], EnergyModel]] = {"m3gnet": _m3gnet, "chgnet": _chgnet, "matgl": _matgl}
+_FAMILIES = {
+    "m3gnet": _Family(_m3gnet, corrected=False),
+    "chgnet": _Family(_chgnet, corrected=True),
+    "matgl": _Family(_matgl, corrected=False),
+}

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from crystal_jax.energy.model import Cell, EnergyModel, Prediction
-from crystal_jax.errors import UserError
+from crystal_jax.energy.settings import RelaxSettings
 
 # FIRE's constants; names follow the paper where it has names.
 _DT, _DT_MAX, _MAX_MOVE = 0.1, 1.0, 0.2  # time steps, in ASE's unit; largest move per step, Å (norm)
@@ -28,33 +28,6 @@ _LEAST_VOLUME = 2.0  # Å^3/atom; the densest real crystals have 3 to 5
 _LOWEST_ENERGY = -25.0  # eV/atom; the lowest energy of an element is about -15
 
 Status = Literal["converged", "steps", "timeout", "exploded", "crashed"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RelaxSettings:
-    """Stopping criteria and batch size of relaxations.
-
-    Attributes:
-        fmax: eV/Å; a relaxation has converged when neither a force nor the stress times the volume per atom is larger.
-        max_steps: largest number of steps of one crystal.
-        timeout: largest time of one crystal in s: its share, by atoms, of the time of its batches.
-        batch_atoms: number of atoms evaluated together; a larger crystal forms a batch of its own.
-    """
-
-    fmax: float = 0.1
-    max_steps: int = 500
-    timeout: float = 60.0
-    batch_atoms: int = 160
-
-    def __post_init__(self) -> None:
-        """Checks that all values are positive.
-
-        Raises:
-            UserError: a value is not positive.
-        """
-        for name, value in dataclasses.asdict(self).items():
-            if not value > 0:
-                raise UserError(f"{name}={value} of a relaxation must be positive")
 
 
 @dataclasses.dataclass(frozen=True)

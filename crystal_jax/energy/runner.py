@@ -27,7 +27,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from crystal_jax.energy.model import Cell, EnergyModel, load_model
-from crystal_jax.energy.relax import Relaxed, RelaxSettings, Status, relax
+from crystal_jax.energy.relax import Relaxed, Status, relax
+from crystal_jax.energy.settings import RelaxSettings
 from crystal_jax.errors import UserError
 from crystal_jax.json_files import finite, read_bytes, read_object
 from crystal_jax.storage.files import write_text

@@ -1,7 +1,7 @@
 """Measures how often samples meet their conditions: formula, space group, energy above the hull, chemical system.
 
-The conditions are read from the column `requested` of a samples file of 'crystal-jax sample', or otherwise from the
-prompt (`gen_str`), as the paper's code writes it. A sample without a structure does not meet its conditions.
+The conditions are in the column `requested` of a samples file of 'crystal-jax sample'. Files of the paper's code have
+them in the prompt only (`gen_str`). A sample without a structure does not meet its conditions.
 """
 
 from __future__ import annotations
@@ -9,28 +9,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from pymatgen.core import Composition, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crystal_jax.energy.hull import METASTABLE
+from crystal_jax.energy.settings import METASTABLE
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.structures import Entry, Sample
 from crystal_jax.suppress_warnings import quiet
+from crystal_jax.text.prompts import conditions_of
 
 SYMMETRY_PRECISION = 0.2  # Å, as in the paper
 SIZES = (5, 10, 15, 20)  # upper limits of the groups by number of atoms; the last group has no limit
-
-_ASKED = {
-    "formula": re.compile(r"The chemical formula is (\S+)\. "),
-    "spacegroup": re.compile(r"The spacegroup number is (\d+)\. "),
-    "e_above_hull": re.compile(r"The energy above the convex hull is (-?[\d.]+?)\. "),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +38,14 @@ class Asked:
 
     @classmethod
     def of(cls, entry: Entry) -> Asked:
-        """Reads the conditions of a sample from its request, or else from its prompt, which may be followed by the
-        completion.
+        """Reads the conditions of a sample from its request, or else from its prompt, as the paper's code writes it.
+
+        Raises:
+            UserError: the request is no JSON object, or a value in it is no condition.
         """
-        if entry.requested is None:
-            return cls._of_prompt(entry.prompt)
         try:
-            return cls._of_request(json.loads(entry.requested or "{}"))
+            stated = conditions_of(entry.prompt) if entry.requested is None else json.loads(entry.requested or "{}")
+            return cls._of_request(stated)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{entry.where or entry.name}: requested is not a request in JSON ({error})") from error
 
@@ -65,35 +60,39 @@ class Asked:
             chemical_system=None if system is None else frozenset(system),
         )
 
-    @classmethod
-    def _of_prompt(cls, prompt: str) -> Asked:
-        found = {name: pattern.search(prompt) for name, pattern in _ASKED.items()}
-        formula, group, height = (match[1] if match else None for match in found.values())
-        return cls(formula, None if group is None else int(group), None if height is None else float(height))
+
+COLUMNS = ("formula_match", "spacegroup_match", "e_above_hull_match", "chemical_system_match")
 
 
-def metrics_of(entries: Sequence[Entry], samples: Sequence[Sample], rows: pd.DataFrame) -> dict[str, Any]:
-    """Returns the rates `formula_match`, `spacegroup_match`, `e_above_hull_match` and `chemical_system_match`, each
-    also by number of atoms, and fills in the columns of these names. Returns nothing if no sample has a condition.
+def match_columns(table: pd.DataFrame, entries: Sequence[Entry], samples: Sequence[Sample]) -> dict[str, pd.Series]:
+    """Returns `COLUMNS`: whether each sample meets its conditions, missing where it has none of the kind.
 
-    `e_above_hull_match` needs the column `e_above_hull`.
+    Args:
+        table: the column `e_above_hull`; without any value in it, `e_above_hull_match` is not measured.
+        entries: the samples' entries, which state their conditions.
+        samples: the samples.
     """
     asked = [Asked.of(entry) for entry in entries]
-    checks: dict[str, Callable[[int], bool | None]] = {
-        "formula_match": lambda i: _formula(asked[i], samples[i]),
-        "spacegroup_match": lambda i: _spacegroup(asked[i], samples[i]),
-        "e_above_hull_match": lambda i: _height(asked[i], rows.loc[i, "e_above_hull"]),
-        "chemical_system_match": lambda i: _chemical_system(asked[i], samples[i]),
+    heights = table["e_above_hull"]
+    pairs = list(zip(asked, samples, strict=True))
+    found = {
+        "formula_match": [_formula(one, sample) for one, sample in pairs],
+        "spacegroup_match": [_spacegroup(one, sample) for one, sample in pairs],
+        "e_above_hull_match": [_height(one, height) for one, height in zip(asked, heights, strict=True)],
+        "chemical_system_match": [_chemical_system(one, sample) for one, sample in pairs],
     }
-    if rows["e_above_hull"].isna().all():
-        del checks["e_above_hull_match"]
+    if heights.isna().all():
+        found["e_above_hull_match"] = [None] * len(samples)
+    return {name: pd.Series(verdicts, table.index, dtype="boolean") for name, verdicts in found.items()}
+
+
+def metrics_of(table: pd.DataFrame) -> dict[str, Any]:
+    """Returns a rate for each of `COLUMNS` that has a value, also by number of atoms."""
     found = {}
-    for name, check in checks.items():
-        verdicts = pd.Series([check(i) for i in range(len(samples))], dtype="boolean")
-        if verdicts.notna().any():
-            rows[name] = verdicts
-            of = verdicts[verdicts.notna()]
-            found[name] = Rate.of(of).as_dict() | {"by_atoms": _by_size(of, rows)}
+    for name in COLUMNS:
+        verdicts = table[name].dropna()
+        if len(verdicts):
+            found[name] = Rate.of(verdicts).as_dict() | {"by_atoms": _by_size(verdicts, table)}
     return found
 
 

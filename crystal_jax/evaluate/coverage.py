@@ -15,26 +15,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from crystal_jax.evaluate.cutoffs import CUTOFFS, Cutoffs
 from crystal_jax.evaluate.fingerprints import Fingerprints
 from crystal_jax.evaluate.rate import Rate
-
-
-@dataclasses.dataclass(frozen=True)
-class Cutoffs:
-    """Largest distances at which a crystal is covered, in the units of the fingerprints."""
-
-    structure: float
-    composition: float
-
-
-# CDVAE, `compute_metrics.py`.
-CUTOFFS = {
-    "mp20": Cutoffs(0.4, 10.0),
-    "perov5": Cutoffs(0.2, 4.0),
-    "carbon24": Cutoffs(0.2, 4.0),
-}
-# crystal-text-llm, `basic_eval.py`: a crystal is new if it is further than this from every training crystal.
-NOVELTY = Cutoffs(0.1, 2.0)
 
 _ROWS_AT_ONCE = 1024  # rows of a distance matrix computed together; with 10,000 columns they take 80 MB
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from crystal_jax import old_names
-from crystal_jax.energy.hull import STABLE
+from crystal_jax.energy.settings import STABLE
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.old_names import present_types
 from crystal_jax.storage.files import write_text
@@ -26,15 +26,18 @@ def keep(rows: pd.DataFrame, folder: Path) -> None:
     write_text(folder / FILE, to_csv(rows.loc[rows["dft_status"].notna(), list(_COLUMNS)]))
 
 
-def fill_in(rows: pd.DataFrame, folder: Path) -> None:
-    """Fills in the DFT columns of the samples whose name and formula are in the folder's file."""
-    if not (folder / FILE).exists():
-        return
+def dft_columns(table: pd.DataFrame, folder: Path) -> dict[str, pd.Series]:
+    """Returns `dft_status` and `e_above_hull_dft` of the samples whose name and formula are in the folder's file.
+
+    Args:
+        table: the columns `name` and `formula`.
+        folder: the folder of the evaluation, in which `keep` wrote the file.
+    """
     types, present = present_types(read_rows(folder / FILE).columns, _COLUMNS, old_names.COLUMNS)
     known = read_frame(folder / FILE, types).rename(columns=present).set_index(["name", "formula"])
-    keys = pd.MultiIndex.from_frame(rows[["name", "formula"]])
-    for column in ("dft_status", "e_above_hull_dft"):
-        rows[column] = known[column].reindex(keys).astype(rows[column].dtype).to_numpy()
+    keys = pd.MultiIndex.from_frame(table[["name", "formula"]])
+    names = ("dft_status", "e_above_hull_dft")
+    return {name: pd.Series(known[name].reindex(keys).to_numpy(), table.index) for name in names}
 
 
 def metrics_of(rows: pd.DataFrame, total: int) -> dict[str, Any]:

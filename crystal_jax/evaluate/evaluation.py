@@ -18,7 +18,8 @@ import pandas as pd
 from crystal_jax import old_names
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, write_cifs
-from crystal_jax.evaluate.structures import COLUMNS
+from crystal_jax.evaluate.columns import COLUMNS, empty_column
+from crystal_jax.evaluate.metrics import summary
 from crystal_jax.json_files import JsonObject, read_object
 from crystal_jax.old_names import present_columns, present_types
 from crystal_jax.storage.files import write_text
@@ -31,41 +32,54 @@ _NEEDED = ("name", "formula", "reduced_formula", "valid", "unique", "spacegroup"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Evaluation that `crystal-jax evaluate` wrote.
+    """Result of an evaluation.
 
     Attributes:
-        metrics: the object in `metrics.json`.
-        rows: `structures.csv`; columns that an older version did not write are empty.
+        metrics: the content of `metrics.json`.
+        table: one row per sample, with the columns of `structures.csv`; those that were not measured are empty.
+        folder: the folder of its files; None if they were not written.
     """
 
-    metrics: JsonObject
-    rows: pd.DataFrame
+    metrics: Mapping[str, Any]
+    table: pd.DataFrame
+    folder: Path | None = None
+
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """The valid, unique and new samples, ranked if they have energies above the hull."""
+        return candidates(self.table)
+
+    @property
+    def json(self) -> JsonObject:
+        """The metrics with typed access, whose errors name the file and the key."""
+        return JsonObject(self.metrics, (self.folder or Path()) / METRICS, advice=_AGAIN)
+
+    def __str__(self) -> str:
+        """Returns the metrics as a small table."""
+        return summary(self.metrics)
 
 
-def write_evaluation(
-    folder: Path, rows: pd.DataFrame, metrics: Mapping[str, Any], cifs: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Writes an evaluation, `metrics.json` last, and returns the content of `metrics.json`.
+def write_evaluation(folder: Path, evaluation: Evaluation, cifs: Mapping[str, str] | None = None) -> Evaluation:
+    """Writes an evaluation, `metrics.json` last, and returns it with the digests of its tables among the metrics.
 
     Args:
         folder: created if it does not exist.
-        rows: one row per sample, see `structures.COLUMNS`.
-        metrics: the measured values.
+        evaluation: the evaluation.
         cifs: CIFs by sample name, of the relaxed crystal if there is one; None leaves `candidates/` as it is.
 
     Raises:
         UserError: the folder cannot be written to.
     """
-    ranked = candidates(rows)
-    tables = {STRUCTURES: to_csv(rows), CANDIDATES: to_csv(ranked)}
+    ranked = evaluation.candidates
+    tables = {STRUCTURES: to_csv(evaluation.table), CANDIDATES: to_csv(ranked)}
     for name, text in tables.items():
         write_text(folder / name, text)
     if cifs is not None:
         write_cifs(ranked, cifs, folder / "candidates")
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()}
-    content = {**metrics, "files": digests}
+    content = {**evaluation.metrics, "files": digests}
     write_text(folder / METRICS, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    return content
+    return Evaluation(content, evaluation.table, folder)
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -84,15 +98,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise UserError(f"{folder}: {STRUCTURES} is not of the same run as {METRICS}; {_AGAIN}")
     renamed = present_columns(metrics.content, old_names.METRICS)
     content = {renamed.get(name, name): value for name, value in metrics.content.items()}
-    metrics = dataclasses.replace(metrics, content=content)
     columns = read_rows(folder / STRUCTURES).columns
     types, present = present_types(columns, COLUMNS, old_names.COLUMNS)
     names = {present.get(column, column) for column in types}
     if missing := [name for name in _NEEDED if name not in names]:
         raise UserError(f"{folder / STRUCTURES} lacks the column {missing[0]}; {_AGAIN}")
     rows = read_frame(folder / STRUCTURES, types).rename(columns=present)
-    for name in COLUMNS:
-        if name not in rows:
-            empty = pd.DataFrame({name: [False if COLUMNS[name] == "bool" else None] * len(rows)})
-            rows[name] = empty.astype({name: COLUMNS[name]})[name]
-    return Evaluation(metrics, rows[list(COLUMNS)])
+    absent = [empty_column(name, len(rows)) for name in COLUMNS if name not in rows]
+    return Evaluation(content, pd.concat([rows, *absent], axis=1)[list(COLUMNS)], folder)

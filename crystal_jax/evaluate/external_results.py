@@ -6,27 +6,38 @@ JAX.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from crystal_jax.energy.hull import METASTABLE
+from crystal_jax.energy.settings import METASTABLE
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.json_files import read_lines, read_object
 from crystal_jax.tables import read_frame
 
 
-def scores(path: Path, rows: pd.DataFrame) -> dict[str, Any]:
-    """Returns the mean perplexity of the samples and its mean increase under translation (IPT); fills in the columns
-    `perplexity` and `ipt`.
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores of samples by the model.
 
-    Args:
-        path: `scores.jsonl` of 'crystal-jax score' for the same samples in the same order.
-        rows: one row per sample.
+    Attributes:
+        perplexity: by the number of the sample.
+        ipt: increase in perplexity under translation, by the number of the sample; NaN where it was not measured.
+        translations: numbers of translations of a sample; one number if all have as many.
+    """
+
+    perplexity: Mapping[int, float]
+    ipt: Mapping[int, float]
+    translations: int | Sequence[int]
+
+
+def read_scores(path: Path, *, num_samples: int) -> Scores:
+    """Reads `scores.jsonl` of 'crystal-jax score' for the same samples in the same order.
 
     Raises:
         UserError: the file is not a scores file, or belongs to other samples.
@@ -34,25 +45,52 @@ def scores(path: Path, rows: pd.DataFrame) -> dict[str, Any]:
     advice = "score the samples again"
     if not path.is_file():
         raise UserError(f"cannot read {path}: no such file; give scores.jsonl of 'crystal-jax score'")
-    counts = set()
+    perplexity, ipt, counts = {}, {}, set()
     for line in read_lines(path, advice=advice):
         number = line.integer("index", least=0)
-        if number >= len(rows):
-            raise UserError(f"{path} has a score of crystal {number}, but there are {len(rows)} samples; {advice}")
+        if number >= num_samples:
+            raise UserError(f"{path} has a score of crystal {number}, but there are {num_samples} samples; {advice}")
         if "reason" not in line:
-            rows.loc[number, "perplexity"] = line.number("perplexity")
-            rows.loc[number, "ipt"] = line.number("ipt", np.nan)
+            perplexity[number] = line.number("perplexity")
+            ipt[number] = line.number("ipt", np.nan)
             counts.add(len(line.items("translations")))
+    return Scores(perplexity, ipt, counts.pop() if len(counts) == 1 else sorted(counts))
+
+
+def score_columns(scores: Scores) -> dict[str, pd.Series]:
+    """Returns `perplexity` and `ipt`."""
+    return {
+        "perplexity": pd.Series(scores.perplexity, dtype="float64"),
+        "ipt": pd.Series(scores.ipt, dtype="float64"),
+    }
+
+
+def score_metrics(table: pd.DataFrame, scores: Scores) -> dict[str, Any]:
+    """Returns the mean perplexity of the samples and its mean increase under translation (IPT)."""
 
     def mean(column: str) -> dict[str, Any]:
-        known = rows[column].dropna()
-        return {"value": float(known.mean()) if len(known) else None, "scored": len(known), "total": len(rows)}
+        known = table[column].dropna()
+        return {"value": float(known.mean()) if len(known) else None, "scored": len(known), "total": len(table)}
 
-    translations = counts.pop() if len(counts) == 1 else sorted(counts)
-    return {"perplexity": mean("perplexity"), "ipt": mean("ipt") | {"translations": translations}}
+    return {"perplexity": mean("perplexity"), "ipt": mean("ipt") | {"translations": scores.translations}}
 
 
-def infilling(folders: Sequence[Path], rows: pd.DataFrame) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Infilled:
+    """Result of infilling one crystal.
+
+    Attributes:
+        folder: the folder that 'crystal-jax infill' wrote.
+        elements: its `elements.csv`: symbol, probability, baseline.
+        original: the masked element.
+    """
+
+    folder: Path
+    elements: pd.DataFrame
+    original: str
+
+
+def infill_metrics(infilled: Sequence[Infilled], rows: pd.DataFrame) -> dict[str, Any]:
     """Measures how well masked elements are predicted, and how good the resulting crystals are.
 
     `infill_accuracy` is the rate at which the most likely element is the masked one; `infill_probability` is the mean
@@ -62,16 +100,16 @@ def infilling(folders: Sequence[Path], rows: pd.DataFrame) -> dict[str, Any]:
     proposals that were written; the share of each distribution that these cover is stated.
 
     Args:
-        folders: outputs of 'crystal-jax infill', one per masked element.
+        infilled: results of 'crystal-jax infill', one per masked element.
         rows: one row per sample; its `name` is the name of a file in `cif/`.
 
     Raises:
-        UserError: a folder is not an output of 'crystal-jax infill'.
+        UserError: a crystal in a folder belongs to no element of its table.
     """
     hits, probabilities, drawn = [], [], []
     by_name = {str(row["name"]): row for _, row in rows.iterrows()}
-    for folder in folders:
-        table, original = _proposals(folder)
+    for one in infilled:
+        folder, table, original = one.folder, one.elements, one.original
         likeliest = table.sort_values("probability", ascending=False)["symbol"].iloc[0]
         hits.append(likeliest == original)
         probabilities.append(float(table.loc[table["symbol"] == original, "probability"].sum()))
@@ -85,12 +123,12 @@ def infilling(folders: Sequence[Path], rows: pd.DataFrame) -> dict[str, Any]:
                 drawn.append((proposal["probability"], proposal["baseline"], by_name[file.stem]))
     found: dict[str, Any] = {
         "infill_accuracy": Rate.of(hits).as_dict(),
-        "infill_probability": {"value": float(np.mean(probabilities)), "masked": len(folders)},
+        "infill_probability": {"value": float(np.mean(probabilities)), "masked": len(infilled)},
     }
     if drawn:
-        found["infill_valid"] = _expected(drawn, lambda row: bool(row["valid"]), len(folders))
+        found["infill_valid"] = _expected(drawn, lambda row: bool(row["valid"]), len(infilled))
         if rows["e_above_hull"].notna().any():
-            found["infill_metastable"] = _expected(drawn, lambda row: row["e_above_hull"] < METASTABLE, len(folders))
+            found["infill_metastable"] = _expected(drawn, lambda row: row["e_above_hull"] < METASTABLE, len(infilled))
     return found
 
 
@@ -108,8 +146,8 @@ def _expected(drawn: list[tuple[float, float, pd.Series]], good: Any, masked: in
     }
 
 
-def _proposals(folder: Path) -> tuple[pd.DataFrame, str]:
-    """Returns the table of elements, and the masked element.
+def read_infilled(folder: Path) -> Infilled:
+    """Reads a folder that 'crystal-jax infill' wrote.
 
     Raises:
         UserError: the folder is not an output of infilling, or is damaged.
@@ -123,4 +161,4 @@ def _proposals(folder: Path) -> tuple[pd.DataFrame, str]:
     numbers = table[["probability", "baseline"]].to_numpy(float)
     if table.empty or table["symbol"].isna().any() or not np.isfinite(numbers).all():
         raise UserError(f"{folder / 'elements.csv'} is damaged: a row lacks a symbol or a number; {advice}")
-    return table, original
+    return Infilled(folder, table, original)

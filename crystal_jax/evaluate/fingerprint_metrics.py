@@ -1,4 +1,4 @@
-"""Computes the metrics that use fingerprints: coverage, diversity, and the paper's novelty."""
+"""Columns and metrics that use fingerprints: coverage, diversity, and the paper's novelty."""
 
 from __future__ import annotations
 
@@ -6,137 +6,154 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from crystal_jax.evaluate.coverage import NOVELTY, Cutoffs, coverage, diversity, nearest
-from crystal_jax.evaluate.fingerprints import Fingerprints, fingerprints
-from crystal_jax.evaluate.oxidation import OxidationTable
+from crystal_jax.evaluate import coordination, magpie
+from crystal_jax.evaluate.coverage import coverage, diversity, nearest
+from crystal_jax.evaluate.cutoffs import NOVELTY, Cutoffs
+from crystal_jax.evaluate.fingerprints import Fingerprints
 from crystal_jax.evaluate.rate import Rate
-from crystal_jax.evaluate.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.structures import Sample
 
 
-@dataclasses.dataclass(frozen=True)
-class FingerprintSets:
-    """Fingerprints of the three sets that are compared.
-
-    Attributes:
-        generated: fingerprints of the samples, by their index among all samples. By default, as in CDVAE, all samples
-            with a structure are included; in the mode "paper" only the valid ones.
-        real: fingerprints of the reference.
-        train: fingerprints of the training set, if they were requested.
-        names: names of the training set's crystals, with formulas, if its fingerprints are present; otherwise of the
-            reference's.
-    """
-
-    generated: Fingerprints
-    real: Fingerprints
-    train: Fingerprints | None
-    names: Sequence[str] = ()
-
-
-def compute_fingerprints(
-    samples: Sequence[Sample],
-    rows: pd.DataFrame,
-    real: Sequence[Sample],
-    train: Sequence[Sample] | None,
-    *,
-    table: OxidationTable,
-    mode: str,
-    workers: int | None = None,
-    progress: bool = False,
-) -> FingerprintSets:
-    """Computes the fingerprints of samples, reference and training set.
-
-    In the mode "paper", as published, a sample without a fingerprint is not valid, which is recorded in `rows`, and
-    only valid crystals of the reference are used.
-    """
-    of = samples
-    if mode == "paper":
-        of = [s if v else _without_structure(s) for s, v in zip(samples, rows["valid"], strict=True)]
-    generated = fingerprints(of, what="fingerprints", workers=workers, progress=progress)
-    if mode == "paper":
-        lost = [place for place in generated.failures if rows.loc[place, "valid"]]
-        rows.loc[lost, "valid"] = False
-        rows.loc[lost, "failure_reason"] = "no fingerprint"
-        real = [s for s in real if s.structure and s.composition and not _fault(s, table)]
-    of_real = fingerprints(real, what="fingerprints, reference", workers=workers, progress=progress)
-    of_train = None
-    if train is not None:
-        of_train = fingerprints(train, what="fingerprints, training set", workers=workers, progress=progress)
-    return FingerprintSets(generated, of_real, of_train, [_named(s) for s in (real if train is None else train)])
-
-
-def _named(sample: Sample) -> str:
-    return f"{sample.composition.reduced_formula} ({sample.name})" if sample.composition else sample.name
-
-
-def _fault(sample: Sample, table: OxidationTable) -> str | None:
-    assert sample.structure is not None
-    assert sample.composition is not None
-    return structural_invalid_reason(sample.structure) or compositional_invalid_reason(sample.composition, table)
+def considered(samples: Sequence[Sample], chosen: pd.Series) -> list[Sample]:
+    """Returns the samples, those that are not chosen without their structure, so that they get no fingerprint."""
+    return [s if keep else _without_structure(s) for s, keep in zip(samples, chosen, strict=True)]
 
 
 def _without_structure(sample: Sample) -> Sample:
     return dataclasses.replace(sample, structure=None, failure=sample.failure or "not valid")
 
 
+def fingerprint_columns(found: Fingerprints) -> dict[str, pd.Series]:
+    """Returns the columns `structure_fingerprint`, `composition_fingerprint` and `fingerprint_failure`."""
+    return {
+        "structure_fingerprint": pd.Series(list(found.structure), found.places, dtype=object),
+        "composition_fingerprint": pd.Series(list(found.composition), found.places, dtype=object),
+        "fingerprint_failure": pd.Series(found.failures, dtype="str"),
+    }
+
+
+def fingerprints_in(table: pd.DataFrame) -> Fingerprints:
+    """Returns the fingerprints in the table: the inverse of `fingerprint_columns`."""
+    chosen = table[table["structure_fingerprint"].notna()]
+    failed = table["fingerprint_failure"].dropna()
+    return Fingerprints(
+        structure=np.array(list(chosen["structure_fingerprint"])).reshape(-1, coordination.LENGTH),
+        composition=np.array(list(chosen["composition_fingerprint"])).reshape(-1, magpie.LENGTH),
+        places=chosen.index.to_numpy(int),
+        failures=dict(zip(failed.index.tolist(), failed.tolist(), strict=True)),
+    )
+
+
+def nearest_columns(
+    table: pd.DataFrame,
+    real: Fingerprints,
+    known: Fingerprints,
+    names: Sequence[str],
+    *,
+    cutoffs: Cutoffs,
+    paper_mode: bool,
+) -> dict[str, pd.Series]:
+    """Returns `covered`, `structure_distance`, `composition_distance` and `nearest_known`.
+
+    By default, as in CDVAE, all samples with a structure are covered or not. In the mode "paper" only valid ones are.
+    A sample without a fingerprint is not covered.
+
+    Args:
+        table: the fingerprints, and the columns `valid` and `density`.
+        real: fingerprints of the reference.
+        known: fingerprints of the training set; without them, those of the reference.
+        names: names of the crystals behind `known`.
+        cutoffs: cut-offs of coverage.
+        paper_mode: whether rates are counted as published.
+    """
+    own = fingerprints_in(table)
+    near = nearest(own, real)
+    judged = table["valid"] if paper_mode else table["density"].notna()
+    covered = pd.Series(False, table.index[judged], dtype="boolean")
+    covered = covered.reindex(covered.index.union(pd.Index(own.places)))
+    covered[own.places] = near.within(cutoffs)
+    found = {"covered": covered}
+    if len(real):
+        found["structure_distance"] = pd.Series(near.structure, own.places)
+        found["composition_distance"] = pd.Series(near.composition, own.places)
+    rows = nearest(own, known).by_both
+    found["nearest_known"] = pd.Series(
+        [names[known.places[row]] if row >= 0 else None for row in rows], own.places, dtype="str"
+    )
+    return found
+
+
+def newness_columns(table: pd.DataFrame, train: Fingerprints) -> dict[str, pd.Series]:
+    """Returns `new_by_structure`, `new_by_composition` and `novel_by_fingerprint`: far from every training crystal.
+
+    A valid sample without a fingerprint is not novel.
+
+    Args:
+        table: the fingerprints, and the column `valid`.
+        train: fingerprints of the training set.
+    """
+    own = fingerprints_in(table)
+    near = nearest(own, train)
+    structure, composition = near.structure > NOVELTY.structure, near.composition > NOVELTY.composition
+    novel = pd.Series(False, table.index[table["valid"]], dtype="boolean")
+    verdicts = pd.Series(structure | composition, own.places, dtype="boolean")
+    both = novel.index.intersection(verdicts.index)
+    novel[both] = verdicts[both]
+    return {
+        "new_by_structure": pd.Series(structure, own.places, dtype="boolean"),
+        "new_by_composition": pd.Series(composition, own.places, dtype="boolean"),
+        "novel_by_fingerprint": novel,
+    }
+
+
 def metrics_of(
-    rows: pd.DataFrame, judged: pd.DataFrame, prints: FingerprintSets, *, cutoffs: Cutoffs, mode: str
+    table: pd.DataFrame, scored: pd.DataFrame, real: Fingerprints, *, cutoffs: Cutoffs, paper_mode: bool
 ) -> dict[str, Any]:
-    """Returns coverage of the scored rows, and diversity and novelty of the valid ones; fills in the columns of `rows`.
+    """Returns coverage of the scored rows, and diversity and novelty of the valid ones.
 
     By default coverage is CDVAE's: it includes all samples with fingerprints, valid or not, and the denominator of
     precision is the number of scored rows. In the mode "paper" it includes valid samples only, and the denominator is
     the number of valid samples with fingerprints. A sample without a fingerprint is neither covered nor new.
 
     Args:
-        rows: one row per sample.
-        judged: the scored rows, see `scored_rows`.
-        prints: see `FingerprintSets`.
+        table: one row per sample.
+        scored: the scored rows, see `metrics.scored_rows`.
+        real: fingerprints of the reference.
         cutoffs: cut-offs of coverage.
-        mode: "default" or "paper".
+        paper_mode: whether rates are counted as published.
     """
-    valid = judged.index[judged["valid"]]
-    chosen = prints.generated.at(valid)
-    total = len(chosen) if mode == "paper" else len(valid)
+    own = fingerprints_in(table)
+    valid = scored.index[scored["valid"]]
+    chosen = own.at(valid)
     found: dict[str, Any] = {
         "structure_diversity": {"value": diversity(chosen.structure), "crystals": len(chosen)},
         "composition_diversity": {"value": diversity(chosen.composition), "crystals": len(chosen)},
     }
-    near = nearest(prints.generated, prints.real)
-    rows.loc[rows["valid"] if mode == "paper" else rows["density"].notna(), "covered"] = False
-    rows.loc[prints.generated.places, "covered"] = near.within(cutoffs)
-    if len(prints.real):
-        rows.loc[prints.generated.places, "structure_distance"] = near.structure
-        rows.loc[prints.generated.places, "composition_distance"] = near.composition
-    if mode == "paper":
-        found |= coverage(chosen, prints.real, cutoffs, num_generated=total)
+    if paper_mode:
+        found |= coverage(chosen, real, cutoffs, num_generated=len(chosen))
     else:
-        found |= coverage(prints.generated.at(judged.index), prints.real, cutoffs, num_generated=len(judged))
-    found["reference_without_fingerprint"] = len(prints.real.failures)
-    known = prints.real if prints.train is None else prints.train
-    for place, row in zip(prints.generated.places, nearest(prints.generated, known).by_both, strict=True):
-        rows.loc[place, "nearest_known"] = prints.names[known.places[row]] if row >= 0 else None
-    if prints.train is not None:
-        found |= _novelty(rows, chosen, prints.generated, prints.train, total)
-    return found
+        found |= coverage(own.at(scored.index), real, cutoffs, num_generated=len(scored))
+    return found | {"reference_without_fingerprint": len(real.failures)}
 
 
-def _novelty(
-    rows: pd.DataFrame, chosen: Fingerprints, generated: Fingerprints, train: Fingerprints, total: int
-) -> dict[str, Any]:
-    """Computes the paper's novelty: far from every training crystal by structure, by composition, or by either."""
-    near = nearest(generated, train)
-    new = {
-        "structure_novelty": near.structure > NOVELTY.structure,
-        "composition_novelty": near.composition > NOVELTY.composition,
+def novelty_of(scored: pd.DataFrame, *, paper_mode: bool) -> dict[str, Any]:
+    """Returns the paper's novelty: the valid samples far from every training crystal by structure, by composition, or
+    by either.
+    """
+    drawn = scored[scored["valid"] & scored["structure_fingerprint"].notna()]
+    total = len(drawn) if paper_mode else int(scored["valid"].sum())
+    structure, composition = (drawn[f"new_by_{kind}"].astype(bool) for kind in ("structure", "composition"))
+    verdicts = {
+        "structure_novelty": structure,
+        "composition_novelty": composition,
+        "fingerprint_novelty": structure | composition,
     }
-    new["fingerprint_novelty"] = new["structure_novelty"] | new["composition_novelty"]
-    verdicts = pd.Series(new["fingerprint_novelty"], index=generated.places)
-    rows.loc[rows["valid"], "novel_by_fingerprint"] = False
-    valid = [place for place in generated.places if rows.loc[place, "valid"]]
-    rows.loc[valid, "novel_by_fingerprint"] = verdicts[valid]
-    row_of = {int(place): row for row, place in enumerate(generated.places)}
-    drawn = [row_of[int(place)] for place in chosen.places]
-    return {name: Rate(int(verdicts[drawn].sum()), total).as_dict() for name, verdicts in new.items()}
+    return {name: Rate(int(verdict.sum()), total).as_dict() for name, verdict in verdicts.items()}
+
+
+def named(samples: Sequence[Sample]) -> list[str]:
+    """Returns names of crystals with their formulas, as the column `nearest_known` shows them."""
+    return [f"{s.composition.reduced_formula} ({s.name})" if s.composition else s.name for s in samples]

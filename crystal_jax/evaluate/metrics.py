@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -97,7 +98,7 @@ def failures(rows: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(reasons).most_common())
 
 
-def summary(metrics: dict[str, Any]) -> str:
+def summary(metrics: Mapping[str, Any]) -> str:
     """Formats a small table for the terminal."""
     lines = []
     for name in RATES:

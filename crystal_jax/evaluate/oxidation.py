@@ -17,8 +17,7 @@ from importlib import resources
 from pymatgen.core import Element
 
 from crystal_jax.errors import UserError
-
-OXIDATION_STATES = ("smact14", "icsd24")  # names of the tables, files of the folder `tables`
+from crystal_jax.evaluate.config import OXIDATION_STATES
 
 # χ of Zr in SMACT before 2023-10-19, and so in the paper and in CDVAE: a typing error for 1.33.
 ZR_ELECTRONEGATIVITY_IN_PAPER = 0.33

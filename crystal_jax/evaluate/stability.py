@@ -19,97 +19,125 @@ from pymatgen.core import Structure
 from tqdm import tqdm
 
 from crystal_jax.energy.corrections import SCHEME, corrected_energy
-from crystal_jax.energy.hull import METASTABLE, STABLE, Hull
+from crystal_jax.energy.hull import Hull
 from crystal_jax.energy.runner import RelaxJob, key_of, relax_all
+from crystal_jax.energy.settings import METASTABLE, STABLE
 from crystal_jax.evaluate.known_materials import KnownMaterials
 from crystal_jax.evaluate.rate import Rate
 from crystal_jax.evaluate.symmetry import spacegroup
 from crystal_jax.evaluate.validity import implausible_reason, structural_invalid_reason
 from crystal_jax.structures import Entry, Sample, parse
 
+ENERGY_COLUMNS = (
+    "energy_per_atom",
+    "formation_energy_per_atom",
+    "e_above_hull",
+    "known_in_system",
+    "stable_in_system",
+    "stable_missing",
+    "lower_bound",
+    "decomposes_to",
+    "relaxed_spacegroup",
+    "relaxed_density",
+    "relaxed_volume",
+    "relaxed_plausible",
+    "relaxation_rmsd",
+    "hull_failure",
+)
 MIN_COMPLETENESS = 0.9  # share of the known stable compounds of a sample's elements that a complete hull contains
 MIN_PHASES = 2  # materials with exactly these elements that a complete hull contains, without a list of known materials
 
 
-@dataclasses.dataclass(frozen=True)
-class Energies:
-    """Results of relaxation: rows of the log by key, and the job that computed them."""
-
-    rows: Mapping[str, Mapping[str, Any]]
-    job: RelaxJob
-    corrected: bool  # whether the model's energies contain the MP2020 corrections
-
-    def of(self, sample: Sample) -> Mapping[str, Any] | None:
-        """Returns the row of a sample; None if it was not relaxed."""
-        return self.rows.get(key_of(sample.cif))
-
-
-def relax_valid(
+def relaxation_columns(
+    table: pd.DataFrame,
     samples: Sequence[Sample],
-    rows: pd.DataFrame,
     job: RelaxJob,
     folder: Path,
     *,
-    mode: str,
+    paper_mode: bool,
     workers: int | None = None,
     ray_address: str | None = None,
     progress: bool = False,
-) -> Energies:
+) -> dict[str, pd.Series]:
     """Relaxes the valid samples; in the mode "paper" only those of more than one atom.
+
+    Returns `relaxation_status`, `relaxation_steps`, `relaxed_cif`, `relaxed_energy` and `relaxation_failure`.
+
+    Args:
+        table: the columns `valid` and `num_atoms`.
+        samples: the samples.
+        job: model and settings of the relaxations.
+        folder: folder of their logs; a folder of the same job is continued.
+        paper_mode: whether rates are counted as published.
+        workers: processes; by default one per core.
+        ray_address: address of a Ray cluster to use instead.
+        progress: whether to show a progress bar.
 
     Raises:
         UserError: see `relax_all`.
     """
-    chosen = rows["valid"] & ((rows["num_atoms"] > 1) if mode == "paper" else True)
-    cifs = [sample.cif for sample, wanted in zip(samples, chosen, strict=True) if wanted]
-    found = relax_all(cifs, job, folder, workers=workers, ray_address=ray_address, progress=progress)
-    return Energies(found, job, corrected=job.model == "chgnet")
+    chosen = table["valid"] & ((table["num_atoms"] > 1) if paper_mode else True)
+    cifs = {i: samples[i].cif for i in table.index[chosen]}
+    rows = relax_all(list(cifs.values()), job, folder, workers=workers, ray_address=ray_address, progress=progress)
+    found = {i: rows[key_of(cif)] for i, cif in cifs.items()}
+    failures = {i: f"relaxation {row['status']}: {row['reason']}" for i, row in found.items() if row["energy"] is None}
+    return {
+        "relaxation_status": pd.Series({i: row["status"] for i, row in found.items()}, dtype="str"),
+        "relaxation_steps": pd.Series({i: row["steps"] for i, row in found.items()}, dtype="Int64"),
+        "relaxed_cif": pd.Series({i: row["relaxed_cif"] for i, row in found.items()}, dtype="str"),
+        "relaxed_energy": pd.Series({i: row["energy"] for i, row in found.items()}, dtype="float64"),
+        "relaxation_failure": pd.Series(failures, dtype="str"),
+    }
 
 
-def fill_in(
-    rows: pd.DataFrame,
+def energy_columns(
+    table: pd.DataFrame,
     samples: Sequence[Sample],
-    energies: Energies,
     hull: Hull | None,
     known: KnownMaterials | None = None,
     *,
+    corrected: bool,
     progress: bool = False,
-) -> None:
-    """Writes the results of relaxation into the columns of `rows`; reasons of failures go to `failure_reason`.
+) -> pd.DataFrame:
+    """Returns `ENERGY_COLUMNS` of the samples that relaxed.
 
     Args:
-        rows: one row per sample.
+        table: the columns `relaxed_cif` and `relaxed_energy`.
         samples: the samples.
-        energies: results of relaxation.
         hull: the known materials with energies.
         known: a list of known materials, which decides whether the hull is complete.
+        corrected: whether the energies contain the MP2020 corrections already.
         progress: whether to show a progress bar.
     """
-    relaxed = [(i, row) for i, sample in enumerate(samples) if (row := energies.of(sample)) and rows.loc[i, "valid"]]
-    for i, row in tqdm(relaxed, "energies above the hull", unit="crystal", disable=not progress):
-        rows.loc[i, "relaxation_status"] = row["status"]
-        rows.loc[i, "relaxation_steps"] = row["steps"]
-        if row["energy"] is None:
-            rows.loc[i, "failure_reason"] = f"relaxation {row['status']}: {row['reason']}"
-            continue
-        structure = parse(Entry(samples[i].name, row["relaxed_cif"])).structure
-        if structure is None or samples[i].structure is None:
-            rows.loc[i, "failure_reason"] = "the relaxed crystal cannot be read"
-            continue
-        # These columns are filled in even if the corrections or the hull do not cover the crystal.
-        _write(rows, i, _relaxed_facts(samples[i], structure))
-        try:
-            energy = row["energy"] if energies.corrected else corrected_energy(structure, row["energy"])
-            _write(rows, i, {"energy_per_atom": energy / len(structure)})
-            if hull is not None:
-                _write(rows, i, _height_facts(structure, energy / len(structure), hull, known))
-        except ValueError as reason:
-            rows.loc[i, "failure_reason"] = f"no energy above the hull: {reason}"
+    relaxed = table[table["relaxed_energy"].notna()]
+    rows = {
+        i: _energy_facts(samples[i], cif, energy, hull, known, corrected=corrected)
+        for i, cif, energy in tqdm(
+            list(zip(relaxed.index, relaxed["relaxed_cif"], relaxed["relaxed_energy"], strict=True)),
+            "energies above the hull",
+            unit="crystal",
+            disable=not progress,
+        )
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=None).reindex(columns=list(ENERGY_COLUMNS))
 
 
-def _write(rows: pd.DataFrame, i: Any, facts: Mapping[str, Any]) -> None:
-    for name, value in facts.items():
-        rows.loc[i, name] = value
+def _energy_facts(
+    sample: Sample, cif: str, energy: float, hull: Hull | None, known: KnownMaterials | None, *, corrected: bool
+) -> dict[str, Any]:
+    """Returns the columns of one relaxed crystal; without corrections or a hull that cover it, some are missing."""
+    structure = parse(Entry(sample.name, cif)).structure
+    if structure is None or sample.structure is None:
+        return {"hull_failure": "the relaxed crystal cannot be read"}
+    facts = _relaxed_facts(sample, structure)
+    try:
+        per_atom = (energy if corrected else corrected_energy(structure, energy)) / len(structure)
+        facts |= {"energy_per_atom": per_atom}
+        if hull is not None:
+            facts |= _height_facts(structure, per_atom, hull, known)
+    except ValueError as reason:
+        facts |= {"hull_failure": f"no energy above the hull: {reason}"}
+    return facts
 
 
 def _relaxed_facts(sample: Sample, structure: Structure) -> dict[str, Any]:
@@ -171,20 +199,20 @@ def _moved(sample: Sample, after: np.ndarray, lattice: np.ndarray) -> float:
     return float(np.sqrt(((moves @ lattice) ** 2).sum(axis=1).mean()))
 
 
-def metrics_of(rows: pd.DataFrame, judged: pd.DataFrame, hull: Hull | None, *, mode: str) -> dict[str, Any]:
+def metrics_of(rows: pd.DataFrame, scored: pd.DataFrame, *, has_hull: bool, paper_mode: bool) -> dict[str, Any]:
     """Returns rates of the scored rows: relaxed, stable, and those that are also unique and new.
 
     The rates `*_complete_hull` count only crystals whose energy above the hull is not a lower bound.
     """
-    valid = judged[judged["valid"]]
+    valid = scored[scored["valid"]]
     tried = valid[valid["relaxation_status"].notna()]
     found: dict[str, Any] = {
         "relaxed": Rate.of(tried["energy_per_atom"].notna()).as_dict(),
         "relaxation_status_counts": dict(Counter(tried["relaxation_status"]).most_common()),
     }
-    if hull is None:
+    if not has_hull:
         return found
-    of = judged[judged["e_above_hull"].notna()] if mode == "paper" else judged
+    of = scored[scored["e_above_hull"].notna()] if paper_mode else scored
     height = of["e_above_hull"]
     metastable, stable = height < METASTABLE, height < STABLE
     found |= {"metastable": Rate.of(metastable).as_dict(), "stable": Rate.of(stable).as_dict()}
@@ -214,12 +242,12 @@ def hull_coverage(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
     }
 
 
-def settings_of(energies: Energies, hull: Hull | None) -> dict[str, Any]:
+def settings_of(job: RelaxJob, hull: Hull | None, *, corrected: bool) -> dict[str, Any]:
     """Returns the settings of the energies, for `metrics.json`."""
     return {
-        "model": energies.job.model,
-        **dataclasses.asdict(energies.job.settings),
-        "corrections": "the model's own" if energies.corrected else SCHEME,
+        "model": job.model,
+        **dataclasses.asdict(job.settings),
+        "corrections": "the model's own" if corrected else SCHEME,
         "metastable_below": METASTABLE,
         "stable_below": STABLE,
         "hull": hull and {"source": hull.source, "materials": hull.size},

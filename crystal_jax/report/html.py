@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pymatgen.util.string import unicodeify
 
-from crystal_jax.energy.hull import METASTABLE
+from crystal_jax.energy.settings import METASTABLE
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, missing_for_a_rank
 from crystal_jax.evaluate.evaluation import METRICS, Evaluation, read_evaluation
@@ -114,7 +114,7 @@ def write_report(
     """
     evaluation = Path(evaluation).expanduser()
     data = read_evaluation(evaluation)
-    others = [(name, dict(read_evaluation(Path(folder)).metrics.content)) for name, folder in (beside or {}).items()]
+    others = [(name, dict(read_evaluation(Path(folder)).metrics)) for name, folder in (beside or {}).items()]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("crystal_jax.report"),
         autoescape=True,
@@ -137,7 +137,7 @@ def write_report(
 
 
 def _figures(data: Evaluation, folder: Path) -> dict[str, Any]:
-    metrics, rows = dict(data.metrics.content), data.rows
+    metrics, rows = dict(data.metrics), data.table
     valid = rows[rows["valid"]]
     histograms = [figures.histogram(h) for h in metrics["histograms"].values()] if len(valid) else []
     return {

@@ -36,6 +36,14 @@ def entry_of(
     return Entry(name, write_cif(structure), formula=formula, request=request)
 
 
+def entry_of_structure(structure: Structure, *, name: str = "") -> Entry:
+    """Returns the entry of a structure in memory; a disordered one has a reason in place of a CIF."""
+    if not structure.is_ordered:
+        return Entry(name, "", fault="disordered: a site is shared or partly empty")
+    symbols = [getattr(site.specie, "element", site.specie).symbol for site in structure]  # species have charges
+    return entry_of(structure.lattice.matrix, symbols, structure.frac_coords, name=name)
+
+
 def _fault(matrix: np.ndarray, elements: Sequence[Element], frac_coords: np.ndarray) -> str | None:
     """Returns why the numbers are not a crystal, or None if they are."""
     if not elements:

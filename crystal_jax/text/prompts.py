@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from crystal_jax.errors import RequestError
 from crystal_jax.text.layout import MASK, composition_line, composition_of
 
 _TASK = (
@@ -42,14 +43,27 @@ def generation_prompt(conditions: Conditions | None = None) -> str:
     """Returns the prompt for a new crystal; `conditions` are stated in their own order, floats with four decimals.
 
     Raises:
-        ValueError: a condition is unknown.
+        RequestError: a condition is unknown.
     """
     stated = []
     for name, value in (conditions or {}).items():
         if name not in CONDITIONS:
-            raise ValueError(f"Unknown condition {name!r}; expected one of {', '.join(CONDITIONS)}")
+            raise RequestError(f"Unknown condition {name!r}; expected one of {', '.join(CONDITIONS)}")
         stated.append(f"{CONDITIONS[name]}{round(value, 4) if isinstance(value, float) else value}. ")
     return f"{_OPENING}{''.join(stated)}{_TASK}"
+
+
+def conditions_of(prompt: str) -> dict[str, str]:
+    """Returns the conditions that a prompt states, as texts by their names: the inverse of `generation_prompt`.
+
+    The prompt may be followed by a completion. A formula that the model drew is stated like one that was asked for.
+    """
+    found = {}
+    for name, phrase in CONDITIONS.items():
+        value, end, _ = prompt.partition(phrase)[2].partition(". ")
+        if end:
+            found[name] = value
+    return found
 
 
 def infill_prompt(masked_text: str) -> str:

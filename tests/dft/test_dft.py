@@ -10,13 +10,13 @@ from pymatgen.core import Structure
 from pymatgen.io.vasp import Poscar
 
 from crystal_jax import cli
-from crystal_jax.dft.collect import collect
-from crystal_jax.dft.write import write
+from crystal_jax.dft.vasp_inputs import write_inputs
+from crystal_jax.dft.vasp_results import collect_results
 from crystal_jax.energy.hull import Hull
 from crystal_jax.energy.runner import key_of
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import dft_runs
-from crystal_jax.evaluate.structures import COLUMNS
+from crystal_jax.evaluate.columns import COLUMNS
 
 _VERDICTS = {name: True for name, kind in COLUMNS.items() if kind == "bool"} | {"unique": True}
 HULL = Hull([({"Na": 1, "Cl": 1}, -2.1)], {"Na": -1.3, "Cl": -1.8}, "test")
@@ -97,7 +97,7 @@ def vasprun(structure, energy, *, steps=1, allowed=60, functional="--", ediffg=-
 
 
 def test_inputs_are_the_materials_projects(evaluation, tmp_path, salt):
-    manifest = pd.read_csv(write(evaluation, output=tmp_path / "runs"))
+    manifest = pd.read_csv(write_inputs(evaluation, output=tmp_path / "runs"))
     assert manifest["folder"].tolist() == ["00000_NaCl"]
     assert manifest["name"].tolist() == ["a"]
     assert manifest["potcar"].tolist() == ["Na_pv Cl"]
@@ -105,49 +105,48 @@ def test_inputs_are_the_materials_projects(evaluation, tmp_path, salt):
     assert {path.name for path in folder.iterdir()} == {"INCAR", "KPOINTS", "POSCAR", "POTCAR.spec"}
     assert Poscar.from_file(folder / "POSCAR").structure.matches(salt)
     assert "ENCUT = 520" in (folder / "INCAR").read_text()
-    both = pd.read_csv(write(evaluation, output=tmp_path / "all", below=1.0))
+    both = pd.read_csv(write_inputs(evaluation, output=tmp_path / "all", below=1.0))
     assert both["name"].tolist() == ["a", "b"]
 
 
 def test_there_and_back(evaluation, tmp_path, salt):
-    write(evaluation, output=tmp_path / "runs", below=1.0)
+    write_inputs(evaluation, output=tmp_path / "runs", below=1.0)
     # eV/atom: salt's chlorine is corrected by -0.614 eV, which makes it 0.2 below and 0.3 above the hull of the test.
     corrected = np.array([-1.55 - 2.1 - 0.2, -1.55 - 2.1 + 0.3])
     # VASP calls PBE "--" where it takes it from POTCAR, "PE" where INCAR says so.
     for folder, energy, name in zip(("00000_NaCl", "00001_NaCl"), corrected + 0.307, ("--", "PE"), strict=True):
         (tmp_path / "runs" / folder / "vasprun.xml").write_text(vasprun(salt, 8 * energy, functional=name))
-    added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    added = collect_results(evaluation, runs=tmp_path / "runs", hull=HULL)
     assert added["stable_dft"] == {"value": 1 / 3, "hits": 1, "total": 3}
     assert added["dft_status_counts"] == {"converged": 2}
     rows = pd.read_csv(evaluation / "structures.csv", dtype=COLUMNS)
     assert rows["e_above_hull_dft"][:2].tolist() == pytest.approx([-0.2, 0.3], abs=1e-3)
     assert json.loads((evaluation / "metrics.json").read_text())["stable_dft"]["hits"] == 1
-    again = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    again = collect_results(evaluation, runs=tmp_path / "runs", hull=HULL)
     assert again == added
     ranked = pd.read_csv(evaluation / "candidates.csv")
     assert ranked["e_above_hull_dft"][:2].tolist() == pytest.approx([-0.2, 0.3], abs=1e-3)
 
 
 def test_what_was_found_outlives_a_new_evaluation_of_the_same_samples(evaluation, tmp_path, salt):
-    write(evaluation, output=tmp_path / "runs", below=1.0)
+    write_inputs(evaluation, output=tmp_path / "runs", below=1.0)
     (tmp_path / "runs/00001_NaCl/vasprun.xml").write_text(vasprun(salt, 8 * (-1.55 - 2.1 - 0.2 + 0.307)))
-    added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    added = collect_results(evaluation, runs=tmp_path / "runs", hull=HULL)
     fresh = pd.read_csv(evaluation / "structures.csv", dtype=COLUMNS).assign(
         dft_status=None, e_above_hull_dft=float("nan")
     )
-    dft_runs.fill_in(fresh, tmp_path)  # no such file there
     assert dft_runs.metrics_of(fresh, 3) == {}
-    dft_runs.fill_in(fresh, evaluation)
+    fresh = fresh.assign(**dft_runs.dft_columns(fresh, evaluation))
     assert dft_runs.metrics_of(fresh, 3) == added
     assert fresh["dft_status"].tolist()[:2] == ["no vasprun.xml", "converged"]
     other = fresh.assign(formula="K4 Cl4", dft_status=None, e_above_hull_dft=float("nan"))
-    dft_runs.fill_in(other, evaluation)  # another crystal of the same name
+    other = other.assign(**dft_runs.dft_columns(other, evaluation))  # another crystal of the same name
     assert dft_runs.metrics_of(other, 3) == {}
 
 
 @pytest.mark.parametrize("ending", ["no vasprun.xml", "unreadable", "not converged", "another crystal"])
 def test_bad_runs_have_names_and_are_not_stable(evaluation, tmp_path, salt, ending):
-    write(evaluation, output=tmp_path / "runs")
+    write_inputs(evaluation, output=tmp_path / "runs")
     file = tmp_path / "runs/00000_NaCl/vasprun.xml"
     good = vasprun(salt, -80.0)
     if ending == "unreadable":
@@ -156,7 +155,7 @@ def test_bad_runs_have_names_and_are_not_stable(evaluation, tmp_path, salt, endi
         file.write_text(vasprun(salt, -80.0, steps=2, allowed=2))
     elif ending == "another crystal":
         file.write_text(good.replace("<c>Na</c>", "<c>K</c>").replace("Na_pv", "K_sv"))
-    added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    added = collect_results(evaluation, runs=tmp_path / "runs", hull=HULL)
     assert added["dft_status_counts"] == {ending: 1}
     assert added["stable_dft"]["hits"] == 0
 
@@ -175,9 +174,9 @@ def test_bad_runs_have_names_and_are_not_stable(evaluation, tmp_path, salt, endi
     ],
 )
 def test_a_relaxation_has_converged_when_its_last_step_says_so(evaluation, tmp_path, salt, run, expected):
-    write(evaluation, output=tmp_path / "runs")
+    write_inputs(evaluation, output=tmp_path / "runs")
     (tmp_path / "runs/00000_NaCl/vasprun.xml").write_text(vasprun(salt, -80.0, **run))
-    assert collect(evaluation, runs=tmp_path / "runs", hull=HULL)["dft_status_counts"] == {expected: 1}
+    assert collect_results(evaluation, runs=tmp_path / "runs", hull=HULL)["dft_status_counts"] == {expected: 1}
 
 
 def with_crystals(evaluation, crystals):
@@ -198,12 +197,12 @@ def with_crystals(evaluation, crystals):
 def test_elements_without_a_pseudopotential_are_named_and_the_others_written(evaluation, tmp_path, salt, capsys):
     polonium, sodium = Structure(3.3 * np.eye(3), ["Po"], [[0, 0, 0]]), Structure(3.3 * np.eye(3), ["Na"], [[0, 0, 0]])
     with_crystals(evaluation, {"a": polonium, "b": sodium})
-    manifest = pd.read_csv(write(evaluation, output=tmp_path / "runs"))
+    manifest = pd.read_csv(write_inputs(evaluation, output=tmp_path / "runs"))
     assert manifest["folder"].tolist() == ["00000_Na"]
     assert "left out: a: MPRelaxSet has no POTCAR of Po" in capsys.readouterr().err
     with_crystals(evaluation, {"a": polonium})
     with pytest.raises(UserError, match="no crystal is left; each has an element that MPRelaxSet has no POTCAR of"):
-        write(evaluation, output=tmp_path / "none")
+        write_inputs(evaluation, output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -212,30 +211,30 @@ def test_a_failed_write_does_not_block_the_next_try(evaluation, tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("crystal_jax.dft.write.MPRelaxSet.write_input", fail)
+        broken.setattr("crystal_jax.dft.vasp_inputs.MPRelaxSet.write_input", fail)
         with pytest.raises(UserError, match="No space left on device"):
-            write(evaluation, output=tmp_path / "runs")
+            write_inputs(evaluation, output=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-    assert write(evaluation, output=tmp_path / "runs").is_file()
+    assert write_inputs(evaluation, output=tmp_path / "runs").is_file()
 
 
 @pytest.mark.parametrize("name", ["NaN", "NA", "null", "None", "nan"])
 def test_names_that_look_like_missing_values(evaluation, tmp_path, salt, name):
     nitride = Structure(4.9 * np.eye(3), ["Na", "N"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     with_crystals(evaluation, {name: nitride, "salt": salt})
-    manifest = pd.read_csv(write(evaluation, output=tmp_path / "runs"), keep_default_na=False)
+    manifest = pd.read_csv(write_inputs(evaluation, output=tmp_path / "runs"), keep_default_na=False)
     assert manifest["name"].tolist() == [name, "salt"]
     assert manifest["folder"].tolist() == ["00000_NaN", "00001_NaCl"]
-    added = collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+    added = collect_results(evaluation, runs=tmp_path / "runs", hull=HULL)
     assert added["dft_status_counts"] == {"no vasprun.xml": 2}
     fresh = pd.DataFrame({"name": [name], "formula": ["Na1 N1"]}).assign(dft_status=None, e_above_hull_dft=float("nan"))
-    dft_runs.fill_in(fresh, evaluation)
+    fresh = fresh.assign(**dft_runs.dft_columns(fresh, evaluation))
     assert fresh["dft_status"].tolist() == ["no vasprun.xml"]
 
 
 def test_command_line(evaluation, tmp_path, salt, capsys, monkeypatch):
     runs, reported = tmp_path / "runs", []
-    monkeypatch.setattr("crystal_jax.report.run.main", lambda flags: reported.append(flags.evaluation))
+    monkeypatch.setattr("crystal_jax.report.html.write_report", lambda folder: reported.append(str(folder)))
     assert cli.main(["dft", "write", f"--evaluation={evaluation}", f"--output={runs}"]) == 0
     assert f"1 calculations; written: {runs}/manifest.csv" in capsys.readouterr().out
     assert cli.main(["dft", "write", f"--evaluation={evaluation}", f"--output={runs}"]) == 1
@@ -263,20 +262,20 @@ def test_command_line(evaluation, tmp_path, salt, capsys, monkeypatch):
     ],
 )
 def test_damaged_metrics_are_one_line(evaluation, tmp_path, content, message):
-    write(evaluation, output=tmp_path / "runs")
+    write_inputs(evaluation, output=tmp_path / "runs")
     (evaluation / "metrics.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        collect(evaluation, runs=tmp_path / "runs", hull=HULL)
+        collect_results(evaluation, runs=tmp_path / "runs", hull=HULL)
     with pytest.raises(UserError, match=message):
-        write(evaluation, output=tmp_path / "again")
+        write_inputs(evaluation, output=tmp_path / "again")
 
 
 def test_folders_of_something_else(evaluation, tmp_path):
     with pytest.raises(UserError, match="is this the --output of 'crystal-jax evaluate'"):
-        write(tmp_path / "nowhere", output=tmp_path / "runs")
+        write_inputs(tmp_path / "nowhere", output=tmp_path / "runs")
     with pytest.raises(UserError, match=r"has no manifest\.csv"):
-        collect(evaluation, runs=tmp_path, hull=HULL)
+        collect_results(evaluation, runs=tmp_path, hull=HULL)
     rows = pd.read_csv(evaluation / "structures.csv")
     rows.assign(e_above_hull=None).to_csv(evaluation / "structures.csv", index=False)
     with pytest.raises(UserError, match="has no energies above the hull"):
-        write(evaluation, output=tmp_path / "runs")
+        write_inputs(evaluation, output=tmp_path / "runs")

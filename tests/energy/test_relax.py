@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from crystal_jax.energy.model import Cell, Prediction
-from crystal_jax.energy.relax import RelaxSettings, relax
+from crystal_jax.energy.relax import relax
+from crystal_jax.energy.settings import RelaxSettings
 from crystal_jax.errors import UserError
 from tests.energy.conftest import cells
 

@@ -10,7 +10,7 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from crystal_jax.energy import runner
-from crystal_jax.energy.relax import RelaxSettings
+from crystal_jax.energy.settings import RelaxSettings
 from crystal_jax.energy.runner import RelaxJob, key_of, read_journals, relax_all
 from crystal_jax.errors import UserError
 from tests.energy import killers
@@ -23,7 +23,7 @@ CALL = """
 import json, sys
 from pathlib import Path
 from crystal_jax.energy.runner import RelaxJob, relax_all
-from crystal_jax.energy.relax import RelaxSettings
+from crystal_jax.energy.settings import RelaxSettings
 cifs, folder, weights, workers = sys.argv[1:5]
 settings = RelaxSettings(fmax=0.05, batch_atoms=8)
 job = RelaxJob(model="m3gnet", weights=weights, settings=settings)

@@ -1,7 +1,7 @@
 import pandas as pd
 
 from crystal_jax.evaluate.candidates import COLUMNS, candidates, missing_for_a_rank, write_cifs
-from crystal_jax.evaluate.structures import COLUMNS as ALL
+from crystal_jax.evaluate.columns import COLUMNS as ALL
 
 
 def table(**columns):

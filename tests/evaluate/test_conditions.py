@@ -4,7 +4,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.conditions import Asked, metrics_of
+from crystal_jax.evaluate.conditions import Asked, match_columns, metrics_of
 from crystal_jax.structures import Entry, parse
 from crystal_jax.text.prompts import generation_prompt
 
@@ -14,6 +14,14 @@ START = "Below is a description of a bulk material. "
 def rows_of(samples, heights):
     atoms = [len(sample.structure) if sample.structure else None for sample in samples]
     return pd.DataFrame({"num_atoms": pd.array(atoms, "Int64"), "e_above_hull": heights})
+
+
+def matched(entries, heights):
+    """Returns the metrics, and the table with the columns that they are made of."""
+    samples = [parse(entry) for entry in entries]
+    table = rows_of(samples, heights)
+    table = table.assign(**match_columns(table, entries, samples))
+    return metrics_of(table), table
 
 
 def asking(prompt):
@@ -33,8 +41,7 @@ def test_a_request_counts_more_than_the_prompt(salt):
 def test_chemical_systems(salt, cesium_chloride):
     text = '{"chemical_system": ["Na", "Cl"]}'
     entries = [Entry(str(i), s.to(fmt="cif"), requested=text) for i, s in enumerate((salt, cesium_chloride))]
-    samples = [parse(entry) for entry in entries]
-    found = metrics_of(entries, samples, rows_of(samples, [np.nan, np.nan]))
+    found, _ = matched(entries, [np.nan, np.nan])
     assert (found["chemical_system_match"]["hits"], found["chemical_system_match"]["total"]) == (1, 2)
 
 
@@ -60,9 +67,7 @@ def test_matches(salt, cesium_chloride):
     ]
     texts = [salt.to(fmt="cif"), cesium_chloride.to(fmt="cif"), "", cesium_chloride.to(fmt="cif"), ""]
     entries = [Entry(str(i), text, prompt=prompt) for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True))]
-    samples = [parse(entry) for entry in entries]
-    rows = rows_of(samples, [0.02, 0.3, np.nan, 0.2, np.nan])
-    found = metrics_of(entries, samples, rows)
+    found, rows = matched(entries, [0.02, 0.3, np.nan, 0.2, np.nan])
     assert (found["formula_match"]["hits"], found["formula_match"]["total"]) == (1, 3)
     assert (found["spacegroup_match"]["hits"], found["spacegroup_match"]["total"]) == (2, 2)
     assert (found["e_above_hull_match"]["hits"], found["e_above_hull_match"]["total"]) == (1, 2)
@@ -76,7 +81,7 @@ def test_matches(salt, cesium_chloride):
 
 def test_nothing_asked_nothing_measured(salt):
     entries = [Entry("a", salt.to(fmt="cif"))]
-    assert metrics_of(entries, [parse(entries[0])], rows_of([parse(entries[0])], [np.nan])) == {}
+    assert matched(entries, [np.nan])[0] == {}
 
 
 def test_symmetry_within_two_tenths_of_an_angstrom():
@@ -85,5 +90,5 @@ def test_symmetry_within_two_tenths_of_an_angstrom():
     for off in (0.1, 0.4):
         moved = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5 + off / 4.12, 0.5, 0.5]])
         entry = Entry("a", moved.to(fmt="cif"), prompt=f"{START}The spacegroup number is 221. ")
-        verdicts.append(metrics_of([entry], [parse(entry)], rows_of([parse(entry)], [np.nan]))["spacegroup_match"])
+        verdicts.append(matched([entry], [np.nan])[0]["spacegroup_match"])
     assert [verdict["hits"] for verdict in verdicts] == [1, 0]

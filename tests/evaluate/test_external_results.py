@@ -4,7 +4,13 @@ import pandas as pd
 import pytest
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.external_results import infilling, scores
+from crystal_jax.evaluate.external_results import (
+    infill_metrics,
+    read_infilled,
+    read_scores,
+    score_columns,
+    score_metrics,
+)
 
 
 def rows(**columns):
@@ -28,17 +34,28 @@ def write(path, lines):
     return path
 
 
+def scored(path, table):
+    """Returns the metrics, and the table with the columns that they are made of."""
+    scores = read_scores(path, num_samples=len(table))
+    table = table.assign(**score_columns(scores))
+    return score_metrics(table, scores), table
+
+
+def infilled(folders, table):
+    return infill_metrics([read_infilled(folder) for folder in folders], table)
+
+
 def test_scores(tmp_path):
     table = rows(name=["a", "b", "c"])
     unscored = {"index": 1, "name": "b", "reason": "no cell"}
-    found = scores(write(tmp_path / "s.jsonl", [line(0, 2.0, 0.1), unscored, line(2, 4.0, 0.3)]), table)
+    found, table = scored(write(tmp_path / "s.jsonl", [line(0, 2.0, 0.1), unscored, line(2, 4.0, 0.3)]), table)
     assert found["perplexity"] == {"value": 3.0, "scored": 2, "total": 3}
     assert found["ipt"] == {"value": pytest.approx(0.2), "scored": 2, "total": 3, "translations": 3}
     assert table["perplexity"].fillna(-1).tolist() == [2, -1, 4]
 
 
 def test_scores_without_translations(tmp_path):
-    found = scores(write(tmp_path / "s.jsonl", [line(0, 2.0, None, 0)]), rows(name=["a"]))
+    found, _ = scored(write(tmp_path / "s.jsonl", [line(0, 2.0, None, 0)]), rows(name=["a"]))
     assert found["ipt"] == {"value": None, "scored": 0, "total": 1, "translations": 0}
 
 
@@ -60,7 +77,7 @@ def test_bad_scores(tmp_path, lines, message):
     if lines is not None:
         write(path, lines)
     with pytest.raises(UserError, match=message):
-        scores(path, rows(name=["a"]))
+        read_scores(path, num_samples=1)
 
 
 def infill(folder, original, table, files):
@@ -81,7 +98,7 @@ def test_infilling(tmp_path):
     )
     second = infill(tmp_path / "2", "O", [("S", 0.7, 1.0), ("O", 0.3, 0.0)], [])
     table = rows(name=["002_Co_CoO", "003_Na_NaO"], valid=[True, False], e_above_hull=[0.05, float("nan")])
-    found = infilling([first, second], table)
+    found = infilled([first, second], table)
     assert found["infill_accuracy"] == {"value": 0.5, "hits": 1, "total": 2}
     assert found["infill_probability"] == {"value": pytest.approx(0.45), "masked": 2}
     expected = {"model": pytest.approx(0.75), "uniform_swap": pytest.approx(0.5), "proposals": 2}
@@ -92,6 +109,6 @@ def test_infilling(tmp_path):
 
 def test_infilling_without_samples_of_it(tmp_path):
     folder = infill(tmp_path / "1", "Fe", [("Fe", 0.6, 0.0)], ["002_Co_CoO"])
-    assert set(infilling([folder], rows(name=["other"]))) == {"infill_accuracy", "infill_probability"}
+    assert set(infilled([folder], rows(name=["other"]))) == {"infill_accuracy", "infill_probability"}
     with pytest.raises(UserError, match=r"has no elements\.csv; give a folder that 'crystal-jax infill' wrote"):
-        infilling([tmp_path], rows(name=["other"]))
+        infilled([tmp_path], rows(name=["other"]))

@@ -11,8 +11,8 @@ from crystal_jax import cli
 from crystal_jax.data import mp20
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import metrics as metrics_module
+from crystal_jax.evaluate.columns import COLUMNS
 from crystal_jax.evaluate.run import evaluate
-from crystal_jax.evaluate.structures import COLUMNS
 
 
 def cif(structure: Structure) -> str:
@@ -41,6 +41,10 @@ def reference(tmp_path, salt, cesium_chloride):
     return folder
 
 
+def measure(*arguments, **settings):
+    return evaluate(*arguments, **settings).metrics
+
+
 def rate(metrics, name):
     return metrics[name]["hits"], metrics[name]["total"]
 
@@ -59,7 +63,7 @@ def test_rates_count_failures(samples, reference, tmp_path, salt):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "salt.cif").write_text(cif(salt))
     out = tmp_path / "out"
-    metrics = evaluate(
+    metrics = measure(
         samples, output=out, reference=str(reference), train_reference=str(tmp_path / "train"), progress=False
     )
     assert rate(metrics, "structural_validity") == (4, 6)
@@ -86,7 +90,7 @@ def test_rates_count_failures(samples, reference, tmp_path, salt):
 def test_distances_are_of_valid_samples_against_all_of_the_reference(
     samples, reference, tmp_path, salt, cesium_chloride
 ):
-    metrics = evaluate(samples, output=tmp_path / "out", reference=str(reference), progress=False)
+    metrics = measure(samples, output=tmp_path / "out", reference=str(reference), progress=False)
     # Two of three valid samples are salt, half of the reference is: a sixth of the mass moves.
     expected = abs(salt.density - cesium_chloride.density) / 6
     found = metrics["wasserstein_density"]
@@ -98,7 +102,7 @@ def test_distances_are_of_valid_samples_against_all_of_the_reference(
 
 
 def test_coverage_counts_failures_in_its_denominators(samples, reference, tmp_path):
-    metrics = evaluate(samples, output=tmp_path / "out", reference=str(reference), progress=False)
+    metrics = measure(samples, output=tmp_path / "out", reference=str(reference), progress=False)
     assert rate(metrics, "coverage_recall") == (2, 2)
     assert rate(metrics, "coverage_precision") == (3, 6)
     assert metrics["amsd_recall"]["value"] == pytest.approx(0, abs=1e-6)
@@ -114,12 +118,12 @@ def test_coverage_counts_failures_in_its_denominators(samples, reference, tmp_pa
 def test_novelty_by_fingerprint(samples, reference, tmp_path, salt):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "salt.cif").write_text(cif(salt))
-    metrics = evaluate(
+    metrics = measure(
         samples,
         output=tmp_path / "out",
         reference=str(reference),
         train_reference=str(tmp_path / "train"),
-        fingerprints_of="all",
+        fingerprints="all",
         progress=False,
     )
     for name in ("structure_novelty", "composition_novelty", "fingerprint_novelty"):
@@ -130,10 +134,10 @@ def test_novelty_by_fingerprint(samples, reference, tmp_path, salt):
 
 def test_paper_mode_covers_valid_crystals_by_valid_crystals(samples, tmp_path):
     """The samples as their own reference, of which three are valid, two of these alike."""
-    metrics = evaluate(samples, output=tmp_path / "out", reference=str(samples), mode="paper", progress=False)
+    metrics = measure(samples, output=tmp_path / "out", reference=str(samples), mode="paper", progress=False)
     assert rate(metrics, "coverage_recall") == (3, 3)
     assert rate(metrics, "coverage_precision") == (3, 3)
-    default = evaluate(samples, output=tmp_path / "out", reference=str(samples), progress=False)
+    default = measure(samples, output=tmp_path / "out", reference=str(samples), progress=False)
     assert rate(default, "coverage_recall") == (4, 4)  # AlB, which is not valid, covers itself, as in CDVAE
     assert default["reference_without_fingerprint"] == 2  # too dense; no CIF
     assert rate(default, "coverage_precision") == (4, 6)
@@ -142,7 +146,7 @@ def test_paper_mode_covers_valid_crystals_by_valid_crystals(samples, tmp_path):
 def test_in_paper_mode_a_sample_without_fingerprint_is_not_valid(samples, reference, tmp_path, monkeypatch):
     monkeypatch.setattr("crystal_jax.evaluate.coordination.MAX_POINTS", 60)  # there are 81 in salt, 51 in CsCl
     for mode, valid in (("paper", (1, 5)), ("default", (3, 6))):
-        metrics = evaluate(samples, output=tmp_path / "out", reference=str(reference), mode=mode, progress=False)
+        metrics = measure(samples, output=tmp_path / "out", reference=str(reference), mode=mode, progress=False)
         assert rate(metrics, "validity") == valid
         assert metrics["failures"].get("no fingerprint", 0) == 2 * (mode == "paper")
 
@@ -159,7 +163,7 @@ def test_predictions_conditions_and_scores(samples, reference, tmp_path):
     table.head(2).to_csv(samples, index=False)
     line = {"index": 0, "reason": None, "perplexity": 2.0, "ipt": None, "translations": []}
     (tmp_path / "scores.jsonl").write_text(json.dumps(line) + "\n")
-    metrics = evaluate(
+    metrics = measure(
         samples,
         output=tmp_path / "out",
         targets=str(reference),
@@ -191,7 +195,7 @@ def test_one_row_a_sample(samples, tmp_path, salt):
 
 
 def test_paper_mode_leaves_unparsable_samples_out(samples, tmp_path):
-    metrics = evaluate(samples, output=tmp_path / "out", mode="paper", progress=False)
+    metrics = measure(samples, output=tmp_path / "out", mode="paper", progress=False)
     assert rate(metrics, "validity") == (3, 5)
     assert metrics["samples"]["judged"] == 5
     assert metrics["settings"]["electronegativity_zr"] == 0.33
@@ -199,7 +203,7 @@ def test_paper_mode_leaves_unparsable_samples_out(samples, tmp_path):
 
 def test_paper_mode_draws_from_too_many(monkeypatch, samples, tmp_path):
     monkeypatch.setattr(metrics_module, "PAPER_NUM_SAMPLES", 4)
-    metrics = evaluate(samples, output=tmp_path / "out", mode="paper", progress=False)
+    metrics = measure(samples, output=tmp_path / "out", mode="paper", progress=False)
     assert metrics["validity"]["total"] == 4
     assert metrics["uniqueness"]["total"] == 3
 
@@ -207,7 +211,7 @@ def test_paper_mode_draws_from_too_many(monkeypatch, samples, tmp_path):
 def test_nothing_valid(tmp_path, reference):
     path = tmp_path / "samples.csv"
     path.write_text("cif\n?\n?\n")
-    metrics = evaluate(path, output=tmp_path / "out", reference=str(reference), progress=False)
+    metrics = measure(path, output=tmp_path / "out", reference=str(reference), progress=False)
     assert rate(metrics, "validity") == (0, 2)
     assert metrics["uniqueness"] == {"value": None, "hits": 0, "total": 0}
     assert metrics["wasserstein_density"]["value"] is None
@@ -223,7 +227,7 @@ def test_prepared_data_as_reference(samples, tmp_path, monkeypatch, salt):
     monkeypatch.setattr(mp20, "open_split", lambda directory, split: asked.append((directory, split)) or [Record])
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "dataset_info.json").write_text("{}")
-    metrics = evaluate(
+    metrics = measure(
         samples,
         output=tmp_path / "out",
         reference=f"{tmp_path / 'set'}:validation",
@@ -240,7 +244,7 @@ def test_prepared_data_as_reference(samples, tmp_path, monkeypatch, salt):
     [
         ({"mode": "strict"}, "no mode 'strict'; --mode is one of default, paper"),
         ({"oxidation_states": "wiki"}, "no oxidation states 'wiki'"),
-        ({"fingerprints_of": "some"}, "no fingerprints of 'some'; --fingerprints is one of none, reference, all"),
+        ({"fingerprints": "some"}, "no fingerprints of 'some'; --fingerprints is one of none, reference, all"),
         ({"coverage_cutoffs": "qm9"}, "no cut-offs of 'qm9'; --coverage_cutoffs is one of mp20, perov5, carbon24"),
         ({"reference": "nowhere"}, "nowhere: no such reference"),
         ({"train_reference": "nowhere:train"}, "nowhere:train: no such reference"),

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import numpy as np
@@ -7,14 +6,12 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
-from crystal_jax.energy import model as model_module
 from crystal_jax.energy import runner
 from crystal_jax.energy.model import Prediction
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import stability
-from crystal_jax.evaluate.options import EnergyOptions
+from crystal_jax.evaluate import inputs, stability
+from crystal_jax.evaluate.columns import COLUMNS
 from crystal_jax.evaluate.run import evaluate
-from crystal_jax.evaluate.structures import COLUMNS
 
 ELEMENTS = {"Na": -1.3, "Cl": -1.8, "Cs": -0.9, "Mg": -1.6, "O": -4.9}
 # eV/atom that the model below gives: salt on the hull, CsCl 0.05 above it, magnesia 0.5 above it.
@@ -38,13 +35,13 @@ class Rigid:
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(model_module, "load_model", lambda name, weights=None: Rigid())
+    monkeypatch.setattr(inputs, "load_model", lambda name, weights=None: Rigid())
     monkeypatch.setattr(runner, "_loaded", lambda *_: Rigid())
 
 
 @pytest.fixture
 def hull(tmp_path, monkeypatch):
-    monkeypatch.setattr("crystal_jax.evaluate.run.load_known_materials", lambda: None)
+    monkeypatch.setattr("crystal_jax.evaluate.inputs.load_known_materials", lambda: None)
     formation = {formula: RAW[formula] - np.mean([ELEMENTS[e] for e in pair]) for formula, pair in PAIRS.items()}
     formation["CsCl"] -= 0.05
     formation["MgO"] -= 0.5
@@ -68,13 +65,17 @@ def samples(tmp_path, salt, cesium_chloride):
     return tmp_path / "samples.csv"
 
 
+def measure(*arguments, **settings):
+    return evaluate(*arguments, **settings).metrics
+
+
 def rate(metrics, name):
     return metrics[name]["hits"], metrics[name]["total"]
 
 
 def test_rates_and_rows(samples, hull, model, tmp_path):
-    options = EnergyOptions(model="chgnet", hull=hull)
-    metrics = evaluate(samples, output=tmp_path / "out", energy=options, progress=False)
+    options = {"energy_model": "chgnet", "hull": hull}
+    metrics = measure(samples, output=tmp_path / "out", **options, progress=False)
     assert rate(metrics, "metastable") == (2, 5)
     assert rate(metrics, "stable") == (0, 5)
     assert rate(metrics, "metastable_of_valid") == (2, 4)
@@ -100,8 +101,8 @@ def test_rates_and_rows(samples, hull, model, tmp_path):
 
 
 def test_in_paper_mode_failures_leave_the_denominator(samples, hull, model, tmp_path):
-    options = EnergyOptions(model="chgnet", hull=hull)
-    metrics = evaluate(samples, output=tmp_path / "out", energy=options, mode="paper", progress=False)
+    options = {"energy_model": "chgnet", "hull": hull}
+    metrics = measure(samples, output=tmp_path / "out", **options, mode="paper", progress=False)
     assert rate(metrics, "metastable") == (2, 3)
     assert rate(metrics, "relaxed") == (3, 3)  # iron has one atom
 
@@ -109,18 +110,16 @@ def test_in_paper_mode_failures_leave_the_denominator(samples, hull, model, tmp_
 def test_unique_and_new_ones(samples, hull, model, tmp_path, salt):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/salt.cif").write_text(salt.to(fmt="cif"))
-    options = EnergyOptions(model="chgnet", hull=hull)
-    metrics = evaluate(
-        samples, output=tmp_path / "out", energy=options, train_reference=str(tmp_path / "train"), progress=False
+    options = {"energy_model": "chgnet", "hull": hull}
+    metrics = measure(
+        samples, output=tmp_path / "out", **options, train_reference=str(tmp_path / "train"), progress=False
     )
     assert rate(metrics, "msun") == (1, 5)  # CsCl
     assert rate(metrics, "sun") == (0, 5)
 
 
 def test_corrections_are_applied_where_the_model_has_none(samples, hull, model, tmp_path):
-    metrics = evaluate(
-        samples, output=tmp_path / "out", energy=EnergyOptions(model="m3gnet", hull=hull), progress=False
-    )
+    metrics = measure(samples, output=tmp_path / "out", energy_model="m3gnet", hull=hull, progress=False)
     rows = pd.read_csv(tmp_path / "out/structures.csv", dtype=COLUMNS)
     assert rows["energy_per_atom"][0] == pytest.approx(-3.4 - 0.614 / 2, abs=1e-3)  # chloride
     assert rows["e_above_hull"][0] == pytest.approx(-0.307, abs=1e-3)
@@ -128,15 +127,15 @@ def test_corrections_are_applied_where_the_model_has_none(samples, hull, model, 
 
 
 def test_a_second_run_relaxes_nothing(samples, hull, model, tmp_path, monkeypatch):
-    options = EnergyOptions(model="chgnet", hull=hull)
-    first = evaluate(samples, output=tmp_path / "out", energy=options, progress=False)
+    options = {"energy_model": "chgnet", "hull": hull}
+    first = measure(samples, output=tmp_path / "out", **options, progress=False)
     monkeypatch.setattr(runner, "_loaded", lambda *_: pytest.fail("relaxed again"))
-    again = evaluate(samples, output=tmp_path / "out", energy=options, progress=False)
+    again = measure(samples, output=tmp_path / "out", **options, progress=False)
     assert {**first, "date": "", "seconds": 0} == {**again, "date": "", "seconds": 0}
 
 
 def test_without_a_hull_there_are_energies_only(samples, model, tmp_path):
-    metrics = evaluate(samples, output=tmp_path / "out", energy=EnergyOptions(model="chgnet"), progress=False)
+    metrics = measure(samples, output=tmp_path / "out", energy_model="chgnet", progress=False)
     assert "metastable" not in metrics
     assert rate(metrics, "relaxed") == (3, 4)
 
@@ -144,7 +143,7 @@ def test_without_a_hull_there_are_energies_only(samples, model, tmp_path):
 def test_an_element_that_the_hull_does_not_know(samples, hull, model, tmp_path):
     entries = tmp_path / "x-elemental-reference-entries.json"
     entries.write_text(json.dumps([e for e in json.loads(entries.read_text()) if "Cs" not in e["composition"]]))
-    metrics = evaluate(samples, output=tmp_path / "o", energy=EnergyOptions(model="chgnet", hull=hull), progress=False)
+    metrics = measure(samples, output=tmp_path / "o", energy_model="chgnet", hull=hull, progress=False)
     rows = pd.read_csv(tmp_path / "o/structures.csv", dtype=COLUMNS)
     assert rows["failure_reason"][1] == "no energy above the hull: no reference energy of Cs"
     # What relaxation found is kept all the same.
@@ -167,6 +166,5 @@ def test_command_line(samples, hull, model, tmp_path, capsys):
 
 def test_options_are_whole():
     with pytest.raises(UserError):
-        evaluate("nowhere.csv", output="x", energy=EnergyOptions(model="chgnet"))
-    assert dataclasses.asdict(EnergyOptions(model="chgnet"))["ray_address"] is None
+        evaluate("nowhere.csv", output="x", energy_model="chgnet")
     assert stability.METASTABLE == 0.1

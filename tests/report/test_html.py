@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 from crystal_jax import cli
 from crystal_jax.energy.runner import key_of
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.evaluation import read_evaluation, write_evaluation
+from crystal_jax.evaluate.evaluation import Evaluation, read_evaluation, write_evaluation
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.report.html import write_report
 from crystal_jax.structures import parse, read_entries
@@ -97,7 +97,7 @@ def test_shows_what_was_measured(evaluation):
 
 def test_shows_stability(evaluation):
     found = read_evaluation(evaluation)
-    rows, metrics = found.rows, dict(found.metrics.content)
+    rows, metrics = found.table, dict(found.metrics)
     rows["e_above_hull"] = [0.31, 0.02, float("nan"), float("nan")]
     rows["decomposes_to"] = ["1 NaCl", "0.5 Cu + 0.5 Zn", None, None]
     rows["known_in_system"], rows["stable_in_system"], rows["stable_missing"] = 1, 4, 3
@@ -109,7 +109,7 @@ def test_shows_stability(evaluation):
     metrics["hull_coverage"] = {"2": {"systems": 2, "with_known_materials": 1}}
     metrics["command"] = "crystal-jax evaluate --samples=samples.csv"
     metrics["sampling"] = {"request": {"seed": 3, "temperature": 0.7, "constraints": ["charge"]}}
-    write_evaluation(evaluation, rows, metrics)
+    write_evaluation(evaluation, Evaluation(metrics, rows))
     text = page(write_report(evaluation)).text
     assert "1; 1 of 4 stable" in text
     assert "Command crystal-jax evaluate --samples=samples.csv" in text
@@ -117,11 +117,11 @@ def test_shows_stability(evaluation):
         assert words in text, words
     assert "not ranked" not in text
     rows["lower_bound"] = [False, True, None, None]
-    write_evaluation(evaluation, rows, metrics)
+    write_evaluation(evaluation, Evaluation(metrics, rows))
     text = page(write_report(evaluation)).text
     assert text.index("0.310") < text.index("≥ 0.020")  # a lower bound comes after what is known
     rows["lower_bound"] = [False, False, None, None]
-    write_evaluation(evaluation, rows, metrics)
+    write_evaluation(evaluation, Evaluation(metrics, rows))
     text = page(write_report(evaluation)).text
     assert "Of 2 samples, relaxed with m3gnet" in text
     assert "knows materials in 1 of 2 systems of 2 elements" in text
@@ -202,7 +202,7 @@ def test_not_an_evaluation(tmp_path):
 
 def test_an_evaluation_of_another_version_is_one_line(evaluation):
     found = read_evaluation(evaluation)
-    write_evaluation(evaluation, found.rows, {"validity": 1})
+    write_evaluation(evaluation, Evaluation({"validity": 1}, found.table))
     with pytest.raises(UserError, match=r"metrics\.json is damaged or of another version \(KeyError") as error:
         write_report(evaluation)
     assert "\n" not in str(error.value)
@@ -211,7 +211,7 @@ def test_an_evaluation_of_another_version_is_one_line(evaluation):
 def test_the_relaxed_crystal_is_shown_with_the_generated_one_beside_it(evaluation):
     """Under the relaxed energy stands the crystal that has it."""
     found = read_evaluation(evaluation)
-    rows = found.rows
+    rows = found.table
     relaxed = Structure(Lattice.cubic(5.0), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]).to(fmt="cif")
     sample = parse(read_entries(evaluation.parent / "samples.csv")[0])
     (evaluation / "relaxations").mkdir()
@@ -223,7 +223,7 @@ def test_the_relaxed_crystal_is_shown_with_the_generated_one_beside_it(evaluatio
         True,
         -3.4,
     ]
-    write_evaluation(evaluation, rows, found.metrics.content)
+    write_evaluation(evaluation, Evaluation(found.metrics, rows))
     document = page(write_report(evaluation))
     tags = [attributes for tag, attributes in document.tags if tag == "a"]
     links = {attributes["download"]: attributes["href"] for attributes in tags}
