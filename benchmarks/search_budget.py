@@ -21,7 +21,8 @@ import numpy as np
 from pymatgen.core import Composition
 
 from crystal_jax.sample.run import sample
-from crystal_jax.search.run import Reward, named_reward, search
+from crystal_jax.search.rewards import Reward, named_reward
+from crystal_jax.search.run import search
 from crystal_jax.text.crystal_text import TextFormat
 
 WORST = 10.0  # eV/atom: what `named_reward` gives to what is no structure

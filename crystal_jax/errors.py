@@ -23,6 +23,14 @@ class UserError(Exception):
         super().__init__(text)
 
 
+class RequestError(ValueError):
+    """What is asked for cannot be sampled: limits contradict each other, or the text format cannot express it.
+
+    The functions that decide this know neither flags nor files, so that this is no `UserError`; a command makes it one.
+    Other errors of the type ValueError are faults of the program, and end with a traceback.
+    """
+
+
 class Preempted(Exception):  # noqa: N818 - nothing went wrong
     """The machine is about to be taken away, and what was being done is saved: the same command goes on with it.
 

@@ -52,6 +52,7 @@ def mesh_of(text: str) -> Mesh:
     from crystal_jax.sharding import make_mesh
 
     try:
-        return make_mesh(MeshConfig.parse(text))
+        config = MeshConfig.parse(text)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return make_mesh(config)

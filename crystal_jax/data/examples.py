@@ -8,6 +8,7 @@ import numpy as np
 
 from crystal_jax.config import TaskConfig
 from crystal_jax.data.mp20 import Record
+from crystal_jax.errors import RequestError
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal, TextFormat
 from crystal_jax.text.fields import END, OTHER, token_classes
 from crystal_jax.text.prompts import draw_conditions, generation_prompt, infill_prompt, mask_element
@@ -22,7 +23,7 @@ def crystal_of(record: Record) -> Crystal:
     """
     numbers = record.atomic_numbers.tolist()
     if max(numbers) > len(ELEMENTS):
-        raise ValueError(f"element {max(numbers)} has no symbol in crystals' texts, which end with {ELEMENTS[-1]}")
+        raise RequestError(f"element {max(numbers)} has no symbol in crystals' texts, which end with {ELEMENTS[-1]}")
     symbols = tuple(ELEMENTS[z - 1] for z in numbers)
     return Crystal(record.lattice[:3], record.lattice[3:], record.frac_coords, symbols)
 
@@ -66,7 +67,7 @@ class ExampleMaker:
                 counts in the loss; with `classify` also `classes`, int32 [n], an index into `CLASSES`.
 
         Raises:
-            ValueError: a piece of the text is not in the tokenizer's vocabulary.
+            RequestError: a piece of the text is not in the tokenizer's vocabulary.
         """
         prompt, completion = self.texts(record, rng)
         head, body = encode_example(self.tokenizer, prompt, completion)

@@ -19,7 +19,7 @@ import numpy as np
 from crystal_jax.config import DataConfig
 from crystal_jax.data.examples import ExampleMaker
 from crystal_jax.data.mp20 import Record
-from crystal_jax.errors import UserError
+from crystal_jax.errors import RequestError, UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -40,7 +40,7 @@ def fitting(records: Sequence[Record], maker: ExampleMaker, *, seq_len: int) -> 
     for record in records:
         try:
             length = max(len(maker(record, rng)["tokens"]) for rng in _probes())
-        except ValueError as error:
+        except RequestError as error:
             left_out.append(f"{record.material_id} {record.formula}: {error}")
             continue
         if length <= seq_len:

@@ -10,6 +10,7 @@ from crystal_jax.config import TaskConfig
 from crystal_jax.data import mp20
 from crystal_jax.data.examples import ExampleMaker
 from crystal_jax.data.mp20 import Record
+from crystal_jax.errors import RequestError
 from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.tokenizer import load_tokenizer
 from tfds_mp20.user_files import MAX_ATOMS
@@ -40,6 +41,6 @@ def _reason(record: Record, maker: ExampleMaker) -> str | None:
         return f"{len(record.atomic_numbers)} atoms in the cell, and samples have at most {MAX_ATOMS}"
     try:
         maker(record, np.random.default_rng(0))
-    except ValueError as error:
+    except RequestError as error:
         return str(error)
     return None

@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int8, UInt8
 
 from crystal_jax.config import QuantizationConfig, input_axes
+from crystal_jax.errors import RequestError
 
 # Appendix E of QLoRA: quantiles of N(0, 1), scaled to [-1, 1], with an exact zero.
 NF4 = (
@@ -64,7 +65,7 @@ def quantize(kernel: Float[Array, " ..."], cfg: QuantizationConfig, *, inputs: i
     """Quantises a kernel [ins..., outs...] with `inputs` input axes to the nearest codes.
 
     Raises:
-        ValueError: 4 bits, and the last input axis is odd: its last weight has no neighbour to share a byte with.
+        RequestError: 4 bits, and the last input axis is odd: its last weight has no neighbour to share a byte with.
     """
     wide = kernel.astype(jnp.float32)
     if cfg.kind == "int8":
@@ -72,7 +73,7 @@ def quantize(kernel: Float[Array, " ..."], cfg: QuantizationConfig, *, inputs: i
         return Quantized(_nearest_integer(wide / scales, cfg).astype(jnp.int8), scales)
     axis = inputs - 1
     if kernel.shape[axis] % 2:
-        raise ValueError(f"{cfg.kind} packs pairs, and axis {axis} of a kernel of shape {kernel.shape} is odd")
+        raise RequestError(f"{cfg.kind} packs pairs, and axis {axis} of a kernel of shape {kernel.shape} is odd")
     scales = _nonzero(_block_maxima(jnp.abs(wide), cfg, axis)) / _steps(cfg)
     relative = wide / _spread(scales, cfg, axis, kernel.shape[axis])
     if cfg.kind == "nf4":

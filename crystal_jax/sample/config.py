@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from crystal_jax import arguments
 from crystal_jax.checkpoint.model_flags import ALL_ON_DATA
+from crystal_jax.errors import UserError
 from crystal_jax.flag_fields import setting
 from crystal_jax.sample.request_flags import MAX_ATOMS, check_numbers
 from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, Asked, parse_request, parse_requests
@@ -109,6 +110,12 @@ class SampleConfig:
         )
         for name, value in normal.items():
             object.__setattr__(self, name, value)
+        for temperature in self.temperature:
+            if not 0 <= temperature < float("inf"):
+                raise UserError(f"temperature must be 0 or more, not {temperature}")
+        for top_p in self.top_p:
+            if not 0 < top_p <= 1:
+                raise UserError(f"top_p must be above 0 and at most 1, not {top_p}")
 
     @property
     def limits(self) -> Mapping[str, Any]:

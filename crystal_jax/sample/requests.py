@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crystal_jax import arguments
 from crystal_jax.errors import UserError
@@ -23,6 +23,9 @@ from crystal_jax.old_names import REQUEST_COLUMNS, present_columns
 from crystal_jax.tables import read_rows
 from crystal_jax.text.conditions import parse_chemical_system, parse_elements, parse_formula, parse_spacegroup
 from crystal_jax.text.prompts import CONDITIONS
+
+if TYPE_CHECKING:
+    from crystal_jax.config import TaskConfig
 
 Asked = Mapping[str, Any]
 
@@ -148,6 +151,16 @@ def parse_requests(conditions: Asked | Sequence[Asked]) -> list[Asked]:
         except UserError as error:
             raise UserError(f"request {number}: {error}" if len(conditions) > 1 else str(error)) from None
     return requests or [{}]
+
+
+def check_trained_on(names: Iterable[str], task: TaskConfig, *, checkpoint: str | Path) -> None:
+    """Checks that a model was trained with conditions in its prompts, if some are asked for.
+
+    Raises:
+        UserError: it was not; the message has the conditions' names.
+    """
+    if (asked := ", ".join(names)) and not task.conditions:
+        raise UserError(f"{checkpoint} was trained without conditions, so it cannot be asked for {asked}")
 
 
 def conditions_of(request: Asked) -> dict[str, Any]:

@@ -9,20 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from crystal_jax.checkpoint.model_flags import mesh_of
-from crystal_jax.checkpoint.models import load_for_inference
-from crystal_jax.checkpoint.pretrained import locate
-from crystal_jax.errors import UserError
+from crystal_jax.checkpoint.inference import load_inference_model
+from crystal_jax.errors import RequestError, UserError
 from crystal_jax.sample.config import SampleConfig
 from crystal_jax.sample.constraints.rules import Rules, merged_with
 from crystal_jax.sample.engine.engine import Engine
-from crystal_jax.sample.engine.request import Completion, GenerationRequest
+from crystal_jax.sample.engine.request import Completion
 from crystal_jax.sample.rejection import SampleResult, draw_samples
-from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, FORMULA, NAME, conditions_of
+from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, FORMULA, NAME, check_trained_on, conditions_of
 from crystal_jax.sample.sample_spec import SampleSpec, SampleSpecBuilder
 from crystal_jax.sample.writer import SampleWriter
 from crystal_jax.text.grammar.crystal import crystal_automaton
-from crystal_jax.text.tokenizer import completion_text, load_tokenizer
+from crystal_jax.text.tokenizer import completion_text
 
 
 class SampleRun:
@@ -35,17 +33,11 @@ class SampleRun:
     def __init__(self, config: SampleConfig):
         self.config = config
         self._limits = dict(config.limits)
-        mesh = mesh_of(config.mesh)
-        self._trained = load_for_inference(config.checkpoint, mesh, step=config.step)
-        self._experiment = self._trained.experiment
+        self._model = load_inference_model(config.checkpoint, step=config.step, mesh=config.mesh)
+        self._trained, self._experiment = self._model.trained, self._model.experiment
+        self._tokenizer, mesh = self._model.tokenizer, self._model.mesh
         self._hints = list(dict.fromkeys(name for one in config.conditions for name in conditions_of(one)))
-        if self._hints and not self._experiment.task.conditions:
-            raise UserError(
-                f"{config.checkpoint} was trained without conditions, so it cannot be asked for "
-                f"{', '.join(self._hints)}"
-            )
-        tokenizer = self._experiment.tokenizer
-        self._tokenizer = load_tokenizer(tokenizer.name, Path(tokenizer.path))
+        check_trained_on(self._hints, self._experiment.task, checkpoint=config.checkpoint)
         self._settings = list(itertools.product(config.temperature, config.top_p))
         try:
             self._automaton = crystal_automaton(self._tokenizer, self._experiment.text, max_atoms=config.max_atoms)
@@ -53,9 +45,7 @@ class SampleRun:
             self._specs = SampleSpecBuilder(
                 config.conditions, self._rules(), self._automaton, self._tokenizer, self._experiment.text
             )
-            for temperature, top_p in self._settings:
-                GenerationRequest(index=0, prompt=(), temperature=temperature, top_p=top_p)
-        except ValueError as error:
+        except RequestError as error:
             raise UserError(str(error)) from error
         self._compositions = self._specs.make_compositions(
             self._trained.graph, self._experiment.model, mesh, seed=config.seed
@@ -90,13 +80,12 @@ class SampleRun:
 
     def request(self) -> dict[str, Any]:
         """Returns what decides the samples, for `run.json`: a folder is continued by the same request only."""
-        config, experiment = self.config, self._experiment
+        config = self.config
         texts, used = self._specs.texts, self._specs.constraints
         kept = FORMULA in self._hints and not config.hints_only
         own = [{name: value for name, value in one.items() if name in CONSTRAINT_COLUMNS} for one in config.conditions]
         return {
-            "checkpoint": str(locate(config.checkpoint).resolve()),
-            "step": self._trained.step,
+            **self._model.checkpoint_request(),
             "prompt": texts[0] if len(texts) == 1 else _digest("\0".join(texts)),
             "requests": len(texts),
             # What is enforced for every sample, and what is only in the prompt.
@@ -111,10 +100,8 @@ class SampleRun:
             "max_retries": config.max_retries,
             "kv_cache": config.kv_cache,
             "seed": config.seed,
-            "text_format": experiment.text.version,
-            "coordinates": experiment.text.coordinates,
-            "tokenizer": self._tokenizer.name,
-            "site_order": experiment.task.order,
+            **self._model.text_request(),
+            "site_order": self._experiment.task.order,
         }
 
     def write(self, *, command: str) -> Path:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from pymatgen.core import Composition
 
 from crystal_jax.config import ModelConfig
+from crystal_jax.errors import RequestError
 from crystal_jax.sample.composition import NOTHING, Admit, CompositionDraw, CompositionRequest, CompositionSampler
 from crystal_jax.sample.constraints.guide import Guide
 from crystal_jax.sample.constraints.masks import CompositionLimits, exactly, limits_of
@@ -126,7 +127,8 @@ class SampleSpecBuilder:
         head_tokens: Length of the longest `SampleSpec.head`.
 
     Raises:
-        ValueError: a condition is unknown or impossible, or a constraint needs a condition that is not requested.
+        RequestError: a condition is unknown or impossible, a constraint needs a condition that is not requested, or the
+            tokenizer cannot express a prompt or the composition line.
     """
 
     def __init__(
@@ -147,8 +149,8 @@ class SampleSpecBuilder:
         for number, one in enumerate(asked, start=1):
             try:
                 self._questions.append(self._question(one, merged_with(rules, one)))
-            except ValueError as error:
-                raise ValueError(f"request {number}: {error}" if len(asked) > 1 else str(error)) from error
+            except RequestError as error:
+                raise RequestError(f"request {number}: {error}" if len(asked) > 1 else str(error)) from error
         self.texts = [question.text for question in self._questions]
         self.constraints = frozenset[str]().union(*(question.rules.constraints for question in self._questions))
         self.prompt_tokens = max(len(self._plain), *map(self._longest_prompt, self._questions))

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
+from crystal_jax.errors import RequestError
 from crystal_jax.text.crystal_text import ELEMENTS
 
 _ELEMENTS = frozenset(ELEMENTS)
@@ -204,11 +205,11 @@ def without_elements(elements: Iterable[str], excluded: Iterable[str]) -> tuple[
     """Returns the elements that are not excluded.
 
     Raises:
-        ValueError: no element is left.
+        RequestError: no element is left.
     """
     forbidden = set(excluded)
     if not (left := tuple(symbol for symbol in elements if symbol not in forbidden)):
-        raise ValueError("A crystal needs at least one allowed element")
+        raise RequestError("A crystal needs at least one allowed element")
     return left
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from crystal_jax.errors import RequestError
 from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 from crystal_jax.text.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str
         number: number of the completion's tokens after a prompt; without a prompt, SentencePiece would add a space.
 
     Raises:
-        ValueError: the tokenizer does not tokenise the crystal field by field.
+        RequestError: the tokenizer does not tokenise the crystal field by field.
     """
     if "\n" not in completion:
         return [ELEMENT] * number
@@ -40,7 +41,7 @@ def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str
     ]
     before = number - len(classes)
     if before < 0 or (before > 0) != (layout.block is not None):
-        raise ValueError(f"The {tokenizer.name} tokenizer does not write a crystal field by field: {completion!r}")
+        raise RequestError(f"The {tokenizer.name} tokenizer does not write a crystal field by field: {completion!r}")
     return [COMPOSITION] * before + classes
 
 

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 import sentencepiece
 import tokenizers
 
-from crystal_jax.errors import UserError
+from crystal_jax.errors import RequestError, UserError
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.layout import MASK, PLAIN
 from crystal_jax.text.prompts import PHRASES
@@ -243,12 +243,12 @@ def _spell_in_context(tokenizer: Tokenizer, separator: str, value: str) -> tuple
     """Returns the ids that a field adds to a preceding line, because SentencePiece adds a space at the start of a text.
 
     Raises:
-        ValueError: the field changes the tokenisation of the preceding line, so it has no ids of its own.
+        RequestError: the field changes the tokenisation of the preceding line, so it has no ids of its own.
     """
     context = "\n0" if separator else "\n"
     before, ids = tokenizer.encode(context), tokenizer.encode(context + separator + value)
     if ids[: len(before)] != before:
-        raise ValueError(f"The {tokenizer.name} tokenizer joins {separator + value!r} to what stands before")
+        raise RequestError(f"The {tokenizer.name} tokenizer joins {separator + value!r} to what stands before")
     return tuple(ids[len(before) :])
 
 
@@ -274,12 +274,12 @@ def encode_example(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[
     """Returns the ids of a prompt and of its completion, tokenised together as the model sees them.
 
     Raises:
-        ValueError: the tokenizer joins the end of the prompt and the beginning of the completion into one token.
+        RequestError: the tokenizer joins the end of the prompt and the beginning of the completion into one token.
     """
     head = tokenizer.encode(prompt)
     whole = tokenizer.encode(prompt + completion)
     if whole[: len(head)] != head:
-        raise ValueError(f"The {tokenizer.name} tokenizer does not split between prompt and completion")
+        raise RequestError(f"The {tokenizer.name} tokenizer does not split between prompt and completion")
     return head, whole[len(head) :]
 
 
@@ -311,5 +311,5 @@ _OWN = re.compile(rf"{_CRYSTAL}|(?<![^\n])(?:{_SYMBOL})(?![^\n])")
 
 def _lookup(ids: dict[str, int], piece: str) -> int:
     if piece not in ids:
-        raise ValueError(f"{piece!r} is not in the vocabulary")
+        raise RequestError(f"{piece!r} is not in the vocabulary")
     return ids[piece]

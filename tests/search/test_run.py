@@ -10,7 +10,8 @@ from pymatgen.core import Composition
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.sample.constraints.masks import make_limits
-from crystal_jax.search.run import named_reward, search
+from crystal_jax.search.rewards import named_reward
+from crystal_jax.search.run import search
 from crystal_jax.search.tree import Search
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.crystal_text import Crystal

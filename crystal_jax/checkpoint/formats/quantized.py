@@ -26,7 +26,7 @@ from crystal_jax.checkpoint.layout import NAMES, PartSource, leaves_by_path, loa
 from crystal_jax.checkpoint.tensors import Shape, Source, compare, expected_shapes, stream
 from crystal_jax.config import UNQUANTIZED, LlamaConfig, QuantizationConfig, input_axes
 from crystal_jax.config.check import build
-from crystal_jax.errors import UserError
+from crystal_jax.errors import RequestError, UserError
 from crystal_jax.json_files import read_object
 from crystal_jax.model.base_memory import abstract_base
 from crystal_jax.model.quantize import Quantized, quantize
@@ -148,7 +148,7 @@ def _leaves(cfg: LlamaConfig, quantization: QuantizationConfig) -> dict[str, Any
     """Returns shapes and types of the parameters by path."""
     try:
         return leaves_by_path(abstract_base(cfg, quantization))
-    except ValueError as error:  # 4-bit codes are packed in pairs
+    except RequestError as error:  # 4-bit codes are packed in pairs
         raise UserError(str(error)) from error
 
 

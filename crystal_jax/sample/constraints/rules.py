@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from crystal_jax.errors import RequestError
 from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.evaluate.validity import (
     MAX_VOLUME_FACTOR,
@@ -49,7 +50,7 @@ class Rules:
         hints_only: A requested formula is only a hint in the prompt; it does not constrain the composition.
 
     Raises:
-        ValueError: a constraint is unknown, or a distance is negative or not finite.
+        RequestError: a constraint is unknown, or a distance is negative or not finite.
     """
 
     constraints: frozenset[str] = frozenset()
@@ -66,10 +67,10 @@ class Rules:
 
     def __post_init__(self):
         if unknown := self.constraints - CONSTRAINTS.keys():
-            raise ValueError(f"unknown constraints {', '.join(sorted(unknown))}; there are: {', '.join(CONSTRAINTS)}")
+            raise RequestError(f"unknown constraints {', '.join(sorted(unknown))}; there are: {', '.join(CONSTRAINTS)}")
         for name in ("min_distance", "min_radius_factor"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative")
+                raise RequestError(f"{name}={getattr(self, name)} must be finite and not negative")
 
     def composition(self, formula: str | None) -> CompositionConstraint:
         """Returns the composition constraint, given the formula to enforce, if there is one.
@@ -92,14 +93,14 @@ def merged_with(rules: Rules, limits: Mapping[str, Any]) -> Rules:
     """Returns the rules with further limits added, by the names of `CONSTRAINT_COLUMNS` in sample/requests.py.
 
     Raises:
-        ValueError: no element is left, a constraint is unknown, or the chemical system has elements that other limits
+        RequestError: no element is left, a constraint is unknown, or the chemical system has elements that other limits
             exclude.
     """
     allowed = [symbol for symbol in limits.get("elements", rules.elements) if symbol in rules.elements]
     system = tuple(limits.get("chemical_system", ()))
     excluded = limits.get("exclude_elements", ())
     if foreign := [symbol for symbol in system if symbol not in allowed or symbol in excluded]:
-        raise ValueError(
+        raise RequestError(
             f"chemical_system {'-'.join(system)} has {', '.join(foreign)}, which the other limits leave out"
         )
     return dataclasses.replace(
@@ -135,23 +136,23 @@ def make_guide(
             not far too large.
 
     Raises:
-        ValueError: a constraint needs a formula or space group that is not requested, or the formula violates a
+        RequestError: a constraint needs a formula or space group that is not requested, or the formula violates a
             constraint.
     """
     guides: list[Guide] = []
     values = {name: automaton.values[part] for name, part in automaton.fields.items()}
     if "charge" in rules.constraints and formula is not None:
         if not _charge_balance(rules, automaton).is_valid(formula_unit(formula)):
-            raise ValueError(f"the charges of {formula} cannot balance; leave out the constraint 'charge'")
+            raise RequestError(f"the charges of {formula} cannot balance; leave out the constraint 'charge'")
     elif "charge" in rules.constraints and not composition_first:
         guides.append(_charge_balance(rules, automaton))
     if "distance" in rules.constraints:
         if ANY in values["z"]:
-            raise ValueError("the constraint 'distance' needs a model that writes fractional coordinates")
+            raise RequestError("the constraint 'distance' needs a model that writes fractional coordinates")
         guides += _distance_guides(rules, values, composition, automaton.max_atoms)
     if "lattice" in rules.constraints:
         if spacegroup is None:
-            raise ValueError("the constraint 'lattice' needs a requested space group")
+            raise RequestError("the constraint 'lattice' needs a requested space group")
         guides.append(LatticeSystem(spacegroup, lengths=values["length"], angles=values["angle"]))
     return Guides(guides) if guides else None
 
@@ -205,8 +206,8 @@ def kept_formula(rules: Rules, formula: str | None) -> str | None:
     """Returns the formula that the composition must be a multiple of; None if it is only a hint, or none is requested.
 
     Raises:
-        ValueError: the constraint `formula` is set, and no formula is requested.
+        RequestError: the constraint `formula` is set, and no formula is requested.
     """
     if "formula" in rules.constraints and not formula:
-        raise ValueError("the constraint 'formula' needs a requested formula")
+        raise RequestError("the constraint 'formula' needs a requested formula")
     return formula if "formula" in rules.constraints or not rules.hints_only else None

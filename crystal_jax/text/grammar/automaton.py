@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from crystal_jax.errors import RequestError
+
 FORBIDDEN = -1
 END = ""  # value that ends a crystal, in place of the next element
 ANY = "*"  # the only value of a field whose values are not distinguished
@@ -142,7 +144,7 @@ class Builder:
                 transitions = dict(self.transitions[then])
         for token, rest in by_first.items():
             if token in transitions:
-                raise ValueError(f"Token {token} may both go on with a field and begin the next one")
+                raise RequestError(f"Token {token} may both go on with a field and begin the next one")
             transitions[token] = (
                 then if rest == [()] else self.words(rest, then, None if written is None else (*written, token))
             )
@@ -154,7 +156,7 @@ class Builder:
         for state in states:
             for token, following in self.transitions[state].items():
                 if merged.setdefault(token, following) != following:
-                    raise ValueError(f"Token {token} begins two different continuations")
+                    raise RequestError(f"Token {token} begins two different continuations")
         return self.state(merged)
 
     def table(self, start: int, turns: Sequence[FieldSlot]) -> TokenAutomaton:

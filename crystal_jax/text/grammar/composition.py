@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
+from crystal_jax.errors import RequestError
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
 from crystal_jax.text.grammar.composition_constraint import MAX_ELEMENTS, CompositionConstraint, Parts
 from crystal_jax.text.grammar.crystal import LENGTHS, spelling
@@ -57,7 +58,7 @@ class CompositionGrammar:
         """
         layout = text_format.layout
         if layout.block is None:
-            raise ValueError(f"texts of the version {text_format.version!r} have no first line")
+            raise RequestError(f"texts of the version {text_format.version!r} have no first line")
         spelled: dict[str, Mapping[str | int, Word]] = {
             # A tokenizer may join the first symbol with the text before it.
             "first": {symbol: tokenizer.spell("", layout.block + symbol) for symbol in ELEMENTS},
@@ -69,7 +70,7 @@ class CompositionGrammar:
         lengths = (spelling(tokenizer, layout.separator(0), length) for length in LENGTHS)
         ends = sorted({word[0] for word in lengths if word})
         if set(ids) & set(ends):
-            raise ValueError(f"the {tokenizer.name} tokenizer does not tell a composition from the lattice after it")
+            raise RequestError(f"the {tokenizer.name} tokenizer does not tell a composition from the lattice after it")
         self.token_ids, self.ends, self.end = np.array(ids, np.int32), np.array(ends, np.int32), len(ids)
         column = {token: i for i, token in enumerate(ids)}
         self._words = {

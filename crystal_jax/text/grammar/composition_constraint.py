@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
+from crystal_jax.errors import RequestError
 from crystal_jax.text.conditions import formula_unit
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.layout import in_order
@@ -33,7 +34,7 @@ class CompositionConstraint:
         formula: formula of which the composition must be a multiple; None allows any composition.
 
     Raises:
-        ValueError: no composition satisfies the constraint, or a name is not an element or formula.
+        RequestError: no composition satisfies the constraint, or a name is not an element or formula.
     """
 
     elements: Collection[str] = ELEMENTS
@@ -47,24 +48,26 @@ class CompositionConstraint:
 
     def __post_init__(self):
         if unknown := {*self.elements, *self.required} - set(ELEMENTS):
-            raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
+            raise RequestError(f"Not elements: {', '.join(sorted(unknown))}")
         if not self.elements:
-            raise ValueError("A crystal needs at least one allowed element")
+            raise RequestError("A crystal needs at least one allowed element")
         if foreign := [symbol for symbol in self.required if symbol not in set(self.elements)]:
-            raise ValueError(f"the chemical system has {', '.join(foreign)}, which the allowed elements leave out")
+            raise RequestError(f"the chemical system has {', '.join(foreign)}, which the allowed elements leave out")
         for what, least, most in (
             ("atoms", self.min_atoms, self.max_atoms),
             ("elements", self.min_elements, self.max_elements),
         ):
             if not 1 <= least <= most:
-                raise ValueError(f"min_{what}={least} must be at least 1 and at most max_{what}={most}")
+                raise RequestError(f"min_{what}={least} must be at least 1 and at most max_{what}={most}")
         if len(self.required) > self.max_elements:
-            raise ValueError(f"{len(self.required)} elements are required, and max_elements={self.max_elements}")
+            raise RequestError(f"{len(self.required)} elements are required, and max_elements={self.max_elements}")
         if self.min_elements > len(set(self.elements)):
-            raise ValueError(f"min_elements={self.min_elements}, and only {len(set(self.elements))} elements may occur")
+            raise RequestError(
+                f"min_elements={self.min_elements}, and only {len(set(self.elements))} elements may occur"
+            )
         needed = max(len(self.required), self.min_elements)
         if needed > self.max_atoms:
-            raise ValueError(f"{needed} elements need more atoms than max_atoms={self.max_atoms}")
+            raise RequestError(f"{needed} elements need more atoms than max_atoms={self.max_atoms}")
         object.__setattr__(self, "elements", frozenset(self.elements))
         object.__setattr__(self, "required", frozenset(self.required))
         if self.formula:
@@ -72,16 +75,16 @@ class CompositionConstraint:
 
     def _set_unit(self, counts: Mapping[str, int]) -> None:
         if foreign := set(counts) - set(self.elements):
-            raise ValueError(f"{self.formula} has {', '.join(sorted(foreign))}, which the allowed elements leave out")
+            raise RequestError(f"{self.formula} has {', '.join(sorted(foreign))}, which the allowed elements leave out")
         if absent := set(self.required) - set(counts):
-            raise ValueError(f"{self.formula} has no {', '.join(sorted(absent))}, which the chemical system requires")
+            raise RequestError(f"{self.formula} has no {', '.join(sorted(absent))}, which the chemical system requires")
         if not self.min_elements <= len(counts) <= self.max_elements:
-            raise ValueError(
+            raise RequestError(
                 f"{self.formula} has {len(counts)} elements, not {self.min_elements} to {self.max_elements}"
             )
         size = sum(counts.values())
         if not any(self.min_atoms <= n <= self.max_atoms for n in range(size, self.max_atoms + 1, size)):
-            raise ValueError(
+            raise RequestError(
                 f"no multiple of {self.formula} ({size} atoms) has {self.min_atoms} to {self.max_atoms} atoms"
             )
         object.__setattr__(self, "unit", tuple((symbol, counts[symbol]) for symbol in in_order(counts)))

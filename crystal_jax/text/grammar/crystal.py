@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from crystal_jax.errors import RequestError
 from crystal_jax.text.crystal_text import ELEMENTS, TextFormat
 from crystal_jax.text.grammar.automaton import MOST_VALUES, Builder, FieldSlot, TokenAutomaton, Word
 from crystal_jax.text.layout import LATTICE_WORDS
@@ -39,15 +40,15 @@ def crystal_automaton(
         elements: element symbols that may occur.
 
     Raises:
-        ValueError: there are no elements, an element is unknown, `max_atoms` is below 1, or the tokenizer cannot spell
-            the format.
+        RequestError: there are no elements, an element is unknown, `max_atoms` is below 1, or the tokenizer cannot
+            spell the format.
     """
     if unknown := set(elements) - set(ELEMENTS):
-        raise ValueError(f"Not elements: {', '.join(sorted(unknown))}")
+        raise RequestError(f"Not elements: {', '.join(sorted(unknown))}")
     if not elements:
-        raise ValueError("A crystal needs at least one allowed element")
+        raise RequestError("A crystal needs at least one allowed element")
     if max_atoms < 1:
-        raise ValueError(f"max_atoms must be at least 1, not {max_atoms}")
+        raise RequestError(f"max_atoms must be at least 1, not {max_atoms}")
 
     layout = text_format.layout
     values = {"length": LENGTHS, "angle": _ANGLES, "element": elements}
@@ -57,7 +58,7 @@ def crystal_automaton(
     def spell(separator: str, field: str) -> dict[str, Word]:
         spelled = {v: word for v in values[field] if (word := spelling(tokenizer, separator, v))}
         if not spelled:
-            raise ValueError(f"The {tokenizer.name} tokenizer cannot spell {values[field][0]!r} after {separator!r}")
+            raise RequestError(f"The {tokenizer.name} tokenizer cannot spell {values[field][0]!r} after {separator!r}")
         return spelled
 
     builder = Builder(tokenizer.eos_id)
@@ -92,5 +93,5 @@ def spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:
     """
     try:
         return tokenizer.spell(separator, value)
-    except ValueError:
+    except RequestError:
         return None
