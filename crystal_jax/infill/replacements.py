@@ -15,7 +15,7 @@ from pymatgen.io.cif import CifWriter
 
 from crystal_jax.checkpoint.inference import InferenceModel, load_inference_model, tokenizer_of
 from crystal_jax.checkpoint.models import describe
-from crystal_jax.errors import UserError
+from crystal_jax.errors import RequestError, UserError
 from crystal_jax.evaluate.oxidation import OxidationTable, load_oxidation_table
 from crystal_jax.evaluate.validity import compositional_invalid_reason
 from crystal_jax.infill.config import InfillConfig
@@ -28,6 +28,7 @@ from crystal_jax.storage.jsonl_log import ensure_same_run, release
 from crystal_jax.structures import Entry, read_entries
 from crystal_jax.tables import write_rows
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal
+from crystal_jax.text.layout import CrystalTextError
 from crystal_jax.text.prompts import infill_prompt, mask_element
 
 
@@ -123,7 +124,7 @@ def _read(cif: Path) -> Entry:
 def _crystal(cif: Path, entry: Entry) -> Crystal:
     try:
         return crystal_of(entry)
-    except ValueError as error:  # not an ordered crystal of elements
+    except RequestError as error:  # not an ordered crystal of elements
         raise UserError(f"{cif}: {error}") from error
 
 
@@ -180,7 +181,7 @@ def _prompt(config: InfillConfig, crystal: Crystal, original: str) -> str:
         text = spelled(crystal, experiment)
         prompt = infill_prompt(mask_element(text, original, substring=experiment.text.version == "paper"))
         tokenizer.encode(prompt)
-    except ValueError as error:
+    except (RequestError, CrystalTextError) as error:
         raise UserError(f"{config.cif}: {error}") from error
     return prompt
 
@@ -208,7 +209,7 @@ def _spellings(encode: Callable[[str], list[int]]) -> dict[str, list[int]]:
     for symbol in ELEMENTS:
         try:
             spellings[symbol] = encode(symbol)
-        except ValueError:  # not in a compact vocabulary
+        except RequestError:  # not in a compact vocabulary
             continue
     return spellings
 

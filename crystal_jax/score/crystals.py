@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from crystal_jax.config import Experiment
+from crystal_jax.errors import RequestError
 from crystal_jax.structures import Entry, parse
 from crystal_jax.text.crystal_text import Crystal
 
@@ -13,11 +14,11 @@ def crystal_of(entry: Entry) -> Crystal:
     """Returns the crystal of an entry, with its sites in pymatgen's order, as in the data sets.
 
     Raises:
-        ValueError: the entry holds no ordered crystal of elements; the message is one line.
+        RequestError: the entry holds no ordered crystal of elements; the message is one line.
     """
     sample = parse(entry)
     if sample.structure is None:
-        raise ValueError(sample.failure)
+        raise RequestError(sample.failure)
     lattice = sample.structure.lattice
     symbols = tuple(site.specie.symbol for site in sample.structure)
     return Crystal(np.array(lattice.abc), np.array(lattice.angles), sample.structure.frac_coords, symbols)
@@ -32,7 +33,7 @@ def spelled(crystal: Crystal, experiment: Experiment) -> str:
     """Returns the text of a crystal, with its sites sorted if the model was trained on sorted sites.
 
     Raises:
-        ValueError: the text format cannot express the crystal.
+        CrystalTextError: the text format cannot express the crystal.
     """
     if experiment.task.order == "sorted":
         crystal = experiment.text.sorted(crystal)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.checkpoint.models import Trained
+from crystal_jax.errors import RequestError
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import BATCH, on_mesh
 from crystal_jax.text.tokenizer import Tokenizer, encode_example
@@ -91,11 +92,11 @@ class Likelihood:
         """Returns the token ids of a text after the prompt, as in training: the canonical tokenisation, then EOS.
 
         Raises:
-            ValueError: something is not in the tokenizer's vocabulary, or the text is longer than the model can read.
+            RequestError: something is not in the tokenizer's vocabulary, or the text is longer than the model can read.
         """
         _, body = encode_example(self._tokenizer, self._prompt, text)
         if self._longest is not None and (length := len(self._prompt_ids) + len(body)) > self._longest:
-            raise ValueError(f"{length} tokens, and the model reads {self._longest}")
+            raise RequestError(f"{length} tokens, and the model reads {self._longest}")
         return [*body, self._tokenizer.eos_id]
 
     def __call__(self, completions: Sequence[Sequence[int]]) -> list[float]:

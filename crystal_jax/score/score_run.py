@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from crystal_jax.checkpoint.inference import InferenceModel, load_inference_model
 from crystal_jax.config import Experiment
+from crystal_jax.errors import RequestError
 from crystal_jax.provenance import provenance
 from crystal_jax.score.config import ScoreConfig
 from crystal_jax.score.crystals import crystal_of, spelled
@@ -19,6 +20,7 @@ from crystal_jax.score.likelihood import Likelihood
 from crystal_jax.score.scores import increase_under_translation, scores_of_text
 from crystal_jax.storage.jsonl_log import JsonlLog, ensure_same_run, release
 from crystal_jax.structures import Entry, read_entries
+from crystal_jax.text.layout import CrystalTextError
 from crystal_jax.text.prompts import generation_prompt
 
 # Number of batches whose texts are sorted by length and written together. With fewer, the last batch of each length,
@@ -77,7 +79,7 @@ def _unscored_row(
         crystal = crystal_of(entry)
         text = spelled(crystal, experiment)
         ids = [encode(text), *(encode(spelled(crystal.translated(shift), experiment)) for shift in shifts)]
-    except ValueError as error:
+    except (RequestError, CrystalTextError) as error:
         return row | {"reason": str(error)}
     return row | {"text": text, "ids": ids, "shifts": shifts.tolist()}
 
