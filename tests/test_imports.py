@@ -117,5 +117,29 @@ def test_host_side_code_never_loads_jax(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+# What takes seconds to import; a command's --help and a mistyped flag must answer at once.
+HEAVY = {"flax", "jax", "pandas", "pymatgen", "scipy", "tensorflow", "tensorflow_datasets", "torch"}
+# Commands whose module and flags load none of these.
+LIGHT_COMMANDS = ("prepare", "train", "sample", "infill", "search", "score", "compile", "convert", "sweep")
+DEFINE_FLAGS = f"""
+import importlib, sys
+from absl import flags
+from crystal_jax.cli import COMMANDS
+loaded = {{}}
+for command in {LIGHT_COMMANDS}:
+    importlib.import_module(COMMANDS[command][0]).define_flags(flags.FlagValues())
+    for name in {sorted(HEAVY)}:
+        if name in sys.modules:
+            loaded.setdefault(name, command)
+print(loaded)
+"""
+
+
+def test_flags_are_defined_without_heavy_imports():
+    """In one process for all commands: what is printed names the first command that loads a package."""
+    child = subprocess.run([sys.executable, "-c", DEFINE_FLAGS], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert child.stdout.strip() == "{}"
+
+
 def test_no_module_is_named_after_nothing():
     assert not [p for p, _ in modules() if p.stem in ("utils", "helpers", "misc", "common")]

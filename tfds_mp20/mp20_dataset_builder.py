@@ -15,7 +15,8 @@ from crystal_jax.errors import UserError
 from tfds_mp20 import published
 from tfds_mp20.amcsd import Amcsd
 from tfds_mp20.crystals import Example
-from tfds_mp20.user_files import FAIL, UserFiles
+from tfds_mp20.names import DATASETS, FAIL
+from tfds_mp20.user_files import UserFiles
 
 _PUBLISHED = {
     "mp20": (published.MP20, "MP-20: 45,229 Materials Project crystals of at most 20 atoms, CDVAE's splits."),
@@ -26,7 +27,6 @@ _PUBLISHED = {
         "15,491 Materials Project crystals, in the manner of MP-20 but not MP-20.",
     ),
 }
-DATASETS = (*_PUBLISHED, "amcsd", "csv")
 
 
 class Source(Protocol):

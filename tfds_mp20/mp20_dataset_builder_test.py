@@ -89,6 +89,7 @@ def test_the_builder_is_found_by_its_tfds_name():
     """The module's name is the TFDS name; every named config exists, and `csv` requires a path."""
     assert mp20_dataset_builder.Builder.name == "mp20"
     assert set(mp20_dataset_builder.Builder.builder_configs) == {*mp20_dataset_builder.DATASETS} - {"csv"}
+    assert {*mp20_dataset_builder.DATASETS} == {*mp20_dataset_builder._PUBLISHED, "amcsd", "csv"}
 
 
 def test_metadata_files_are_read_by_tfds():

@@ -17,8 +17,8 @@ from crystal_jax.structures.read import collect
 from crystal_jax.tables import read_bytes
 from tfds_mp20 import splits, tables
 from tfds_mp20.crystals import Entry, Example, parse_all, to_example
+from tfds_mp20.names import FAIL
 
-FAIL, SKIP = "fail", "skip"
 MAX_ATOMS = 20  # largest number of atoms in a cell; samples have no more
 _SHOWN = 50  # crystals named in one message
 _RECIPE = "primitive cells, formulas compared"  # part of the digest; change it when the conversion from files changes

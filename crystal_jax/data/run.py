@@ -28,10 +28,7 @@ from pathlib import Path
 
 from absl import flags
 
-from crystal_jax.data import mp20, prepare
-from crystal_jax.data.unfit import unfit
-from tfds_mp20.mp20_dataset_builder import DATASETS
-from tfds_mp20.user_files import FAIL, SKIP
+from tfds_mp20.names import DATASETS, FAIL, SKIP
 
 _SHOWN = 50  # crystals that are listed
 
@@ -64,7 +61,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(flag_values: flags.FlagValues) -> None:
     """Prepares the data set and prints its directory and the number of rows in each split."""
-    directory = prepare.prepare(
+    # Late, so that --help and bad flags answer at once.
+    from crystal_jax.data.mp20 import dataset_info
+    from crystal_jax.data.prepare import prepare
+    from crystal_jax.data.unfit import unfit
+
+    directory = prepare(
         flag_values.dataset,
         data_dir=Path(flag_values.data_dir).expanduser(),
         manual_dir=Path(flag_values.manual_dir).expanduser() if flag_values.manual_dir else None,
@@ -73,7 +75,7 @@ def main(flag_values: flags.FlagValues) -> None:
         on_error=flag_values.on_error,
         primitive=flag_values.primitive,
     )
-    info = mp20.dataset_info(directory)
+    info = dataset_info(directory)
     print(directory)
     for split, rows in info.rows.items():
         print(f"{split:>6} {rows:8,}")

@@ -5,7 +5,8 @@ import pytest
 from pymatgen.core import Structure
 
 from crystal_jax.errors import UserError
-from tfds_mp20.user_files import SKIP, UserFiles
+from tfds_mp20.names import SKIP
+from tfds_mp20.user_files import UserFiles
 
 ELEMENTS = ("Po", "Na", "Cu", "Fe", "Al", "W")
 

@@ -5,10 +5,11 @@ import pytest
 
 from crystal_jax.cli import main
 from crystal_jax.errors import Preempted, UserError
-from crystal_jax.sweep import run as sweep_run
+from crystal_jax.sweep import sweep_run
 from crystal_jax.sweep.engines import job_name
 from crystal_jax.sweep.expand import grid, load_sweep
 from crystal_jax.sweep.results import markdown
+from crystal_jax.sweep.run import sweep
 from tests.experiments import training_config
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def test_a_variant_is_chosen_run_by_run(tmp_path, monkeypatch):
 def test_means_over_seeds_are_written_into_a_file(files, in_this_process, tmp_path):
     page = tmp_path / "RESULTS.md"
     page.write_text("<!-- rates -->\n<!-- end rates -->\n")
-    sweep_run.sweep(files, output=tmp_path / "runs", into=page)
+    sweep(files, output=tmp_path / "runs", into=page)
     lines = page.read_text().splitlines()
     assert lines[1] == "## rates"
     assert [line.split(" | ")[:2] for line in lines if "peak_lr" in line] == [
@@ -108,11 +109,11 @@ def test_a_run_that_fails_does_not_keep_the_others(files, monkeypatch, tmp_path)
     statuses = iter([1, 0])
     monkeypatch.setattr(sweep_run, "_start", lambda _: next(statuses))
     with pytest.raises(UserError, match=r"1 of 2 runs failed, the first: peak_lr=0.001"):
-        sweep_run.sweep(files, output=tmp_path / "out")
+        sweep(files, output=tmp_path / "out")
     assert "not begun" in (tmp_path / "out/results.md").read_text()
     monkeypatch.setattr(sweep_run, "_start", lambda _: 75)
     with pytest.raises(Preempted, match=r"peak_lr=0.001"):
-        sweep_run.sweep(files, output=tmp_path / "out")
+        sweep(files, output=tmp_path / "out")
 
 
 @pytest.mark.parametrize("engine", ["xpk", "skypilot", "slurm"])
