@@ -22,6 +22,7 @@ BITS: Mapping[str, int] = {
     **dict.fromkeys(("c128",), 128),
     **dict.fromkeys(("token", "opaque"), 0),
 }
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")  # opcodes
 _ARRAY = re.compile(r"(?P<type>[a-z]\w*)\[(?P<sizes>[\d,<=]*)\](?P<layout>\{[^{}]*\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%[\w.\-]+")
@@ -165,6 +166,11 @@ def _closing(text: str, begin: int) -> int:
         if not depth:
             return i
     raise ValueError(f"a bracket does not close: {text[begin : begin + 80]}")
+
+
+def operand_shapes(computation: Computation, instruction: Instruction) -> list[Shape]:
+    """Returns the shapes of an instruction's operands."""
+    return [shape for name in instruction.operands for shape in computation[name].shapes]
 
 
 def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:

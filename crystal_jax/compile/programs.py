@@ -136,94 +136,123 @@ def lower_sampling(what: str, experiment: Experiment, mesh: Mesh, *, rows: int, 
     step of several tokens. On GPUs the step is the sampler's (`sample/engine/scheduler.py`): unrolled over the layers,
     with separate weights per layer, and with forced tokens.
     """
-    graph, params, frozen = abstract_parameters(experiment, mesh, experiment.quantize)
-    layout = LAYOUTS[platform_of(mesh)]
-    unrolled = layout != "stacked"
-    forced = FORCED if unrolled else 0
-    everywhere = NamedSharding(mesh, P())
+    sampler = _AbstractSampler(experiment, mesh, rows=rows, coded=coded)
+    return sampler.lower_prefill() if what == "prefill" else sampler.lower_decode()
 
-    def whole(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-    tables = DeviceAutomaton(
-        token_ids=whole(jnp.int32, COLUMNS),
-        allowed=whole(jnp.bool_, STATES, COLUMNS),
-        next_state=whole(jnp.int32, STATES, COLUMNS),
-        forced=whole(jnp.int32, STATES, forced),
-        **{name: whole(jnp.int32, STATES) for name in ("num_forced", "after", "completed", "turn", "kind")},
-        **{name: whole(jnp.int32, KINDS, COLUMNS) for name in ("first", "last", "complete")},
-        elements=whole(jnp.int32, len(ELEMENTS)),
-        **{name: whole(jnp.int32) for name in ("start", "end")},
-        units=whole(jnp.int32, MAX_ATOMS),
-    )
-    prompt = whole(jnp.int32, 1, PROMPT_TOKENS), whole(jnp.int32, 1)
+class _AbstractSampler:
+    """Shapes, types and shardings of all arrays that sampling holds on the devices.
 
-    def read_prompts(
-        params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, tokens: Any, count: Any
-    ) -> PrefillResult:
-        with on_mesh(mesh):
-            return prefill(nnx.merge(graph, params, frozen), tables, tokens, count, layout=layout)
+    Attributes:
+        params, frozen: parameters of the model, stacked over the layers.
+        layers: parameters layer by layer, where the decode step is unrolled; otherwise None.
+        tables: the automaton of the grammar.
+        carried: state of the decode step, with the KV cache; `where` are its shardings.
+    """
 
-    grants = AllowedValueMask(whole(jnp.bool_, rows, VALUES), whole(jnp.int32, rows))
-    layers = _layers(graph, params, frozen, experiment.model.num_layers) if unrolled else None
-    budget = max_batched_tokens(rows, tables) if unrolled and mesh.size == 1 else None
+    def __init__(self, experiment: Experiment, mesh: Mesh, *, rows: int, coded: bool):
+        self.experiment, self.mesh, self.rows = experiment, mesh, rows
+        self.graph, self.params, self.frozen = abstract_parameters(experiment, mesh, experiment.quantize)
+        self.layout = LAYOUTS[platform_of(mesh)]
+        self.unrolled = self.layout != "stacked"
+        self.forced = FORCED if self.unrolled else 0
+        self.everywhere = NamedSharding(mesh, P())
+        self.tables = self._tables()
+        number = experiment.model.num_layers
+        self.layers = _layers(self.graph, self.params, self.frozen, number) if self.unrolled else None
 
-    def decode(
-        params: nnx.State,
-        frozen: nnx.State,
-        layers: list[nnx.State] | None,
-        tables: DeviceAutomaton,
-        rows: DecodeState,
-        grants: AllowedValueMask,
-    ) -> DecodeState:
-        with on_mesh(mesh):
-            return decode_step(nnx.merge(graph, params, frozen), tables, rows, grants, layers=layers, budget=budget)
+        def begin(tables: DeviceAutomaton) -> DecodeState:
+            return init_decode_state(
+                experiment.model,
+                tables,
+                rows=rows,
+                prompt_tokens=PROMPT_TOKENS,
+                max_tokens=MAX_TOKENS,
+                layout=self.layout,
+                coded=coded,
+            )
 
-    def begin(tables: DeviceAutomaton) -> DecodeState:
-        return init_decode_state(
-            experiment.model,
-            tables,
-            rows=rows,
-            prompt_tokens=PROMPT_TOKENS,
-            max_tokens=MAX_TOKENS,
-            layout=layout,
-            coded=coded,
+        blank = jax.eval_shape(begin, self.tables)
+        self.where = tree_shardings(blank, mesh, decode_rules(self.layout))
+        self.carried = abstract(blank, self.where)
+
+    def lower_prefill(self) -> Lowered:
+        """Lowers the prefill of one prompt."""
+        graph, mesh, layout = self.graph, self.mesh, self.layout
+
+        def read_prompts(
+            params: nnx.State, frozen: nnx.State, tables: DeviceAutomaton, tokens: Any, count: Any
+        ) -> PrefillResult:
+            with on_mesh(mesh):
+                return prefill(nnx.merge(graph, params, frozen), tables, tokens, count, layout=layout)
+
+        held = self.params, self.frozen, self.tables
+        prompt = self._whole(jnp.int32, 1, PROMPT_TOKENS), self._whole(jnp.int32, 1)
+        return Lowered(
+            jax.jit(read_prompts, out_shardings=self.everywhere).lower(*held, *prompt),
+            # Every token attends to all positions of the prompt, including later ones.
+            flops=self._flops(PROMPT_TOKENS, PROMPT_TOKENS),
+            bytes=None,
+            arguments=roofline.bytes_on_a_chip((held, prompt)),
+            rows=self.rows,
+            length=PROMPT_TOKENS,
+            beside=roofline.bytes_on_a_chip([self.layers, self.carried.cache]) if self.unrolled else 0,
         )
 
-    held = params, frozen, tables
-    blank = jax.eval_shape(begin, tables)
-    where = tree_shardings(blank, mesh, decode_rules(layout))
-    carried = abstract(blank, where)
-    ranks = dict.fromkeys(experiment.lora.targets, experiment.lora.rank)
+    def lower_decode(self) -> Lowered:
+        """Lowers a decode step of all rows."""
+        graph, mesh = self.graph, self.mesh
+        budget = max_batched_tokens(self.rows, self.tables) if self.unrolled and mesh.size == 1 else None
 
-    def flops(tokens: int, capacity: int) -> float:
-        cfg = experiment.model
-        return roofline.decode_flops(cfg, rows=tokens, capacity=capacity, columns=COLUMNS, adapter_ranks=ranks)
+        def decode(
+            params: nnx.State,
+            frozen: nnx.State,
+            layers: list[nnx.State] | None,
+            tables: DeviceAutomaton,
+            rows: DecodeState,
+            grants: AllowedValueMask,
+        ) -> DecodeState:
+            with on_mesh(mesh):
+                return decode_step(nnx.merge(graph, params, frozen), tables, rows, grants, layers=layers, budget=budget)
 
-    held_beside: list[Any]
-    if what == "prefill":
-        arguments: tuple = (held, prompt)
-        program = jax.jit(read_prompts, out_shardings=everywhere).lower(*held, *prompt)
-        length, held_beside = PROMPT_TOKENS, [layers, carried.cache]
-        # Every token attends to all positions of the prompt, including later ones.
-        products, needed = flops(PROMPT_TOKENS, PROMPT_TOKENS), None
-    else:
-        arguments = (held, carried)
-        compiled = jax.jit(decode, donate_argnums=4, out_shardings=where)
-        program = compiled.lower(params, frozen, layers, tables, carried, grants)
+        params, frozen, cache = self.params, self.frozen, self.carried.cache
+        grants = AllowedValueMask(self._whole(jnp.bool_, self.rows, VALUES), self._whole(jnp.int32, self.rows))
+        compiled = jax.jit(decode, donate_argnums=4, out_shardings=self.where)
         # Unused parameters are not among a program's arguments, but the sampler holds them in memory.
-        length, held_beside = carried.cache.capacity, [state["blocks"] for state in (params, frozen)]
-        products = flops(budget or rows * (1 + forced), length)
-        needed = roofline.decode_bytes((params, frozen), (carried.cache.keys, carried.cache.values))
-    return Lowered(
-        program,
-        flops=products,
-        bytes=needed,
-        arguments=roofline.bytes_on_a_chip(arguments),
-        rows=rows,
-        length=length,
-        beside=roofline.bytes_on_a_chip(held_beside) if unrolled else 0,
-    )
+        unused = [state["blocks"] for state in (params, frozen)]
+        return Lowered(
+            compiled.lower(params, frozen, self.layers, self.tables, self.carried, grants),
+            flops=self._flops(budget or self.rows * (1 + self.forced), cache.capacity),
+            bytes=roofline.decode_bytes((params, frozen), (cache.keys, cache.values)),
+            arguments=roofline.bytes_on_a_chip(((params, frozen, self.tables), self.carried)),
+            rows=self.rows,
+            length=cache.capacity,
+            beside=roofline.bytes_on_a_chip(unused) if self.unrolled else 0,
+        )
+
+    def _tables(self) -> DeviceAutomaton:
+        whole = self._whole
+        return DeviceAutomaton(
+            token_ids=whole(jnp.int32, COLUMNS),
+            allowed=whole(jnp.bool_, STATES, COLUMNS),
+            next_state=whole(jnp.int32, STATES, COLUMNS),
+            forced=whole(jnp.int32, STATES, self.forced),
+            **{name: whole(jnp.int32, STATES) for name in ("num_forced", "after", "completed", "turn", "kind")},
+            **{name: whole(jnp.int32, KINDS, COLUMNS) for name in ("first", "last", "complete")},
+            elements=whole(jnp.int32, len(ELEMENTS)),
+            **{name: whole(jnp.int32) for name in ("start", "end")},
+            units=whole(jnp.int32, MAX_ATOMS),
+        )
+
+    def _whole(self, dtype: Any, *shape: int) -> Any:
+        """Returns an abstract array that every device holds."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
+
+    def _flops(self, tokens: int, capacity: int) -> float:
+        """Returns the operations of the equations for these tokens, each with a cache of `capacity` positions."""
+        cfg, lora = self.experiment.model, self.experiment.lora
+        ranks = dict.fromkeys(lora.targets, lora.rank)
+        return roofline.decode_flops(cfg, rows=tokens, capacity=capacity, columns=COLUMNS, adapter_ranks=ranks)
 
 
 def _layers(graph: nnx.GraphDef, params: nnx.State, frozen: nnx.State, number: int) -> list[nnx.State]:

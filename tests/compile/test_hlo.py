@@ -9,8 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from crystal_jax.compile.cost import count, product_flops, replica_groups, source_target_pairs, splash_flops
+from crystal_jax.compile.cost import count
+from crystal_jax.compile.device_groups import replica_groups, source_target_pairs
 from crystal_jax.compile.hlo import parse
+from crystal_jax.compile.products import product_flops, splash_flops
 from crystal_jax.config import MeshConfig
 from crystal_jax.sharding import make_mesh
 
