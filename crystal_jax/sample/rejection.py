@@ -7,138 +7,185 @@ retried, up to `max_retries` times; then another composition is drawn. If this f
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import NamedTuple
 
 from flax import nnx
 
 from crystal_jax.sample.composition import CompositionSampler
 from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import MAX_ATTEMPTS, Completion, GenerationRequest
-from crystal_jax.sample.sample_spec import DRAFT, SampleSpec, SampleSpecBuilder
+from crystal_jax.sample.sample_spec import DRAFT, SampleSpec, SampleSpecBuilder, StateLines
 
 _COMPOSITIONS = 4  # compositions tried per sample, at most; for the last one, masks enforce the constraints in the end
 _DRAFTS = 256  # crystals that are drawn for their formulas in one batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """The settings that decide a sample, besides its specification and number.
+
+    Attributes:
+        seed: Random seed of the run.
+        temperature: Temperature for compositions and crystals.
+        top_p: Share of the probability to draw from, for compositions and crystals.
+        max_retries: Maximum number of retries of a crystal that violates its constraints, per composition.
+    """
+
+    seed: int
+    temperature: float
+    top_p: float
+    max_retries: int
 
 
 class SampleResult(NamedTuple):
     """The result of one sample.
 
     Attributes:
-        question: Specification of the sample, with the composition line that was drawn last.
+        spec: Specification of the sample, with the composition line that was drawn last.
         drawn: The completion.
         num_restarts: Number of rejected compositions and crystals.
     """
 
-    question: SampleSpec
+    spec: SampleSpec
     drawn: Completion
     num_restarts: int
 
 
-def draw_samples(
-    engine: Engine,
-    params: nnx.State,
-    questions: SampleSpecBuilder,
-    compositions: CompositionSampler | None,
-    indices: Sequence[int],
-    *,
-    symbols_of: Callable[[SampleSpec, Completion], Sequence[str]],
-    seed: int,
-    temperature: float,
-    top_p: float,
-    max_retries: int,
-) -> Generator[SampleResult, None, None]:
-    """Yields the result of each sample as soon as it is finished, in no particular order.
+@dataclasses.dataclass
+class _Progress:
+    """What the earlier rounds did for the samples that are not finished, by their numbers.
+
+    Attributes:
+        attempts: Attempts made at the composition; its keys are the samples that the next round draws.
+        restarts: Retries of crystals.
+        rejected: Rejected compositions.
+    """
+
+    attempts: dict[int, int]
+    restarts: dict[int, int]
+    rejected: dict[int, int]
+
+    @classmethod
+    def of(cls, indices: Sequence[int]) -> _Progress:
+        return cls(*(dict.fromkeys(indices, 0) for _ in range(3)))
+
+
+class RejectionSampler:
+    """Draws samples with one model and one set of specifications.
 
     Args:
         engine: Decodes the crystals.
         params: Parameters of the model.
-        questions: Builds the specification of each sample.
+        specs: Builds the specification of each sample.
         compositions: Draws composition lines, if the text format has them.
-        indices: Numbers of the samples. A sample depends only on its own number and on the settings below.
         symbols_of: Returns the element of each site of a complete sequence.
-        seed: Random seed of the run.
-        temperature: Temperature for compositions and crystals.
-        top_p: Share of the probability to draw from, for compositions and crystals.
-        max_retries: Maximum number of retries of a crystal that violates its constraints, per composition.
     """
-    settings: dict[str, Any] = dict(seed=seed, temperature=temperature, top_p=top_p, max_retries=max_retries)
-    state = None
-    if compositions:
-        state = functools.partial(compositions, params, temperature=temperature, top_p=top_p)
 
-    def draft(some: Mapping[int, SampleSpec]) -> dict[int, Mapping[str, int] | None]:
-        requests = (
-            _request(i, question, first=DRAFT, attempts=MAX_ATTEMPTS, **settings) for i, question in some.items()
-        )
-        found: dict[int, Mapping[str, int] | None] = {}
-        with contextlib.closing(engine.run(params, requests)) as texts:
+    def __init__(
+        self,
+        engine: Engine,
+        params: nnx.State,
+        specs: SampleSpecBuilder,
+        compositions: CompositionSampler | None,
+        *,
+        symbols_of: Callable[[SampleSpec, Completion], Sequence[str]],
+    ):
+        self._engine, self._params, self._specs, self._compositions = engine, params, specs, compositions
+        self._symbols_of = symbols_of
+
+    def draw(self, indices: Sequence[int], settings: SamplingSettings) -> Generator[SampleResult, None, None]:
+        """Yields the result of each sample as soon as it is finished, in no particular order.
+
+        Args:
+            indices: Numbers of the samples. A sample depends only on its own number and on the settings.
+            settings: Seed, temperature, top_p and number of retries.
+        """
+        drafts = self._compositions is None and self._specs.draws_formulas
+        size = _DRAFTS if drafts else max(len(indices), 1)
+        for begin in range(0, len(indices), size):
+            yield from self._draw(indices[begin : begin + size], settings)
+
+    def _draw(self, indices: Sequence[int], settings: SamplingSettings) -> Generator[SampleResult, None, None]:
+        state = None
+        if self._compositions:
+            state = functools.partial(
+                self._compositions, self._params, temperature=settings.temperature, top_p=settings.top_p
+            )
+        rounds = _COMPOSITIONS if state and settings.max_retries and settings.temperature > 0 else 1
+        progress = _Progress.of(indices)
+        for left in reversed(range(rounds)):
+            yield from self._round(progress, settings, state, last=not left)
+
+    def _round(
+        self, progress: _Progress, settings: SamplingSettings, state: StateLines | None, *, last: bool
+    ) -> Generator[SampleResult, None, None]:
+        """Draws a composition and crystals of it for each sample in `progress`, and yields what is finished.
+
+        In the last round, masks enforce the constraints in the end, so that every sample is finished.
+        """
+        draft = functools.partial(self._draft, settings)
+        numbered = self._specs(sorted(progress.attempts), state, draft=draft, first=progress.attempts)
+        if state is None and self._specs.draws_formulas:
+            numbered = iter(list(numbered))  # one run of the engine at a time: two would need twice the memory
+        asked: dict[int, SampleSpec] = {}
+        attempts = MAX_ATTEMPTS if last else 0
+
+        def requests() -> Generator[GenerationRequest, None, None]:
+            for index, spec in numbered:
+                asked[index] = spec
+                if spec.stated is None or spec.stated.admitted:
+                    yield _request(index, spec, settings, first=progress.restarts[index], attempts=attempts)
+
+        again: dict[int, int] = {}
+        with contextlib.closing(self._engine.run(self._params, requests())) as texts:
             for drawn in texts:
                 index = drawn.request.index
-                found[index] = Counter(symbols_of(some[index], drawn)) if drawn.complete else None
+                spec = asked.pop(index)
+                progress.restarts[index] += drawn.num_restarts
+                progress.rejected[index] += spec.rejected
+                if drawn.complete or last:
+                    yield SampleResult(spec, drawn, progress.rejected[index] + progress.restarts[index])
+                else:
+                    again[index] = spec.next_attempt
+                    progress.rejected[index] += 1
+        for index, spec in asked.items():  # no composition was admitted
+            restarts = progress.rejected[index] + spec.rejected + progress.restarts[index] + 1
+            yield SampleResult(spec, _nothing(index), restarts)
+        progress.attempts = again
+
+    def _draft(self, settings: SamplingSettings, some: Mapping[int, SampleSpec]) -> dict[int, Mapping[str, int] | None]:
+        """Returns compositions of crystals that are drawn for their formulas; None where none was completed."""
+        requests = (_request(i, spec, settings, first=DRAFT, attempts=MAX_ATTEMPTS) for i, spec in some.items())
+        found: dict[int, Mapping[str, int] | None] = {}
+        with contextlib.closing(self._engine.run(self._params, requests)) as texts:
+            for drawn in texts:
+                index = drawn.request.index
+                found[index] = Counter(self._symbols_of(some[index], drawn)) if drawn.complete else None
         return {index: found.get(index) for index in some}
 
-    if state is None and questions.draws_formulas and len(indices) > _DRAFTS:
-        for begin in range(0, len(indices), _DRAFTS):
-            some = indices[begin : begin + _DRAFTS]
-            yield from draw_samples(engine, params, questions, compositions, some, symbols_of=symbols_of, **settings)
-        return
-    rounds = _COMPOSITIONS if state and max_retries and temperature > 0 else 1
-    attempts, begun = dict.fromkeys(indices, 0), dict.fromkeys(indices, 0)  # of the earlier rounds
-    rejected = dict.fromkeys(indices, 0)
-    for left in reversed(range(rounds)):
-        asked: dict[int, SampleSpec] = {}
-        numbered = questions(sorted(attempts), state, draft=draft, first=attempts)
-        if state is None and questions.draws_formulas:
-            numbered = iter(list(numbered))  # one run of the engine at a time: two would need twice the memory
-        requests = _requests(numbered, asked, begun, attempts=0 if left else MAX_ATTEMPTS, **settings)
-        attempts = {}
-        with contextlib.closing(engine.run(params, requests)) as texts:
-            for drawn in texts:
-                index = drawn.request.index
-                question = asked.pop(index)
-                begun[index] += drawn.num_restarts
-                rejected[index] += question.rejected
-                if drawn.complete or not left:
-                    yield SampleResult(question, drawn, rejected[index] + begun[index])
-                else:
-                    attempts[index] = question.next_attempt
-                    rejected[index] += 1
-        for index, question in asked.items():  # no composition was admitted
-            nothing = Completion(
-                request=GenerationRequest(index=index, prompt=()),
-                ids=(),
-                log_probs=(),
-                log_allowed_mass=0.0,
-                complete=False,
-            )
-            yield SampleResult(question, nothing, rejected[index] + question.rejected + begun[index] + 1)
 
-
-def _requests(
-    numbered: Iterable[tuple[int, SampleSpec]],
-    asked: dict[int, SampleSpec],
-    begun: Mapping[int, int],
-    *,
-    attempts: int,
-    **settings: Any,
-) -> Iterator[GenerationRequest]:
-    """Yields the request of each sample with an admitted composition; records all specifications in `asked`."""
-    for index, question in numbered:
-        asked[index] = question
-        if question.stated is None or question.stated.admitted:
-            yield _request(index, question, first=begun[index], attempts=attempts, **settings)
-
-
-def _request(index: int, question: SampleSpec, *, first: int, attempts: int, **settings: Any) -> GenerationRequest:
+def _request(
+    index: int, spec: SampleSpec, settings: SamplingSettings, *, first: int, attempts: int
+) -> GenerationRequest:
     return GenerationRequest(
         index=index,
-        prompt=question.head,
-        limits=question.limits,
-        guide=question.guide,
+        prompt=spec.head,
+        limits=spec.limits,
+        guide=spec.guide,
         first=first,
         attempts=attempts,
-        **settings,
+        seed=settings.seed,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_retries=settings.max_retries,
     )
+
+
+def _nothing(index: int) -> Completion:
+    """Returns the completion of a sample without an admitted composition."""
+    request = GenerationRequest(index=index, prompt=())
+    return Completion(request=request, ids=(), log_probs=(), log_allowed_mass=0.0, complete=False)

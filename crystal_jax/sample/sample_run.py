@@ -15,7 +15,7 @@ from crystal_jax.sample.config import SampleConfig
 from crystal_jax.sample.constraints.rules import Rules, merged_with
 from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import Completion
-from crystal_jax.sample.rejection import SampleResult, draw_samples
+from crystal_jax.sample.rejection import RejectionSampler, SampleResult, SamplingSettings
 from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, FORMULA, NAME, check_trained_on, conditions_of
 from crystal_jax.sample.sample_spec import SampleSpec, SampleSpecBuilder
 from crystal_jax.sample.writer import SampleWriter
@@ -47,11 +47,11 @@ class SampleRun:
             )
         except RequestError as error:
             raise UserError(str(error)) from error
-        self._compositions = self._specs.make_compositions(
+        compositions = self._specs.make_compositions(
             self._trained.graph, self._experiment.model, mesh, seed=config.seed
         )
         self._total = config.num_samples * len(config.conditions)
-        self._engine = Engine(
+        engine = Engine(
             self._trained.graph,
             self._experiment.model,
             self._automaton,
@@ -60,6 +60,13 @@ class SampleRun:
             prompt_tokens=self._specs.head_tokens,
             coded=config.kv_cache == "int8",
             sorted_sites=self._experiment.task.order == "sorted",
+        )
+        self._sampler = RejectionSampler(
+            engine,
+            self._trained.params,
+            self._specs,
+            compositions,
+            symbols_of=lambda spec, drawn: self._experiment.text.decode(self._text(spec, drawn)).symbols,
         )
 
     def _default_constraints(self) -> tuple[str, ...]:
@@ -120,18 +127,10 @@ class SampleRun:
                 folder /= f"temperature={temperature},top_p={top_p}"
             request = self.request() | {"temperature": temperature, "top_p": top_p}
             writer = SampleWriter(folder, request, total=self._total, command=command)
-            results = draw_samples(
-                self._engine,
-                self._trained.params,
-                self._specs,
-                self._compositions,
-                writer.missing,
-                symbols_of=lambda spec, drawn: self._experiment.text.decode(self._text(spec, drawn)).symbols,
-                seed=self.config.seed,
-                temperature=temperature,
-                top_p=top_p,
-                max_retries=self.config.max_retries,
+            settings = SamplingSettings(
+                seed=self.config.seed, temperature=temperature, top_p=top_p, max_retries=self.config.max_retries
             )
+            results = self._sampler.draw(writer.missing, settings)
             with contextlib.closing(results):  # a full disk ends the threads that draw, too
                 writer.write(map(self._row, results))
             written.append(

@@ -145,31 +145,31 @@ class SampleSpecBuilder:
         most = max(automaton.max_atoms, _USUAL_ATOMS)
         self.first_line = CompositionGrammar(tokenizer, text_format, max_atoms=most) if has_line else None
         self._admissions: dict[Rules, Admit] = {}
-        self._questions: list[SampleSpec] = []
+        self._specs: list[SampleSpec] = []
         for number, one in enumerate(asked, start=1):
             try:
-                self._questions.append(self._question(one, merged_with(rules, one)))
+                self._specs.append(self._spec(one, merged_with(rules, one)))
             except RequestError as error:
                 raise RequestError(f"request {number}: {error}" if len(asked) > 1 else str(error)) from error
-        self.texts = [question.text for question in self._questions]
-        self.constraints = frozenset[str]().union(*(question.rules.constraints for question in self._questions))
-        self.prompt_tokens = max(len(self._plain), *map(self._longest_prompt, self._questions))
+        self.texts = [spec.text for spec in self._specs]
+        self.constraints = frozenset[str]().union(*(spec.rules.constraints for spec in self._specs))
+        self.prompt_tokens = max(len(self._plain), *map(self._longest_prompt, self._specs))
         self.head_tokens = self.prompt_tokens + (self.first_line.max_tokens if self.first_line else 0)
 
     def __len__(self) -> int:
         """Returns the number of requests."""
-        return len(self._questions)
+        return len(self._specs)
 
     @property
     def draws_formulas(self) -> bool:
         """Whether some request has hints without a formula."""
-        return any(question.formula_is_drawn for question in self._questions)
+        return any(spec.formula_is_drawn for spec in self._specs)
 
     def number_of(self, index: int) -> int:
         """Returns the number, from 0, of the request that sample `index` answers."""
-        return index % len(self._questions)
+        return index % len(self._specs)
 
-    def _question(self, asked: Asked, rules: Rules) -> SampleSpec:
+    def _spec(self, asked: Asked, rules: Rules) -> SampleSpec:
         conditions = conditions_of(asked)
         formula = kept_formula(rules, conditions.get(FORMULA))
         constraint = rules.composition(formula)
@@ -200,15 +200,15 @@ class SampleSpecBuilder:
             composition=composition,
         )
 
-    def _longest_prompt(self, question: SampleSpec) -> int:
+    def _longest_prompt(self, spec: SampleSpec) -> int:
         """Returns the maximum number of tokens of a prompt, with the formula that may be drawn for it."""
-        if not question.formula_is_drawn:
-            return len(question.prompt)
-        return len(self._prompt_with(question, _LONG_FORMULA)[1])
+        if not spec.formula_is_drawn:
+            return len(spec.prompt)
+        return len(self._prompt_with(spec, _LONG_FORMULA)[1])
 
-    def _prompt_with(self, question: SampleSpec, formula: str) -> tuple[str, tuple[int, ...]]:
+    def _prompt_with(self, spec: SampleSpec, formula: str) -> tuple[str, tuple[int, ...]]:
         """Returns the prompt that states a formula, and then the conditions of the request."""
-        text = generation_prompt({FORMULA: formula, **conditions_of(question.asked)})
+        text = generation_prompt({FORMULA: formula, **conditions_of(spec.asked)})
         return text, prompt_ids(self._tokenizer, text)
 
     def make_compositions(
@@ -243,7 +243,7 @@ class SampleSpecBuilder:
             first: Attempts already made at the composition of each sample; 0 by default.
         """
         for begin in range(0, len(indices), _AT_ONCE):
-            some = {index: self._questions[self.number_of(index)] for index in indices[begin : begin + _AT_ONCE]}
+            some = {index: self._specs[self.number_of(index)] for index in indices[begin : begin + _AT_ONCE]}
             if state is None:
                 yield from self._with_drafts(some, draft).items()
                 continue
@@ -251,11 +251,11 @@ class SampleSpecBuilder:
                 some[index] = self._with_formula(some[index], line)
             for index, line in self._state(state, some, first, drafting=False):
                 counts = dict(line.composition)
-                question = some[index]._replace(limits=exactly(counts), stated=line)
-                if line.admitted and "distance" in question.rules.constraints:
-                    guide = self._guide(question.rules, question.asked, None, counts)
-                    question = question._replace(guide=guide)
-                some[index] = question
+                spec = some[index]._replace(limits=exactly(counts), stated=line)
+                if line.admitted and "distance" in spec.rules.constraints:
+                    guide = self._guide(spec.rules, spec.asked, None, counts)
+                    spec = spec._replace(guide=guide)
+                some[index] = spec
             yield from some.items()
 
     def _state(
@@ -269,48 +269,46 @@ class SampleSpecBuilder:
         lines = [
             CompositionRequest(
                 index=index,
-                prompt=self._plain if drafting else question.prompt,
-                wanted=question.constraint,
-                admit=self._fitting(question) if drafting else question.admit,
-                first=first.get(index, 0) if question.draft is None else _SECOND_LINE * (1 + first.get(index, 0)),
+                prompt=self._plain if drafting else spec.prompt,
+                wanted=spec.constraint,
+                admit=self._fitting(spec) if drafting else spec.admit,
+                first=first.get(index, 0) if spec.draft is None else _SECOND_LINE * (1 + first.get(index, 0)),
             )
-            for index, question in asked.items()
+            for index, spec in asked.items()
         ]
         yield from zip(asked, state(lines), strict=True)
 
-    def _fitting(self, question: SampleSpec) -> Admit:
+    def _fitting(self, spec: SampleSpec) -> Admit:
         """Returns the specification's test of compositions, extended to refuse formulas whose prompt is too long."""
 
         def admit(composition: Mapping[str, int]) -> bool:
-            if not question.admit(composition):
+            if not spec.admit(composition):
                 return False
-            return len(self._prompt_with(question, _reduced(composition))[1]) <= self.prompt_tokens
+            return len(self._prompt_with(spec, _reduced(composition))[1]) <= self.prompt_tokens
 
         return admit
 
-    def _with_formula(self, question: SampleSpec, draft: CompositionDraw) -> SampleSpec:
+    def _with_formula(self, spec: SampleSpec, draft: CompositionDraw) -> SampleSpec:
         """Returns the specification with the drawn formula added to the prompt; the number of formula units is open."""
         if not draft.admitted:
-            return question._replace(stated=draft, formula_is_drawn=False)  # no composition was admitted
-        return self._asking_for(question, dict(draft.composition))._replace(draft=draft)
+            return spec._replace(stated=draft, formula_is_drawn=False)  # no composition was admitted
+        return self._asking_for(spec, dict(draft.composition))._replace(draft=draft)
 
-    def _asking_for(self, question: SampleSpec, composition: Mapping[str, int]) -> SampleSpec:
-        text, prompt = self._prompt_with(question, _reduced(composition))
+    def _asking_for(self, spec: SampleSpec, composition: Mapping[str, int]) -> SampleSpec:
+        text, prompt = self._prompt_with(spec, _reduced(composition))
         written = "".join(f"{symbol}{number}" for symbol, number in composition.items())
-        constraint = dataclasses.replace(question.constraint, formula=written)
-        guide = question.guide if self.first_line else self._guide(question.rules, question.asked, written)
-        return question._replace(
-            text=text, prompt=prompt, constraint=constraint, limits=limits_of(constraint), guide=guide
-        )
+        constraint = dataclasses.replace(spec.constraint, formula=written)
+        guide = spec.guide if self.first_line else self._guide(spec.rules, spec.asked, written)
+        return spec._replace(text=text, prompt=prompt, constraint=constraint, limits=limits_of(constraint), guide=guide)
 
     def _with_drafts(self, some: Mapping[int, SampleSpec], draft: DraftCompositions | None) -> Mapping[int, SampleSpec]:
         """Returns the specifications with formulas taken from crystals that were drawn without conditions."""
-        asked = {index: question for index, question in some.items() if question.formula_is_drawn}
+        asked = {index: spec for index, spec in some.items() if spec.formula_is_drawn}
         if not asked:
             return some
         if draft is None:
             raise ValueError("a property without a formula needs crystals to take formulas from")
-        plain = {i: question._replace(text=generation_prompt(), prompt=self._plain) for i, question in asked.items()}
+        plain = {i: spec._replace(text=generation_prompt(), prompt=self._plain) for i, spec in asked.items()}
         found = {}
         for index, composition in draft(plain).items():
             if composition is None or not self._fitting(asked[index])(composition):

@@ -40,8 +40,8 @@ class SampleEval:
         graph, *_ = abstract_parameters(experiment, mesh, experiment.quantize)
         self._number, self._seed = experiment.train.eval_num_samples, experiment.train.seed
         automaton = crystal_automaton(tokenizer, experiment.text)
-        self._questions = SampleSpecBuilder([{}], Rules(), automaton, tokenizer, experiment.text)
-        self._compositions = self._questions.make_compositions(
+        self._specs = SampleSpecBuilder([{}], Rules(), automaton, tokenizer, experiment.text)
+        self._compositions = self._specs.make_compositions(
             graph, experiment.model, mesh, seed=self._seed, at_once=self._number
         )
         self._engine = Engine(
@@ -50,7 +50,7 @@ class SampleEval:
             automaton,
             mesh=mesh,
             rows=self._number,
-            prompt_tokens=self._questions.head_tokens,
+            prompt_tokens=self._specs.head_tokens,
         )
 
     def __call__(self, setup: TrainSetup, state: TrainState) -> dict[str, float]:
@@ -62,8 +62,8 @@ class SampleEval:
         if self._compositions:
             stating = functools.partial(self._compositions, params, temperature=1.0, top_p=1.0)
         requests = (
-            GenerationRequest(index=i, prompt=question.head, seed=self._seed, limits=question.limits)
-            for i, question in self._questions(range(self._number), stating)
+            GenerationRequest(index=i, prompt=spec.head, seed=self._seed, limits=spec.limits)
+            for i, spec in self._specs(range(self._number), stating)
         )
         with contextlib.closing(self._engine.run(params, requests)) as samples:
             verdicts = np.array([self._judge(drawn) for drawn in samples])
@@ -73,7 +73,7 @@ class SampleEval:
     def _judge(self, drawn: Completion) -> tuple[bool, bool, bool]:
         """Returns whether a sample is valid, and whether its structure and its composition are."""
         head = drawn.request.prompt
-        crystal = self._text.decode(completion_text(self._tokenizer, self._questions.texts[0], head, drawn.ids))
+        crystal = self._text.decode(completion_text(self._tokenizer, self._specs.texts[0], head, drawn.ids))
         found = parse(Entry("", to_cif(crystal), formula=Composition(Counter(crystal.symbols)).formula))
         structure = found.structure is not None and structural_invalid_reason(found.structure) is None
         composition = (

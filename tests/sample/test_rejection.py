@@ -85,21 +85,18 @@ class Engine:
                 )
 
 
+def results_of(allowed, indices, *, compositions, max_retries):
+    sampler = rejection.RejectionSampler(
+        Engine(allowed), None, Specs(), compositions, symbols_of=lambda spec, completion: ()
+    )
+    settings = rejection.SamplingSettings(seed=SEED, temperature=1.0, top_p=1.0, max_retries=max_retries)
+    return sampler.draw(indices, settings)
+
+
 def drawn(allowed, *, max_retries, number=NUMBER):
     """How often each pair of composition and crystal came out."""
-    results = rejection.draw_samples(
-        Engine(allowed),
-        None,
-        Specs(),
-        lambda *_, **__: None,
-        range(number),
-        symbols_of=lambda spec, completion: (),
-        seed=SEED,
-        temperature=1.0,
-        top_p=1.0,
-        max_retries=max_retries,
-    )
-    found = [(r.question.stated.name, chr(r.drawn.ids[0]) if r.drawn.complete else None) for r in results]
+    results = results_of(allowed, range(number), compositions=lambda *_, **__: None, max_retries=max_retries)
+    found = [(r.spec.stated.name, chr(r.drawn.ids[0]) if r.drawn.complete else None) for r in results]
     assert len(found) == number
     return Counter(found)
 
@@ -154,20 +151,7 @@ def test_without_retries_masks_change_the_distribution():
 
 def test_every_sample_counts_its_restarts():
     allowed = {(a, "z") for a in "ABC"}
-    results = list(
-        rejection.draw_samples(
-            Engine(allowed),
-            None,
-            Specs(),
-            None,
-            range(2000),
-            symbols_of=lambda spec, completion: (),
-            seed=SEED,
-            temperature=1.0,
-            top_p=1.0,
-            max_retries=1000,
-        )
-    )
+    results = list(results_of(allowed, range(2000), compositions=None, max_retries=1000))
     # Geometric with a success of 0.1: nine rejections on average.
     assert np.mean([result.num_restarts for result in results]) == pytest.approx(9, abs=0.6)
     assert sorted(result.drawn.request.index for result in results) == list(range(2000))
