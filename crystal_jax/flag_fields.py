@@ -17,7 +17,7 @@ def setting(
     *,
     choices: Sequence[str] = (),
     several: type | None = None,
-    bounds: tuple[int, int] | None = None,
+    bounds: tuple[float | None, float | None] = (None, None),
     flag: str | None = None,
 ) -> Any:
     """Returns a dataclass field that is also a flag.
@@ -27,7 +27,7 @@ def setting(
         text: Help of the flag.
         choices: The values that are allowed, of a string.
         several: The flag is a list, separated by commas, of this type: str or float.
-        bounds: The least and the greatest value, of a whole number.
+        bounds: The least and the greatest value of a number; None where there is none.
         flag: Name of the flag, if it is not that of the field.
     """
     metadata = {"help": text, "choices": tuple(choices), "several": several, "bounds": bounds, "flag": flag}
@@ -45,6 +45,7 @@ def _define(flag_values: flags.FlagValues, field: dataclasses.Field) -> None:
     name, text = _flag(field), field.metadata["help"]
     default: Any = field.default
     kind = str(field.type).removesuffix(" | None")
+    least, most = field.metadata["bounds"]
     if field.metadata["several"]:
         several = default if isinstance(default, Sequence) else [default]
         given = None if default is None else [str(value) for value in several]
@@ -54,10 +55,9 @@ def _define(flag_values: flags.FlagValues, field: dataclasses.Field) -> None:
     elif kind == "bool":
         flags.DEFINE_bool(name, default, text, flag_values=flag_values)
     elif kind == "int":
-        least, most = field.metadata["bounds"] or (None, None)
         flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=flag_values)
     elif kind == "float":
-        flags.DEFINE_float(name, default, text, flag_values=flag_values)
+        flags.DEFINE_float(name, default, text, lower_bound=least, upper_bound=most, flag_values=flag_values)
     else:
         flags.DEFINE_string(name, default, text, flag_values=flag_values)
 
