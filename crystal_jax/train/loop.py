@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,16 +36,33 @@ from crystal_jax.train.validation import validate
 Probe = Callable[[TrainSetup, TrainState], dict[str, float]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingParts:
+    """What a training run consists of.
+
+    Attributes:
+        experiment: configuration of the run.
+        setup: the model on the mesh.
+        mesh: all devices of all processes.
+        train_data: the batch rows of this process.
+        validation_data: batches with `classes`.
+        material_ids: names of the training crystals; a batch refers to them by number, from 1.
+        probe: draws and evaluates samples at checkpoints.
+    """
+
+    experiment: Experiment
+    setup: TrainSetup
+    mesh: Mesh
+    train_data: BatchStream
+    validation_data: Sequence[Batch]
+    material_ids: Sequence[str]
+    probe: Probe | None = None
+
+
 def fit(
-    experiment: Experiment,
-    setup: TrainSetup,
-    train_data: BatchStream,
-    validation_data: Sequence[Batch],
-    *,
-    mesh: Mesh,
+    parts: TrainingParts,
     workdir: Path,
-    material_ids: Sequence[str],
-    probe: Probe | None = None,
+    *,
     started: float | None = None,
     stop_after: int | None = None,
     profile_steps: range = range(0),
@@ -55,14 +73,8 @@ def fit(
     On SIGTERM, and when Google announces that it will stop the machine, a checkpoint is saved at once.
 
     Args:
-        experiment: configuration of the run.
-        setup: the model on the mesh.
-        train_data: the batch rows of this process.
-        validation_data: batches with `classes`.
-        mesh: all devices of all processes.
+        parts: the model, its configuration and its data.
         workdir: folder of checkpoints and logs.
-        material_ids: names of the training crystals; a batch refers to them by number, from 1.
-        probe: draws and evaluates samples at checkpoints.
         started: start time of this part of the run in seconds since 1970, so that loading the model is included.
         stop_after: step after which to save and stop early, as after an interruption.
         profile_steps: steps to trace into `workdir/profile`.
@@ -71,54 +83,70 @@ def fit(
         UserError: the loss is not finite, or too many steps in a row were skipped as loss spikes.
         Preempted: SIGTERM or an announcement came; the same command resumes from the saved step.
     """
-    cfg = experiment.train
-    state, last = setup.state, cfg.num_steps if stop_after is None else min(stop_after, cfg.num_steps)
+    cfg, data = parts.experiment.train, parts.train_data
+    state, last = parts.setup.state, cfg.num_steps if stop_after is None else min(stop_after, cfg.num_steps)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(workdir, keep=cfg.max_to_keep, best=cfg.best_metric))
         preemption = stack.enter_context(Preemption())
         if (saved := checkpoints.latest_step()) is not None:
-            state = _restore(checkpoints, saved, state, train_data)
+            state = _restore(checkpoints, saved, state, data)
         first = int(state.step)
-        report = _Report(experiment, workdir, material_ids, first=first, started=started or time.time())
+        report = _Report(parts, workdir, first=first, started=started or time.time())
         stack.callback(report.close)
         trace = Profiler(workdir / "profile", profile_steps)
         stack.callback(trace.close)
         for step in range(first + 1, last + 1):
-            with report.clock.span("data_wait"):
-                batch = next(train_data)
-            crystals = batch.pop("crystals")
-            trace.before(step)
-            with (
-                jax.profiler.StepTraceAnnotation("train", step_num=step),
-                report.clock.span("compile") if step == first + 1 else contextlib.nullcontext(),
-            ):
-                state, metrics = setup.train_step(state, setup.frozen, put_batch(batch, mesh))
-            trace.after(step, metrics)
-            # Metrics are read one step late, so that the device does not wait for the host.
-            report.step(_Done(step, metrics, crystals))
+            state = _train_step(parts, state, step, report, trace, compiles=step == first + 1)
             leaving = preemption.reached(step)
             validates = step % cfg.eval_every == 0 or step == last
             saves = step % cfg.save_every == 0 or step == last
             if leaving or validates or saves:
                 report.flush()  # a step that stops the run must not be saved
             if leaving:  # the machine may be stopped within seconds
-                _save(checkpoints, step, state, train_data, {})
+                _save(checkpoints, step, state, data, {})
                 checkpoints.wait_until_finished()
-            measured: dict[str, float] = {}
-            if validates:
-                with report.clock.span("validation"):
-                    measured |= validate(setup, state, validation_data, mesh=mesh)
-            if saves and probe is not None:
-                with report.clock.span("sampling"):
-                    measured |= probe(setup, state)
+            measured = _measure(parts, state, report, validates=validates, probes=saves)
             if saves:
                 with report.clock.span("save"):
-                    _save(checkpoints, step, state, train_data, measured)
+                    _save(checkpoints, step, state, data, measured)
             report.measured(step, measured)
             if leaving and step < last:
                 raise Preempted(f"asked to stop; step {step} is saved, the same command goes on from there")
         checkpoints.wait_until_finished()
     return state
+
+
+def _train_step(
+    parts: TrainingParts, state: TrainState, step: int, report: _Report, trace: Profiler, *, compiles: bool
+) -> TrainState:
+    """Dispatches a training step with the next batch; `compiles`: it is the first one of this process."""
+    with report.clock.span("data_wait"):
+        batch = next(parts.train_data)
+    crystals = batch.pop("crystals")
+    trace.before(step)
+    with (
+        jax.profiler.StepTraceAnnotation("train", step_num=step),
+        report.clock.span("compile") if compiles else contextlib.nullcontext(),
+    ):
+        state, metrics = parts.setup.train_step(state, parts.setup.frozen, put_batch(batch, parts.mesh))
+    trace.after(step, metrics)
+    # Metrics are read one step late, so that the device does not wait for the host.
+    report.step(_Done(step, metrics, crystals))
+    return state
+
+
+def _measure(
+    parts: TrainingParts, state: TrainState, report: _Report, *, validates: bool, probes: bool
+) -> dict[str, float]:
+    """Returns the validation losses, and the rates of samples, of a state."""
+    measured: dict[str, float] = {}
+    if validates:
+        with report.clock.span("validation"):
+            measured |= validate(parts.setup, state, parts.validation_data, mesh=parts.mesh)
+    if probes and parts.probe is not None:
+        with report.clock.span("sampling"):
+            measured |= parts.probe(parts.setup, state)
+    return measured
 
 
 class _Done(NamedTuple):
@@ -132,10 +160,9 @@ class _Done(NamedTuple):
 class _Report:
     """Logs, progress bar and loss-spike messages of a run. All processes keep it; only the first one writes."""
 
-    def __init__(
-        self, experiment: Experiment, workdir: Path, material_ids: Sequence[str], *, first: int, started: float
-    ):
-        self._cfg, self._guard, self._material_ids = experiment.train, experiment.guard, material_ids
+    def __init__(self, parts: TrainingParts, workdir: Path, *, first: int, started: float):
+        experiment = parts.experiment
+        self._cfg, self._guard, self._material_ids = experiment.train, experiment.guard, parts.material_ids
         self._schedule = learning_rate(experiment.optimizer, num_steps=self._cfg.num_steps)
         self._flops = train_flops_per_token(experiment.model, experiment.lora)
         self._skips = workdir / "skipped.jsonl"

@@ -24,7 +24,7 @@ from crystal_jax.model.base_memory import gigabytes
 from crystal_jax.model.lora import count_parameters
 from crystal_jax.sharding import make_mesh, rows_by_process
 from crystal_jax.text.tokenizer import Tokenizer, load_tokenizer
-from crystal_jax.train.loop import fit
+from crystal_jax.train.loop import TrainingParts, fit
 from crystal_jax.train.profiler import parse_steps
 from crystal_jax.train.sample_eval import SampleEval
 from crystal_jax.train.step import setup
@@ -65,31 +65,28 @@ class TrainingRun:
         train, val = (self._records(split) for split in ("train", "val"))
         claim(workdir, experiment)
         mesh = make_mesh(experiment.mesh)
-        parts = setup(experiment, mesh)
+        model = setup(experiment, mesh)
         _say(
-            f"{count_parameters(parts.state.params):,} parameters are trained, "
-            f"{gigabytes(parts.frozen):.2f} GB are frozen; {os.fspath(workdir)}"
+            f"{count_parameters(model.state.params):,} parameters are trained, "
+            f"{gigabytes(model.frozen):.2f} GB are frozen; {os.fspath(workdir)}"
         )
         rows, process = rows_by_process(experiment.data.batch_size, mesh), jax.process_index()
-        fit(
-            experiment,
-            parts,
-            train_batches(train, self._maker, experiment.data, rows=rows, process=process),
-            validation_batches(
+        parts = TrainingParts(
+            experiment=experiment,
+            setup=model,
+            mesh=mesh,
+            train_data=train_batches(train, self._maker, experiment.data, rows=rows, process=process),
+            validation_data=validation_batches(
                 val,
                 dataclasses.replace(self._maker, classify=True),
                 experiment.data,
                 limit=experiment.train.eval_batches,
                 rows=rows[process],
             ),
-            mesh=mesh,
-            workdir=workdir,
             material_ids=[record.material_id for record in train],
             probe=SampleEval(experiment, self._tokenizer, mesh) if experiment.train.eval_num_samples else None,
-            started=started,
-            stop_after=stop_after,
-            profile_steps=self._profiled,
         )
+        fit(parts, workdir, started=started, stop_after=stop_after, profile_steps=self._profiled)
 
     def _records(self, split: str) -> Sequence[Record]:
         """Returns the crystals of a split that fit into a row of a batch."""
