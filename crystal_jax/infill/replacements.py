@@ -66,7 +66,7 @@ def write_replacements(config: InfillConfig) -> Path:
     allowed = _allowed(config, crystal, original, similar)
     prompt = _prompt(config, crystal, original)
     model = load_inference_model(config.checkpoint, step=config.step, mesh=config.mesh)
-    likelihood = Likelihood(model.trained, model.tokenizer, model.mesh, prompt=prompt, batch_size=config.batch_size)
+    likelihood = Likelihood(model, prompt=prompt, batch_size=config.batch_size)
     spellings = _spellings(likelihood.encode)
     made_by = provenance(("jax", "flax", "pymatgen"), command="infill", elements_scored=len(spellings))
     ensure_same_run(config.output, _request(config, model, entry, original, prompt), made_by)

@@ -24,11 +24,6 @@ def crystal_of(entry: Entry) -> Crystal:
     return Crystal(np.array(lattice.abc), np.array(lattice.angles), sample.structure.frac_coords, symbols)
 
 
-def crystal_of_cif(cif: str) -> Crystal:
-    """Returns the crystal of a CIF; see `crystal_of`."""
-    return crystal_of(Entry("", cif))
-
-
 def spelled(crystal: Crystal, experiment: Experiment) -> str:
     """Returns the text of a crystal, with its sites sorted if the model was trained on sorted sites.
 

@@ -16,11 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from crystal_jax.checkpoint.models import Trained
+from crystal_jax.checkpoint.inference import InferenceModel
 from crystal_jax.errors import RequestError
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import BATCH, on_mesh
-from crystal_jax.text.tokenizer import Tokenizer, encode_example
+from crystal_jax.text.tokenizer import encode_example
 
 # Positions of a batch whose logits are in memory together.
 _PLACES = 32
@@ -73,20 +73,18 @@ class Likelihood:
     """The likelihood of texts after one prompt, under a trained model.
 
     Args:
-        trained: The model.
-        tokenizer: Tokenizer of the model.
-        mesh: Device mesh that holds the parameters.
+        model: The model, with its tokenizer and devices.
         prompt: Text before every completion.
         batch_size: Completions per batch; rounded up to a multiple of the devices.
     """
 
-    def __init__(self, trained: Trained, tokenizer: Tokenizer, mesh: Mesh, *, prompt: str, batch_size: int):
-        self._params, self._tokenizer, self._prompt = trained.params, tokenizer, prompt
-        self._log_probs = make_log_probs(trained.graph, mesh)
-        self._prompt_ids = jnp.array([tokenizer.bos_id, *tokenizer.encode(prompt)], jnp.int32)
-        self._longest = trained.experiment.model.num_positions
-        self._batch_size = batch_size + -batch_size % mesh.size
-        self._where = NamedSharding(mesh, BATCH)
+    def __init__(self, model: InferenceModel, *, prompt: str, batch_size: int):
+        self._params, self._tokenizer, self._prompt = model.trained.params, model.tokenizer, prompt
+        self._log_probs = make_log_probs(model.trained.graph, model.mesh)
+        self._prompt_ids = jnp.array([self._tokenizer.bos_id, *self._tokenizer.encode(prompt)], jnp.int32)
+        self._longest = model.experiment.model.num_positions
+        self._batch_size = batch_size + -batch_size % model.mesh.size
+        self._where = NamedSharding(model.mesh, BATCH)
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text after the prompt, as in training: the canonical tokenisation, then EOS.

@@ -36,9 +36,7 @@ def write_scores(config: ScoreConfig) -> Path:
     """
     entries = read_entries(config.samples)
     model = load_inference_model(config.checkpoint, step=config.step, mesh=config.mesh)
-    likelihood = Likelihood(
-        model.trained, model.tokenizer, model.mesh, prompt=generation_prompt(), batch_size=config.batch_size
-    )
+    likelihood = Likelihood(model, prompt=generation_prompt(), batch_size=config.batch_size)
     made_by = provenance(("jax", "flax", "pymatgen"), command="score")
     ensure_same_run(config.output, _request(config, model, entries), made_by)
     log = JsonlLog(config.output / "scores.jsonl", {"index": int})

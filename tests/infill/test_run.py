@@ -15,7 +15,8 @@ from crystal_jax.evaluate.validity import compositional_invalid_reason
 from crystal_jax.infill.radii import elements_of_similar_radius
 from crystal_jax.infill.replacements import propose
 from crystal_jax.infill.run import infill
-from crystal_jax.score.crystals import crystal_of_cif, spelled
+from crystal_jax.score.crystals import crystal_of, spelled
+from crystal_jax.structures import Entry
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal
 from tests.rock_salts import write_rock_salts
 
@@ -57,6 +58,10 @@ def test_every_element_has_a_row_and_the_likely_ones_a_crystal(trained, magnesia
     run = json.loads((output / "run.json").read_text())
     assert "[MASK]\n0.00 0.00 0.00" in run["request"]["prompt"]
     assert run["provenance"]["elements_scored"] == len(ELEMENTS)
+    assert list(run["request"]) == [  # a folder of an earlier version goes on only if its request is the same
+        *("checkpoint", "step", "cif", "cif_sha256", "element", "prompt", "temperature", "top_k", "constraints"),
+        *("radius_tolerance", "oxidation_states", "text_format", "coordinates", "order", "tokenizer"),
+    ]
 
 
 def test_the_radius_rule_limits_what_is_proposed(trained, magnesia, tmp_path):
@@ -102,7 +107,7 @@ def test_sites_are_sorted_where_the_model_was_trained_so(trained):
 def test_isotopes_and_ions_are_elements():
     cif = "data_x\n_cell_length_a 4\n_cell_length_b 4\n_cell_length_c 4\n_cell_angle_alpha 90\n_cell_angle_beta 90\n"
     cif += "_cell_angle_gamma 90\nloop_\n_atom_site_label\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n"
-    assert set(crystal_of_cif(cif + "D1 0 0 0\nLi1+ 0.5 0.5 0.5\n").symbols) == {"H", "Li"}
+    assert set(crystal_of(Entry("", cif + "D1 0 0 0\nLi1+ 0.5 0.5 0.5\n")).symbols) == {"H", "Li"}
 
 
 @pytest.mark.parametrize(

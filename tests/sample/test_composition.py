@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition
 
+from crystal_jax.checkpoint.inference import InferenceModel
 from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
@@ -192,7 +193,8 @@ def test_probabilities_are_those_of_the_whole_text(stating, tmp_path):
     rows = [json.loads(line) for line in (path.parent / "samples.jsonl").open()]
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     tokenizer = load_tokenizer("atom_coordinate")
-    likelihood = Likelihood(load_trained(stating, mesh), tokenizer, mesh, prompt=generation_prompt(), batch_size=6)
+    model = InferenceModel(stating, load_trained(stating, mesh), tokenizer, mesh)
+    likelihood = Likelihood(model, prompt=generation_prompt(), batch_size=6)
     whole = likelihood([likelihood.encode(row["text"]) for row in rows])
     for row, log_prob in zip(rows, whole, strict=True):
         assert row["tokens"] == len(row["token_log_probs"])

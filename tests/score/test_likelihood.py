@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from crystal_jax.checkpoint.inference import InferenceModel
 from crystal_jax.checkpoint.models import Trained
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.infill.replacements import propose
@@ -29,7 +31,8 @@ def tiny(tokenizer, prompt, *, batch_size=40):
     experiment = from_config_dict(training_config(""), vocab_size=tokenizer.vocab_size)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     trained = Trained(*nnx.split(model), experiment, 0, "untrained")
-    return Likelihood(trained, tokenizer, mesh, prompt=prompt, batch_size=batch_size), model
+    inference = InferenceModel(Path(), trained, tokenizer, mesh)
+    return Likelihood(inference, prompt=prompt, batch_size=batch_size), model
 
 
 def product(model, tokenizer, prompt, text):

@@ -14,6 +14,7 @@ from crystal_jax.config import MeshConfig, TaskConfig
 from crystal_jax.data.examples import ExampleMaker
 from crystal_jax.data.mp20 import open_split
 from crystal_jax.errors import UserError
+from crystal_jax.score.config import ScoreConfig
 from crystal_jax.score.run import score
 from crystal_jax.score.scores import increase_under_translation, perplexity
 from crystal_jax.sharding import make_mesh
@@ -62,6 +63,19 @@ def test_a_score_is_the_training_loss_of_the_same_text(trained, records, scores)
         assert row["tokens"] == count
         assert row["log_prob"] == pytest.approx(-float(total), abs=1e-4)
         assert row["log_prob_per_token"] == pytest.approx(-float(total / count), abs=1e-4)
+
+
+def test_settings_may_come_in_one_object_and_run_json_has_the_keys_of_earlier_versions(trained, crystals, tmp_path):
+    """A folder of an earlier version goes on only if its request is the same."""
+    config = ScoreConfig(checkpoint=trained, samples=crystals, output=tmp_path / "out", translations=0)
+    assert len(rows_of(score(config))) == 4
+    request = json.loads((tmp_path / "out/run.json").read_text())["request"]
+    assert list(request) == [
+        *("checkpoint", "step", "samples", "samples_sha256", "prompt", "translations", "seed"),
+        *("text_format", "coordinates", "order", "tokenizer"),
+    ]
+    with pytest.raises(TypeError, match="translation"):
+        score(trained, samples=crystals, output=tmp_path / "out", translation=3)
 
 
 def test_rows_hold_together(scores):

@@ -4,14 +4,17 @@ import json
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from flax import nnx
 from pymatgen.core import Composition
 
+from crystal_jax import flag_fields
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
 from crystal_jax.sample.constraints.masks import make_limits
+from crystal_jax.search.config import SearchConfig
 from crystal_jax.search.rewards import named_reward
-from crystal_jax.search.run import search
+from crystal_jax.search.run import define_flags, search
 from crystal_jax.search.tree import Search
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.crystal_text import Crystal
@@ -150,6 +153,16 @@ def test_bad_searches(trained, tmp_path, changes, message):
     arguments = {"reward": lambda crystal: 0.0, "reward_name": "mine", **changes}
     with pytest.raises(UserError, match=message):
         search(trained, output=tmp_path / "out", **arguments)
+
+
+def test_the_flags_have_the_defaults_of_the_settings():
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    flag_values(["search", "--checkpoint=x", "--output=y", "--batch_size=3"])
+    settings = flag_fields.given(flag_values, SearchConfig)
+    assert settings == {
+        "budget": 10_000, "num_samples": 20, "exploration": 1.0, "temperature": 1.0, "width": 3, "seed": 0
+    }  # fmt: skip
 
 
 def test_no_such_reward():
