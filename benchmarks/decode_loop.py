@@ -15,7 +15,9 @@ from crystal_jax.config import Experiment
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sample.constraints.guide import NEVER
 from crystal_jax.sample.constraints.masks import AllowedValueMask, DeviceAutomaton, make_limits, to_device
-from crystal_jax.sample.engine.decode_step import DecodeState, decode_step, draw, init_decode_state, max_batched_tokens
+from crystal_jax.sample.engine.decode_state import DecodeState, init_decode_state
+from crystal_jax.sample.engine.decode_step import decode_step, max_batched_tokens
+from crystal_jax.sample.engine.draw import draw
 from crystal_jax.sharding import LAYOUTS, on_mesh, platform_of
 from crystal_jax.text.grammar.automaton import TokenAutomaton
 

@@ -10,7 +10,7 @@ from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.kv_cache import empty_cache
 from crystal_jax.sample.constraints.masks import to_device
-from crystal_jax.sample.engine.decode_step import decode_rules, init_decode_state
+from crystal_jax.sample.engine.decode_state import decode_rules, init_decode_state
 from crystal_jax.sharding import RULES, make_mesh, on_mesh, split_rows, split_width, tree_shardings
 from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.grammar.crystal import crystal_automaton

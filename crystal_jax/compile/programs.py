@@ -16,15 +16,8 @@ from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.compile import roofline
 from crystal_jax.config import Experiment, MeshConfig, ModelConfig
 from crystal_jax.sample.constraints.masks import AllowedValueMask, DeviceAutomaton
-from crystal_jax.sample.engine.decode_step import (
-    DecodeState,
-    PrefillResult,
-    decode_rules,
-    decode_step,
-    init_decode_state,
-    max_batched_tokens,
-    prefill,
-)
+from crystal_jax.sample.engine.decode_state import DecodeState, PrefillResult, decode_rules, init_decode_state
+from crystal_jax.sample.engine.decode_step import decode_step, max_batched_tokens, prefill
 from crystal_jax.sharding import (
     LAYOUTS,
     Platform,

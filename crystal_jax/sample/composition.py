@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 from crystal_jax.config import ModelConfig
 from crystal_jax.model.kv_cache import Cache, empty_cache, put_rows
 from crystal_jax.model.transformer import Transformer
-from crystal_jax.sample.engine.decode_step import draw
+from crystal_jax.program_cache import ProgramCache
+from crystal_jax.sample.engine.draw import draw
 from crystal_jax.sharding import BATCH, LAYOUTS, cache_rules, on_mesh, platform_of, row_parts, tree_shardings
 from crystal_jax.text.grammar.composition import CompositionGrammar, ParserState
 from crystal_jax.text.grammar.composition_constraint import CompositionConstraint, Parts
@@ -92,6 +93,14 @@ class _Read(NamedTuple):
     logits: Float[Array, "b k"]
 
 
+class _Settings(NamedTuple):
+    """Seed of the run, and temperature and nucleus of each line: NumPy arrays on the host."""
+
+    seed: Any
+    temperature: Any
+    top_p: Any
+
+
 @dataclasses.dataclass
 class _Row:
     """A composition line in the batch."""
@@ -154,7 +163,7 @@ class CompositionSampler:
             past: _Read,
             masks: Bool[Array, "2 b k"],
             numbers: Int[Array, "b 3"],
-            settings: tuple[Array, Array],
+            settings: _Settings,
         ) -> tuple[_Read, tuple[Array, Array, Array, Array]]:
             """Draws a column per row and runs the model on it; `masks` are the grammar's and the constraints'."""
             with on_mesh(mesh):
@@ -162,14 +171,14 @@ class CompositionSampler:
                 logits = past.logits
                 log_probs = jax.nn.log_softmax(jnp.where(masks[0], logits, -jnp.inf))
                 kept = jax.nn.logsumexp(jnp.where(masks[1], log_probs, -jnp.inf), axis=-1)
-                heat = jnp.where(settings[0] == 0, 1, settings[0])[:, None]
+                heat = jnp.where(settings.temperature == 0, 1, settings.temperature)[:, None]
                 tempered = jax.nn.log_softmax(jnp.where(masks[0], logits / heat, -jnp.inf))
                 weight = jax.nn.logsumexp(jnp.where(masks[1], tempered, -jnp.inf), axis=-1)
-                stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
+                stream = jax.random.fold_in(jax.random.key(settings.seed), _STREAM)
                 keys = jnp.broadcast_to(stream, len(numbers))
                 for part in numbers.T:
                     keys = jax.vmap(jax.random.fold_in)(keys, part)
-                column = draw(keys, jnp.where(masks[1], logits, -jnp.inf), *settings)
+                column = draw(keys, jnp.where(masks[1], logits, -jnp.inf), settings.temperature, settings.top_p)
                 token = jnp.append(columns, 0)[column]
                 hidden, cache = model.decode_forward(token[:, None], jnp.ones(at_once, jnp.int32), past.cache)
                 drawn = column, jnp.take_along_axis(log_probs, column[:, None], axis=1)[:, 0], kept, weight
@@ -180,8 +189,17 @@ class CompositionSampler:
             return _Read(cache, jnp.zeros((at_once, language.end + 1)))
 
         where = tree_shardings(jax.eval_shape(empty), mesh, (*cache_rules(layout), (r"logits$", BATCH)))
-        self._read = jax.jit(read, out_shardings=where)
-        self._step = jax.jit(step, donate_argnums=1, out_shardings=(where, whole))
+        # The columns are constants of the programs.
+        settings = dict(
+            model=f"{graph!r} {cfg!r}",
+            columns=language.token_ids.tolist(),
+            ends=language.ends.tolist(),
+            rows=at_once,
+            capacity=capacity,
+        )
+        cached = ProgramCache(mesh, settings).program
+        self._read = cached("read compositions", jax.jit(read, out_shardings=where))
+        self._step = cached("draw compositions", jax.jit(step, donate_argnums=1, out_shardings=(where, whole)))
 
     def __call__(
         self, params: nnx.State, asked: Sequence[CompositionRequest], *, temperature: float, top_p: float
@@ -194,7 +212,11 @@ class CompositionSampler:
             temperature: Logits are divided by it; 0 takes the most likely token.
             top_p: Draw from the smallest set of tokens that holds this share of the probability.
         """
-        settings = jnp.full(self._at_once, temperature), jnp.full(self._at_once, top_p)
+        settings = _Settings(
+            seed=np.uint32(self._seed),
+            temperature=np.full(self._at_once, temperature, np.float32),
+            top_p=np.full(self._at_once, top_p, np.float32),
+        )
         for begin in range(0, len(asked), self._at_once):
             some = asked[begin : begin + self._at_once]
             # Number of proposals of which one is chosen.
@@ -255,7 +277,7 @@ class CompositionSampler:
         return None
 
     def _write(
-        self, params: nnx.State, tries: Sequence[tuple[CompositionRequest, int]], settings: tuple[Array, Array]
+        self, params: nnx.State, tries: Sequence[tuple[CompositionRequest, int]], settings: _Settings
     ) -> list[_Row]:
         """Decodes one line for each request and number of its attempt."""
         language = self._language

@@ -13,7 +13,7 @@ from crystal_jax.checkpoint.inference import load_inference_model
 from crystal_jax.errors import RequestError, UserError
 from crystal_jax.sample.config import SampleConfig
 from crystal_jax.sample.constraints.rules import Rules, merged_with
-from crystal_jax.sample.engine.engine import Engine
+from crystal_jax.sample.engine.engine import PROMPTS_AT_ONCE, Engine
 from crystal_jax.sample.engine.request import Completion
 from crystal_jax.sample.rejection import RejectionSampler, SampleResult, SamplingSettings
 from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, FORMULA, NAME, check_trained_on, conditions_of
@@ -58,6 +58,7 @@ class SampleRun:
             mesh=mesh,
             rows=min(config.batch_size, self._total),
             prompt_tokens=self._specs.head_tokens,
+            prompts_at_once=1 if self._specs.has_one_head else PROMPTS_AT_ONCE,
             coded=config.kv_cache == "int8",
             sorted_sites=self._experiment.task.order == "sorted",
         )

@@ -161,6 +161,11 @@ class SampleSpecBuilder:
         return len(self._specs)
 
     @property
+    def has_one_head(self) -> bool:
+        """Whether all samples have the same prompt."""
+        return self.first_line is None and len(set(self.texts)) == 1 and not self.draws_formulas
+
+    @property
     def draws_formulas(self) -> bool:
         """Whether some request has hints without a formula."""
         return any(spec.formula_is_drawn for spec in self._specs)

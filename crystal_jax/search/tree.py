@@ -33,15 +33,8 @@ from crystal_jax.sample.constraints.masks import (
     make_limits,
     to_device,
 )
-from crystal_jax.sample.engine.decode_step import (
-    DecodeState,
-    SamplingParams,
-    decode_step,
-    init_decode_state,
-    insert,
-    is_active,
-    prefill,
-)
+from crystal_jax.sample.engine.decode_state import DecodeState, SamplingParams, init_decode_state, insert, is_active
+from crystal_jax.sample.engine.decode_step import decode_step, prefill
 from crystal_jax.sharding import on_mesh
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.grammar.automaton import TokenAutomaton

@@ -15,11 +15,13 @@ from crystal_jax.sample.engine.decode_threads import decode_threads, run_threads
 from crystal_jax.sample.engine.programs import make_programs
 from crystal_jax.sample.engine.request import Completion, GenerationRequest
 from crystal_jax.sample.engine.scheduler import Scheduler
-from crystal_jax.sample.engine.shape_buckets import buckets, single
 from crystal_jax.sharding import platform_of, row_parts
 from crystal_jax.storage.worker_pool import available_workers
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.grammar.automaton import TokenAutomaton
+
+# With more, the padding of a prefill costs more than further prefills.
+PROMPTS_AT_ONCE = 4
 
 
 class Engine:
@@ -31,7 +33,6 @@ class Engine:
     Attributes:
         mesh: Device mesh that holds the parameters.
         programs: The compiled functions.
-        sizes: Shapes of the decode state to choose from.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Engine:
         mesh: Mesh,
         rows: int,
         prompt_tokens: int,
+        prompts_at_once: int = PROMPTS_AT_ONCE,
         steps: int = 8,
         jump: bool = True,
         sorted_sites: bool = False,
@@ -58,6 +60,7 @@ class Engine:
             mesh: Device mesh that holds the parameters.
             rows: Number of slots; rounded up to a multiple of the devices, or threads, that split them.
             prompt_tokens: Length of the longest prompt, BOS included.
+            prompts_at_once: Prompts of one prefill; 1 if all requests have the same prompt.
             steps: Decode steps between two reads of the state by the host.
             jump: Append tokens that the grammar forces without a decode step of their own.
             sorted_sites: Sites have an order; while a request has retries left, a violation of the order rejects its
@@ -76,22 +79,14 @@ class Engine:
         split = self._threads * row_parts(mesh)
         self._rows = (rows + -rows % split) // self._threads
         tables = to_device(automaton, jump=jump, sorted_sites=sorted_sites)
-        # On CPU, the time of a step grows with the slots and the cache capacity. Elsewhere, few compiled programs are
-        # worth more than small shapes: TPU and GPU read all weights in each step, and cuDNN attends to filled positions
-        # only.
-        self._chunk = 1 + tables.forced.shape[1]
-        room = automaton.max_tokens + self._chunk - 1
-        if one_cpu:
-            self.sizes = buckets(self._rows, prompt_tokens=prompt_tokens, room=room)
-        else:
-            self.sizes = single(self._rows, prompt_tokens + room)
+        self._prompts_at_once = min(prompts_at_once, self._rows)
         self.programs = make_programs(
             graph,
             cfg,
             tables,
             mesh,
             rows=self._rows,
-            capacity=self.sizes.capacities[0],
+            num_values=len(automaton.values),
             prompt_tokens=prompt_tokens,
             max_tokens=automaton.max_tokens,
             steps=steps,
@@ -120,10 +115,9 @@ class Engine:
                 params,
                 layers,
                 self._automaton,
-                sizes=self.sizes,
                 rows=self._rows,
-                chunk=self._chunk,
                 prompt_tokens=self._prompt_tokens,
+                prompts_at_once=self._prompts_at_once,
             )
             return scheduler.run(map(self._checked, requests), stop)
 

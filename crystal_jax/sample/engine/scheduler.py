@@ -1,48 +1,79 @@
-"""Continuous batching: a queue of requests, and slots that are refilled as soon as they are free."""
+"""Continuous batching: a queue of requests, and slots that are refilled as soon as they are free.
+
+A slot makes one attempt after another at its sequence, on the device. When no request waits any more, free slots make
+later attempts at the sequences that are still running. The first attempt that succeeds counts, by the attempts' numbers
+and not by time, so the result is that of attempts made one after another.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crystal_jax.sample.constraints.guide import NEVER
-from crystal_jax.sample.constraints.masks import AllowedValueMask
-from crystal_jax.sample.engine.decode_step import PrefillResult, SamplingParams
+from crystal_jax.sample.constraints.guide import NEVER, AllowedValues
+from crystal_jax.sample.constraints.masks import AllowedValueMask, CompositionLimits
+from crystal_jax.sample.engine.attempts import Answers, Placement
+from crystal_jax.sample.engine.decode_state import PrefillResult
 from crystal_jax.sample.engine.programs import Layers, Programs, StepOutput
 from crystal_jax.sample.engine.request import Completion, GenerationRequest
-from crystal_jax.sample.engine.shape_buckets import ShapeBuckets
 from crystal_jax.text.grammar.automaton import TokenAutomaton
 
-_MAX_PROMPTS = 32  # in one prefill
+_STOPPED = -1  # earlier than every field: a slot that waits for an answer from there on is never active
 
 
-class RunningSequence(NamedTuple):
-    """A request in a slot.
+@dataclasses.dataclass
+class Task:
+    """A request that is being decoded.
 
     Attributes:
         request: The request.
-        num_restarts: Attempts that failed before this one.
+        runs: Its attempts, in the order of their numbers; only the last run has more than one left.
     """
 
     request: GenerationRequest
-    num_restarts: int
+    runs: list[Run] = dataclasses.field(default_factory=list)
 
     @property
-    def reject_on_violation(self) -> bool:
-        """Whether a violation rejects the sequence; if not, masks enforce its constraints."""
-        return self.num_restarts < self.request.max_retries and self.request.temperature > 0
+    def max_attempts(self) -> int:
+        """Number of attempts after which the request is given up."""
+        return self.request.max_retries + self.request.attempts
 
-    @property
-    def may_restart(self) -> bool:
-        """Whether another attempt is left."""
-        return self.num_restarts + 1 < self.request.max_retries + self.request.attempts
+    def outcome(self) -> Completion | None:
+        """Returns the result of the request, or None while it is undecided."""
+        for run in self.runs:
+            if run.result is None:
+                return None
+            if run.result.complete:
+                return run.result
+        last = self.runs[-1]
+        return last.result if last.limit >= self.max_attempts else None
+
+    def is_needed(self, run: Run) -> bool:
+        """Whether the result of a run may still count: no earlier attempt has succeeded."""
+        earlier = self.runs[: self.runs.index(run)]
+        return not any(other.result is not None and other.result.complete for other in earlier)
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """Consecutive attempts at a request in one slot.
+
+    Attributes:
+        task: What they are attempts at.
+        number: The present attempt, from 0.
+        limit: The number at which the slot makes no further attempt.
+        result: Completion of the last attempt, once the slot is free.
+    """
+
+    task: Task
+    number: int
+    limit: int
+    result: Completion | None = None
 
 
 class Scheduler:
@@ -53,10 +84,9 @@ class Scheduler:
         params: Parameters of the model.
         layers: Parameters of each layer, from `Programs.layers`.
         automaton: The grammar.
-        sizes: Shapes to choose from.
-        rows: Number of slots to begin with.
-        chunk: Positions that a decode step may fill.
+        rows: Number of slots.
         prompt_tokens: Length of the longest prompt.
+        prompts_at_once: Prompts of one prefill.
     """
 
     def __init__(
@@ -66,20 +96,15 @@ class Scheduler:
         layers: Layers | None,
         automaton: TokenAutomaton,
         *,
-        sizes: ShapeBuckets,
         rows: int,
-        chunk: int,
         prompt_tokens: int,
+        prompts_at_once: int,
     ):
         self._programs, self._params, self._layers, self._automaton = programs, params, layers, automaton
-        self._sizes, self._chunk, self._prompt_tokens = sizes, chunk, prompt_tokens
-        self._slots: list[RunningSequence | None] = [None] * rows
-        self._restarts = deque[RunningSequence]()
+        self._prompt_tokens, self._prompts_at_once = prompt_tokens, prompts_at_once
+        self._runs: list[Run | None] = [None] * rows
         self._state = programs.begin()
-        self._length, self._is_full = np.zeros(rows, int), False
-        every = np.ones((rows, len(automaton.values)), bool)
-        self._mask, self._mask_changed = AllowedValueMask(every, np.full(rows, NEVER)), True
-        self._mask_on_device = self._mask
+        self._answers = self._no_answers()
         # The last prefill, and the index of each prompt in it.
         self._prompt_index: dict[tuple[int, ...], int] = {}
         self._prefilled: PrefillResult | None = None
@@ -88,114 +113,143 @@ class Scheduler:
         """Yields the completions of the requests that this thread takes, until it is told to stop."""
         while not stop.is_set():
             self._fill_slots(requests)
-            if not any(self._slots):
+            if not any(self._runs):
                 return
-            self._fit_shapes()
             yield from self._take(self._advance())
 
     def _fill_slots(self, requests: Iterator[GenerationRequest]) -> None:
-        """Puts restarted sequences, then new requests, into free slots."""
-        placed: dict[int, RunningSequence] = {}
-        for slot, running in enumerate(self._slots):
-            if running is None and (sequence := self._next_sequence(requests)):
-                self._slots[slot] = placed[slot] = sequence
-                self._length[slot] = len(sequence.request.prompt)
-                self._ask_guide(slot, sequence.request, ())
-        for some in _few_prompts(placed):
-            self._state = self._programs.insert(self._state, *self._insertion(some))
+        """Puts new requests, then later attempts at running ones, into free slots."""
+        placed: dict[int, Run] = {}
+        for slot in (slot for slot, run in enumerate(self._runs) if run is None):
+            if run := self._new_run(requests) or self._next_attempt():
+                self._runs[slot] = placed[slot] = run
+        for some in _few_prompts(placed, self._prompts_at_once):
+            self._place(some)
 
-    def _next_sequence(self, requests: Iterator[GenerationRequest]) -> RunningSequence | None:
-        if self._restarts:
-            return self._restarts.popleft()
+    def _new_run(self, requests: Iterator[GenerationRequest]) -> Run | None:
         request = next(requests, None)
-        return None if request is None else RunningSequence(request, 0)
+        if request is None:
+            return None
+        task = Task(request)
+        task.runs.append(Run(task, 0, task.max_attempts))
+        return task.runs[0]
 
-    def _fit_shapes(self) -> None:
-        """Moves the sequences to the fewest slots that hold them, or to a larger capacity where one is full."""
-        running = [slot for slot, sequence in enumerate(self._slots) if sequence]
-        count = self._sizes.rows_for(len(running))
-        if count == len(self._slots) and not self._is_full:
-            return
-        kept = np.array(running + [-1] * (count - len(running)))
-        capacity = self._sizes.capacity_for(self._length[running].max() + self._chunk)
-        self._state = self._programs.resize(self._state, kept, capacity=capacity)
-        self._slots = [self._slots[slot] if slot >= 0 else None for slot in kept]
-        self._length = self._length[kept]
-        self._mask, self._mask_changed = AllowedValueMask(self._mask.open[kept], self._mask.until[kept]), True
+    def _next_attempt(self) -> Run | None:
+        """Takes the attempts after the present one from the task that has the fewest runs, if there are any."""
+        tasks = {id(run.task): run.task for run in self._runs if run is not None}.values()
+        candidates = [task for task in tasks if self._may_split(task)]
+        if not candidates:
+            return None
+        task = min(candidates, key=lambda task: len(task.runs))
+        last = task.runs[-1]
+        run = Run(task, last.number + 1, last.limit)
+        last.limit = run.number
+        task.runs.append(run)
+        return run
+
+    def _may_split(self, task: Task) -> bool:
+        last = task.runs[-1]
+        return last.result is None and last.number + 1 < last.limit and task.is_needed(last)
 
     def _advance(self) -> StepOutput:
         """Runs some decode steps."""
-        if self._mask_changed:
-            self._mask_on_device, self._mask_changed = jax.tree.map(jnp.array, self._mask), False
-        self._state, output = self._programs.advance(self._params, self._layers, self._state, self._mask_on_device)
+        self._answers.limit[:] = [0 if run is None else run.limit for run in self._runs]
+        self._state, output = self._programs.advance(self._params, self._layers, self._state, self._answers)
+        self._answers = self._no_answers()
         return jax.device_get(output)
 
     def _take(self, output: StepOutput) -> Iterator[Completion]:
-        """Answers guides, queues restarts, and yields the sequences that are finished."""
-        self._is_full, self._length = bool(output.crowded.any()), np.array(output.length)
-        for slot, sequence in enumerate(self._slots):
-            if sequence is None:
+        """Answers guides, records attempts that ended, and yields the requests that are decided."""
+        ended: dict[int, Task] = {}
+        for slot, run in enumerate(self._runs):
+            if run is None:
                 continue
+            run.number = int(output.number[slot])
             if output.waits[slot]:
                 written = output.columns[slot, : output.written[slot]]
-                self._ask_guide(slot, sequence.request, self._automaton.read(written.tolist()))
-            elif output.stuck[slot] and sequence.may_restart:
-                self._restarts.append(RunningSequence(sequence.request, sequence.num_restarts + 1))
-                self._slots[slot] = None
-            elif output.ended[slot] or output.stuck[slot]:
-                yield self._completion(sequence, output, slot)
-                self._slots[slot] = None
+                fields = self._automaton.read(written.tolist())
+                assert run.task.request.guide is not None
+                self._answer(slot, run.task.request.guide(fields))
+            elif output.ended[slot] or output.failed[slot]:
+                run.result = self._completion(run, output, slot)
+                self._runs[slot] = None
+                ended[id(run.task)] = run.task
+        for task in ended.values():
+            if outcome := task.outcome():
+                yield outcome
+                task.runs.clear()
+        self._stop_what_is_not_needed()
 
-    def _ask_guide(self, slot: int, request: GenerationRequest, fields: Sequence[str]) -> None:
-        """Updates a slot's mask with its guide's answer after these fields."""
-        mask = self._mask
-        if request.guide is None:
-            self._mask_changed |= bool(mask.until[slot] != NEVER)
-            mask.open[slot], mask.until[slot] = True, NEVER
-            return
-        answer = request.guide(fields)
-        mask.open[slot], mask.until[slot] = True, answer.until
-        for field, is_open in answer.open.items():
+    def _stop_what_is_not_needed(self) -> None:
+        """Frees the slots of attempts whose result cannot count any more."""
+        for slot, run in enumerate(self._runs):
+            if run is not None and not (run in run.task.runs and run.task.is_needed(run)):
+                self._runs[slot] = None
+                self._answer(slot, AllowedValues({}, _STOPPED))
+
+    def _no_answers(self) -> Answers:
+        rows = len(self._runs)
+        mask = AllowedValueMask(np.ones((rows, len(self._automaton.values)), bool), np.full(rows, NEVER, np.int32))
+        return Answers(mask, np.zeros(rows, bool), np.zeros(rows, np.int32))
+
+    def _answer(self, slot: int, values: AllowedValues) -> None:
+        self._answers.changed[slot] = True
+        self._write(self._answers.mask, slot, values)
+
+    def _write(self, mask: AllowedValueMask, slot: int, values: AllowedValues) -> None:
+        """Writes a guide's answer into a mask."""
+        mask.open[slot], mask.until[slot] = True, values.until
+        for field, is_open in values.open.items():
             mask.open[slot, self._automaton.fields[field]] = is_open
-        self._mask_changed = True
 
-    def _completion(self, sequence: RunningSequence, output: StepOutput, slot: int) -> Completion:
+    def _completion(self, run: Run, output: StepOutput, slot: int) -> Completion:
         complete = bool(output.ended[slot])
         written = output.columns[slot, : output.written[slot] - complete]  # without EOS
         return Completion(
-            request=sequence.request,
+            request=run.task.request,
             ids=tuple(self._automaton.token_ids[written].tolist()),
             log_probs=tuple(output.log_probs[slot, : output.written[slot]].tolist()),
             log_allowed_mass=float(output.log_allowed_mass[slot]),
-            num_restarts=sequence.num_restarts + (not complete),
+            num_restarts=run.number + (not complete),
             complete=complete,
         )
 
-    def _insertion(self, placed: Mapping[int, RunningSequence]) -> tuple[PrefillResult, SamplingParams, np.ndarray]:
-        """Returns the arguments of `insert`: prefilled prompts, sampling parameters, and the prompt of each slot."""
+    def _place(self, placed: Mapping[int, Run]) -> None:
+        """Starts attempts in slots."""
         index, prompts = self._prefill(placed)
-        source = np.full(len(self._slots), -1, np.int32)
-        for slot, sequence in placed.items():
-            source[slot] = index[sequence.request.prompt]
-        any_sequence = next(iter(placed.values()))
-        sequences = [placed.get(slot, any_sequence) for slot in range(len(self._slots))]
-        requests = [sequence.request for sequence in sequences]
-        numbers = np.array([(s.request.seed, s.request.index, s.request.first + s.num_restarts) for s in sequences])
-        sampling = SamplingParams(
-            key=self._programs.keys(*numbers.T),
-            temperature=jnp.array([r.temperature for r in requests]),
-            top_p=jnp.array([r.top_p for r in requests]),
-            limits=jax.tree.map(lambda *rows: np.stack(rows), *(r.limits for r in requests)),
-            reject_on_violation=jnp.array([sequence.reject_on_violation for sequence in sequences]),
-        )
-        return prompts, sampling, source
+        placement = self._empty_placement(next(iter(placed.values())).task.request.limits)
+        for slot, run in placed.items():
+            request = run.task.request
+            self._answers.changed[slot] = False  # whatever was said to the slot's last sequence
+            placement.source[slot] = index[request.prompt]
+            placement.seed[slot], placement.sample[slot] = request.seed, request.index
+            placement.first[slot], placement.number[slot] = request.first, run.number
+            placement.strict[slot], placement.limit[slot] = request.max_retries, run.limit
+            placement.temperature[slot], placement.top_p[slot] = request.temperature, request.top_p
+            for array, value in zip(placement.limits, request.limits, strict=True):
+                array[slot] = value
+            if request.guide is not None:
+                self._write(placement.mask, slot, request.guide(()))
+        self._state = self._programs.place(self._state, prompts, placement)
 
-    def _prefill(self, placed: Mapping[int, RunningSequence]) -> tuple[Mapping[tuple[int, ...], int], PrefillResult]:
+    def _empty_placement(self, limits: CompositionLimits) -> Placement:
+        """Returns a placement of no sequences, as NumPy arrays; `limits` has the shapes of a sequence's limits."""
+        rows = len(self._runs)
+        return Placement(
+            source=np.full(rows, -1, np.int32),
+            seed=np.zeros(rows, np.uint32),
+            **{name: np.zeros(rows, np.int32) for name in ("sample", "first", "number", "strict", "limit")},
+            temperature=np.ones(rows, np.float32),
+            top_p=np.ones(rows, np.float32),
+            limits=jax.tree.map(lambda leaf: np.zeros((rows, *np.shape(leaf)), np.asarray(leaf).dtype), limits),
+            mask=self._no_answers().mask,
+        )
+
+    def _prefill(self, placed: Mapping[int, Run]) -> tuple[Mapping[tuple[int, ...], int], PrefillResult]:
         """Returns the index of each prompt and their prefill; reuses the last prefill if it holds all of them."""
-        wanted = dict.fromkeys(sequence.request.prompt for sequence in placed.values())
+        wanted = dict.fromkeys(run.task.request.prompt for run in placed.values())
         if self._prefilled is None or not wanted.keys() <= self._prompt_index.keys():
-            # Padded to a power of two, so that few shapes are compiled.
-            tokens = np.zeros((1 << (len(wanted) - 1).bit_length(), self._prompt_tokens), np.int32)
+            tokens = np.zeros((self._prompts_at_once, self._prompt_tokens), np.int32)
             count = np.ones(len(tokens), np.int32)
             for i, prompt in enumerate(wanted):
                 tokens[i, : len(prompt)], count[i] = prompt, len(prompt)
@@ -204,15 +258,16 @@ class Scheduler:
         return self._prompt_index, self._prefilled
 
 
-def _few_prompts(placed: Mapping[int, RunningSequence]) -> Iterator[dict[int, RunningSequence]]:
-    """Splits newly placed sequences into groups of few different prompts: a prefill is replicated on every device."""
-    some: dict[int, RunningSequence] = {}
+def _few_prompts(placed: Mapping[int, Run], most: int) -> Iterator[dict[int, Run]]:
+    """Splits newly placed runs into groups of at most this many different prompts."""
+    some: dict[int, Run] = {}
     prompts: set[tuple[int, ...]] = set()
-    for slot, sequence in placed.items():
-        if len(prompts | {sequence.request.prompt}) > _MAX_PROMPTS:
+    for slot, run in placed.items():
+        prompt = run.task.request.prompt
+        if len(prompts | {prompt}) > most:
             yield some
             some, prompts = {}, set()
-        some[slot] = sequence
-        prompts.add(sequence.request.prompt)
+        some[slot] = run
+        prompts.add(prompt)
     if some:
         yield some

@@ -14,7 +14,7 @@ from crystal_jax.sample.constraints.guide import AllowedValues, field_of_atom
 from crystal_jax.sample.constraints.masks import make_limits
 from crystal_jax.sample.constraints.rules import Rules, make_guide
 from crystal_jax.sample.engine import engine as engine_module
-from crystal_jax.sample.engine import programs, scheduler
+from crystal_jax.sample.engine import programs
 from crystal_jax.sample.engine.request import GenerationRequest
 from tests.experiments import logits
 from tests.sample.engines import Untrained
@@ -50,24 +50,6 @@ def test_texts_do_not_depend_on_their_neighbours(short, reference, rows):
     same(draw_some(short, short.engine(rows)), reference)
 
 
-def test_nor_on_how_rows_are_moved_to_smaller_and_larger_arrays(short, reference):
-    """Of 64 rows 12 are used, so the engine takes 16; their capacity grows twice."""
-    engine = short.engine(64)
-    used = []
-    move = engine.programs.resize
-
-    def noted(*args, capacity):
-        rows = move(*args, capacity=capacity)
-        used.append((len(rows.state), rows.cache.capacity))
-        return rows
-
-    engine.programs.resize = noted
-    same(draw_some(short, engine), reference)
-    sizes, capacities = zip(*used, strict=True)
-    assert set(sizes) == {16}
-    assert len(set(capacities)) > 1
-
-
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.parametrize("coded", [False, True])
 def test_nor_on_the_layout_of_the_cache(short, reference, platform, coded, monkeypatch):
@@ -84,23 +66,20 @@ def test_nor_on_the_layout_of_the_cache(short, reference, platform, coded, monke
 def test_nor_on_decode_threads(short, reference):
     """Two threads of four slots each, which share twelve requests and one set of compiled programs."""
     engine = short.engine(7, threads=2)
-    threads, shapes = set(), set()
+    threads = set()
     advance = engine.programs.advance
 
-    def noted(params, layers, state, mask):
+    def noted(params, layers, slots, answers):
         threads.add(threading.current_thread().name)
-        shapes.add((len(state.state), state.cache.capacity))
-        return advance(params, layers, state, mask)
+        return advance(params, layers, slots, answers)
 
     engine.programs.advance = noted
     same(draw_some(short, engine), reference)
     assert threads == {"decode 0", "decode 1"}
-    assert len(shapes) <= len(engine.sizes.capacities)  # the number of slots does not change: there are few
 
 
-def test_nor_on_how_many_prompts_are_read_together(short, reference, monkeypatch):
-    monkeypatch.setattr(scheduler, "_MAX_PROMPTS", 1)
-    engine = short.engine(12)
+def test_nor_on_how_many_prompts_are_read_together(short, reference):
+    engine = short.engine(12, prompts_at_once=1)
     prefill, rows = engine.programs.prefill, []
 
     def noted(params, tokens, count):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crystal_jax.sample.engine.decode_step import draw, violates_limits
+from crystal_jax.sample.engine.draw import draw, violates_limits
 
 KEYS = jax.random.split(jax.random.key(0), 4000)
 

@@ -1,0 +1,166 @@
+"""Compiled programs on disk: a program is traced, lowered and compiled once per installation.
+
+JAX's own compilation cache is read after tracing and lowering, which take longer than the program runs for a small
+model. Here an executable is found by a key that needs neither: the source of this package, the versions, the device,
+the settings, and the shapes of the arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+
+from crystal_jax.storage.files import cache_folder, write_bytes
+
+_FOLDER = "executables"
+_MAX_BYTES = 1 << 30  # of all entries together; the least recently used ones are deleted
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+# Configuration of JAX that changes what is compiled.
+_CONFIGURATION = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+    "jax_debug_nans",
+)
+_ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+
+
+class ProgramCache:
+    """The programs of one mesh and one set of settings.
+
+    Args:
+        mesh: Device mesh that the programs run on.
+        settings: Whatever decides a program beside its name and its arguments.
+    """
+
+    def __init__(self, mesh: Mesh, settings: Mapping[str, Any]):
+        # With several processes each would have to find the same entries, so that none compiles alone.
+        self._is_used = jax.process_count() == 1 and not os.environ.get("CRYSTAL_JAX_NO_PROGRAM_CACHE")
+        self._devices = list(mesh.devices.flat)
+        devices = [(device.platform, device.device_kind, device.id) for device in self._devices]
+        self._described = {
+            "settings": dict(settings),
+            "mesh": [list(mesh.shape.items()), devices],
+            "host": _host(),
+            "configuration": {name: str(getattr(jax.config, name)) for name in _CONFIGURATION},
+            "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+        }
+
+    def program(self, name: str, jitted: Any) -> Any:
+        """Returns a function that loads the program for its first arguments, or compiles and keeps it.
+
+        Args:
+            name: Name of the program, unique among the programs of these settings.
+            jitted: Result of `jax.jit`. It is called with arguments of the same shapes each time.
+        """
+        if not self._is_used:
+            return jitted
+        compiled: Any = None
+        lock = threading.Lock()
+
+        def call(*arguments: Any) -> Any:
+            nonlocal compiled
+            with lock:
+                if compiled is None:
+                    compiled = self._load_or_compile(name, jitted, arguments)
+            return compiled(*arguments)
+
+        return call
+
+    def _load_or_compile(self, name: str, jitted: Any, arguments: tuple[Any, ...]) -> Any:
+        described = self._described | {"name": name, "arguments": _signature(arguments)}
+        key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+        path = cache_folder() / _FOLDER / key
+        loaded = _load(path, self._devices)
+        if loaded is not None:
+            return loaded
+        compiled = jitted.lower(*arguments).compile()
+        _store(path, compiled)
+        return compiled
+
+
+def _signature(arguments: tuple[Any, ...]) -> list[Any]:
+    """Returns structure, shapes, types and shardings of arguments."""
+    leaves, structure = jax.tree.flatten(arguments)
+    return [
+        str(structure),
+        [
+            (str(jax.numpy.result_type(leaf)), jax.numpy.shape(leaf), str(getattr(leaf, "sharding", None)))
+            for leaf in leaves
+        ],
+    ]
+
+
+@functools.cache
+def _host() -> dict[str, Any]:
+    """Returns what an executable depends on beside its program: source, versions, instructions of the processor."""
+    source = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        source.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    features = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return {
+        "source": source.hexdigest(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "machine": [platform.machine(), platform.processor(), hashlib.sha256(features.encode()).hexdigest()],
+        "cores": os.cpu_count(),
+    }
+
+
+def _load(path: Path, devices: list[jax.Device]) -> Any:
+    """Returns the executable in a file; None if there is none, or it is damaged or of another runtime."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        return None
+    try:
+        serialized, inputs, outputs = pickle.loads(payload)
+        loaded = serialize_executable.deserialize_and_load(serialized, inputs, outputs, execution_devices=devices)
+    except Exception:  # the runtime refuses it, in ways of its own; the program is then compiled
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return loaded
+
+
+def _store(path: Path, compiled: Any) -> None:
+    """Keeps an executable, where the runtime can serialise it and the disk takes it."""
+    try:
+        payload = pickle.dumps(serialize_executable.serialize(compiled))
+    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
+        return
+    with contextlib.suppress(OSError):
+        write_bytes(path, hashlib.sha256(payload).digest() + payload)
+        _trim(path.parent)
+
+
+def _trim(folder: Path) -> None:
+    """Deletes the least recently used entries beyond the size limit."""
+    entries = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir()), reverse=True)
+    total = 0
+    for _, size, path in entries:
+        total += size
+        if total > _MAX_BYTES:
+            path.unlink(missing_ok=True)
