@@ -16,6 +16,7 @@ from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.compile.chips import GPU_MEMORY_FRACTION, Chip
 from crystal_jax.compile.cost import Cost, count
 from crystal_jax.compile.hlo import parse
+from crystal_jax.compile.options import CompileOptions
 from crystal_jax.compile.programs import MEAN_COMPLETION, Lowered, lower, sampling_mesh, sampling_rows
 from crystal_jax.compile.roofline import bytes_on_a_chip
 from crystal_jax.compile.topology import Topology
@@ -123,17 +124,16 @@ class Report:
         return content
 
 
+_DEFAULT = CompileOptions()
+
+
 def compile_case(
     experiment: Experiment,
     where: Topology,
     *,
     config: str,
     what: str,
-    mesh: MeshConfig | None = None,
-    rows: int | None = None,
-    coded: bool = False,
-    optimization_level: str = "default",
-    compiler_options: Mapping[str, str] | None = None,
+    options: CompileOptions = _DEFAULT,
 ) -> Report:
     """Compiles one program, without creating any arrays of the model.
 
@@ -142,20 +142,15 @@ def compile_case(
         where: the slices, or GPUs.
         config: name of the configuration in the report.
         what: train, prefill or decode.
-        mesh: a mesh other than the configuration's; sampling has its own default (`sampling_mesh`).
-        rows: slots sampled together; by default as many as fit.
-        coded: whether the KV cache is int8.
-        optimization_level: JAX's optimization level: O1 compiles in a fraction of the time of `default`.
-        compiler_options: XLA flags, by name.
+        options: how it is compiled.
 
     Raises:
         UserError: the program does not fit the memory of a chip, or an array does not divide over the mesh.
     """
-    chosen, lowered = _lower(experiment, where, what, mesh, rows, coded)
-    options = dict(compiler_options or {})
+    chosen, lowered = _lower(experiment, where, what, options)
     begin = time.perf_counter()
-    with _optimization(optimization_level):
-        compiled = _compile(lowered, options, f"{config} {what} on {where.name}")
+    with _optimization(options.optimization_level):
+        compiled = _compile(lowered, options.compiler_options, f"{config} {what} on {where.name}")
     seconds = time.perf_counter() - begin
     text = compiled.as_text() or ""
     sizes: Any = compiled.memory_analysis()
@@ -182,12 +177,12 @@ def compile_case(
         chips=len(where.devices),
         mesh=dict(zip(AXES, chosen, strict=True)),
         base=experiment.model.dtype if experiment.quantize.kind == "none" else experiment.quantize.kind,
-        cache="int8" if coded else experiment.model.dtype,
+        cache="int8" if options.coded else experiment.model.dtype,
         rows=lowered.rows,
         length=lowered.length,
         accumulate=experiment.optimizer.accumulate if what == "train" else 1,
-        optimization_level=optimization_level,
-        compiler_options=options,
+        optimization_level=options.optimization_level,
+        compiler_options=dict(options.compiler_options),
         compile_seconds=seconds,
         memory=memory,
         expected_flops=lowered.flops / len(where.devices),
@@ -202,20 +197,22 @@ def compile_case(
 
 
 def _lower(
-    experiment: Experiment, where: Topology, what: str, mesh: MeshConfig | None, rows: int | None, coded: bool
+    experiment: Experiment, where: Topology, what: str, options: CompileOptions
 ) -> tuple[tuple[int, ...], Lowered]:
+    """Returns the sizes of the mesh, and the program before compilation."""
     if what == "train":
-        built = make_mesh(mesh or experiment.mesh, where.devices)
+        built = make_mesh(options.mesh or experiment.mesh, where.devices)
         return built.devices.shape, lower(what, experiment, built, rows=0)
     alone = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), where.devices[:1])
     weights = bytes_on_a_chip(abstract_parameters(experiment, alone, experiment.quantize)[1:])
     limit = where.chip.hbm_limit
     own = sampling_mesh(experiment.model, weights, devices=len(where.devices), hbm=limit)
-    built = make_mesh(mesh or own, where.devices)
+    built = make_mesh(options.mesh or own, where.devices)
+    rows = options.rows
     if rows is None:
         states = abstract_parameters(experiment, built, experiment.quantize)[1:]
-        rows = sampling_rows(experiment.model, states, built, hbm=limit, coded=coded)
-    return built.devices.shape, lower(what, experiment, built, rows=rows, coded=coded)
+        rows = sampling_rows(experiment.model, states, built, hbm=limit, coded=options.coded)
+    return built.devices.shape, lower(what, experiment, built, rows=rows, coded=options.coded)
 
 
 @contextlib.contextmanager
@@ -228,7 +225,7 @@ def _optimization(level: str) -> Iterator[None]:
         jax.config.update("jax_optimization_level", before)
 
 
-def _compile(lowered: Lowered, options: dict[str, str], title: str) -> jax.stages.Compiled:
+def _compile(lowered: Lowered, options: Mapping[str, str], title: str) -> jax.stages.Compiled:
     try:
         with warnings.catch_warnings():
             # JAX's compilation cache stores programs for absent GPUs, but cannot read them back, and warns.

@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from crystal_jax.compile.options import CompileOptions
 from crystal_jax.config import Experiment, MeshConfig, from_config_dict, tokenizer_config
 from crystal_jax.errors import UserError
 from crystal_jax.storage.files import as_path, write_text
@@ -93,11 +94,13 @@ def main(flag_values: flags.FlagValues) -> None:
         topology_name=flag_values.topology,
         num_slices=flag_values.num_slices,
         whats=("train", "prefill", "decode") if flag_values.program == "all" else (flag_values.program,),
-        mesh=mesh,
-        rows=flag_values.batch_size,
-        coded=flag_values.kv_cache == "int8",
-        optimization_level=flag_values.optimization_level,
-        compiler_options=dict(option.split("=", 1) for option in flag_values.xla),
+        options=CompileOptions(
+            mesh=mesh,
+            rows=flag_values.batch_size,
+            coded=flag_values.kv_cache == "int8",
+            optimization_level=flag_values.optimization_level,
+            compiler_options=dict(option.split("=", 1) for option in flag_values.xla),
+        ),
         output=flag_values.output or None,
         hlo=flag_values.hlo,
     )
@@ -110,15 +113,21 @@ def compile_config(
     topology_name: str,
     num_slices: int = 1,
     whats: Sequence[str] = ("train",),
-    mesh: MeshConfig | None = None,
-    rows: int | None = None,
-    coded: bool = False,
-    optimization_level: str = "default",
-    compiler_options: Mapping[str, str] | None = None,
+    options: CompileOptions,
     output: Path | str | None = None,
     hlo: bool = False,
 ) -> list[dict[str, Any]]:
-    """Compiles some programs of a configuration tree; see `aot_report.compile_case` for the arguments.
+    """Compiles some programs of a configuration tree, prints their reports, and returns them.
+
+    Args:
+        config: the configuration tree.
+        name: name of the configuration in the reports.
+        topology_name: the slice or GPUs, as v5e:4x4 or h100:8.
+        num_slices: number of such slices.
+        whats: programs: train, prefill, decode.
+        options: how they are compiled.
+        output: folder for the reports as JSON; None writes none.
+        hlo: whether to write the compiled programs' text there, too.
 
     Raises:
         UserError: the configuration or topology is invalid, or a program does not fit.
@@ -132,17 +141,7 @@ def compile_config(
     experiment, where = experiment_of(config), topology(topology_name, num_slices=num_slices)
     reports = []
     for what in whats:
-        report = compile_case(
-            experiment,
-            where,
-            config=name,
-            what=what,
-            mesh=mesh,
-            rows=rows,
-            coded=coded,
-            optimization_level=optimization_level,
-            compiler_options=compiler_options,
-        )
+        report = compile_case(experiment, where, config=name, what=what, options=options)
         print(show(report), flush=True)
         reports.append(report.to_json())
         if folder is not None:

@@ -22,6 +22,7 @@ import jax
 from crystal_jax.compile import table_text
 from crystal_jax.compile.aot_report import compile_case, usable_links
 from crystal_jax.compile.chips import CHIPS
+from crystal_jax.compile.options import CompileOptions
 from crystal_jax.compile.targets import CHOICES, ROWS, SAMPLING, SLICES, TRAINING, Case
 from crystal_jax.compile.topology import topology
 from crystal_jax.config import Experiment, MeshConfig, from_config_dict
@@ -59,11 +60,13 @@ def load_or_compile(case: Case, configs: Path, work: Path, *, level: str) -> Res
             topology(case.topology, num_slices=case.num_slices),
             config=f"configs/llama2_{case.size}.py:{case.variant}",
             what=case.what,
-            mesh=MeshConfig.parse(case.mesh) if case.mesh else None,
-            rows=case.rows or None,
-            coded=case.coded,
-            optimization_level=case.level or level,
-            compiler_options=dict(case.xla),
+            options=CompileOptions(
+                mesh=MeshConfig.parse(case.mesh) if case.mesh else None,
+                rows=case.rows or None,
+                coded=case.coded,
+                optimization_level=case.level or level,
+                compiler_options=dict(case.xla),
+            ),
         ).to_json()
     except UserError as error:
         report = {"refused": str(error)}

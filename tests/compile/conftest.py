@@ -16,7 +16,10 @@ def small_slice():
 def step(small_slice):
     """The training step of a 7B's first two layers, at full width, compiled for four chips."""
     from crystal_jax.compile.aot_report import compile_case
+    from crystal_jax.compile.options import CompileOptions
 
     # Without dropout: its random numbers take half of the compilation.
     experiment = llama2(layers=2, lora={"dropout": 0.0}, data={"batch_size": 8, "seq_len": 512, "shards": 1})
-    return experiment, compile_case(experiment, small_slice, config="7b", what="train", optimization_level="O1")
+    return experiment, compile_case(
+        experiment, small_slice, config="7b", what="train", options=CompileOptions(optimization_level="O1")
+    )

@@ -8,6 +8,7 @@ import pytest
 from crystal_jax.cli import main
 from crystal_jax.compile import programs
 from crystal_jax.compile.aot_report import compile_case
+from crystal_jax.compile.options import CompileOptions
 from crystal_jax.compile.print_report import show
 from crystal_jax.compile.programs import sampling_mesh
 from crystal_jax.compile.roofline import bytes_on_a_chip, train_flops
@@ -57,7 +58,9 @@ def test_splash_attention_saves_traffic_and_keeping_products_saves_operations(st
     experiment, einsums = step
     changed = dataclasses.replace(experiment.execution, attention="splash", keep_products=True)
     experiment = dataclasses.replace(experiment, execution=changed)
-    report = compile_case(experiment, small_slice, config="7b", what="train", optimization_level="O1")
+    report = compile_case(
+        experiment, small_slice, config="7b", what="train", options=CompileOptions(optimization_level="O1")
+    )
     assert report.cost.kernels == 0  # splash kernels are counted
     assert report.cost.flops == pytest.approx(report.expected_flops, rel=0.03)
     assert report.cost.flops < 0.8 * einsums.cost.flops
@@ -76,9 +79,8 @@ def test_the_report_says_it_all(step):
 
 
 def test_decoding_reads_weights_and_cache_and_updates_the_cache_in_place(small_slice):
-    report = compile_case(
-        llama2(layers=8), small_slice, config="7b", what="decode", rows=64, mesh=MeshConfig.parse("1,1,4")
-    )
+    options = CompileOptions(rows=64, mesh=MeshConfig.parse("1,1,4"))
+    report = compile_case(llama2(layers=8), small_slice, config="7b", what="decode", options=options)
     assert report.memory["aliased"] > 8 * 64 * 425 * 2 * 8 * 128 * 2  # keys and values of 8 heads a chip
     assert report.memory["temporaries"] < 0.05 * report.memory["arguments"]
     assert report.expected_bytes is not None

@@ -8,6 +8,7 @@ import pytest
 
 from crystal_jax.compile.aot_report import compile_case
 from crystal_jax.compile.chips import CHIPS, GPUS
+from crystal_jax.compile.options import CompileOptions
 from crystal_jax.compile.print_report import show
 from crystal_jax.compile.roofline import bytes_on_a_chip, train_flops
 from crystal_jax.compile.topology import topology
@@ -141,7 +142,8 @@ def test_a_program_that_does_not_fit_is_refused_with_the_bytes(h100):
 @needs_compiler
 def test_fsdp_keeps_a_part_of_the_weights_on_each_gpu(gpu_step):
     experiment, alone = gpu_step
-    report = compile_case(experiment, topology("h100:8"), config="7b", what="train", mesh=MeshConfig.parse("1,8,1"))
+    options = CompileOptions(mesh=MeshConfig.parse("1,8,1"))
+    report = compile_case(experiment, topology("h100:8"), config="7b", what="train", options=options)
     assert report.chips == 8
     assert "all-gather" in report.text
     assert report.memory["arguments"] == pytest.approx(alone.memory["arguments"] / 8, rel=0.02)
@@ -150,7 +152,7 @@ def test_fsdp_keeps_a_part_of_the_weights_on_each_gpu(gpu_step):
 
 @needs_compiler
 def test_decoding_takes_layers_one_by_one_and_updates_the_cache_in_place(h100):
-    report = compile_case(experiment_of(), h100, config="7b", what="decode", rows=64)
+    report = compile_case(experiment_of(), h100, config="7b", what="decode", options=CompileOptions(rows=64))
     assert report.text.count('custom_call_target="__cudnn$fmha') == 2  # one a layer
     assert report.length == 38 + 387 + 4  # prompt, longest text, and what a step may force beyond it
     cache = 2 * 2 * 64 * report.length * 32 * 128 * 2
