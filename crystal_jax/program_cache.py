@@ -16,17 +16,22 @@ import os
 import pickle
 import platform
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from crystal_jax.storage.files import cache_folder, write_bytes
+from crystal_jax import progress
+from crystal_jax.errors import UserError
+from crystal_jax.storage.files import cache_folder, write_bytes, write_text
 
 _FOLDER = "executables"
+_SECONDS = "compile_seconds.json"  # how long each program took to compile the last time, by its name
 _MAX_BYTES = 1 << 30  # of all entries together; the least recently used ones are deleted
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 # Configuration of JAX that changes what is compiled.
@@ -38,6 +43,7 @@ _CONFIGURATION = (
     "jax_threefry_partitionable",
     "jax_debug_nans",
 )
+_compiling = threading.Lock()
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -90,9 +96,29 @@ class ProgramCache:
         loaded = _load(path, self._devices)
         if loaded is not None:
             return loaded
-        compiled = jitted.lower(*arguments).compile()
+        before = _last_seconds(path.parent).get(name)
+        progress.say(f"compiling {name!r}" + (f", which took {before:.0f} s the last time" if before else ""))
+        start = time.monotonic()
+        with _without_jax_cache():
+            compiled = jitted.lower(*arguments).compile()
         _store(path, compiled)
+        _note_seconds(path.parent, name, time.monotonic() - start)
         return compiled
+
+
+@contextlib.contextmanager
+def _without_jax_cache() -> Iterator[None]:
+    """Compiles anew: an executable out of JAX's own cache loses its functions when it is serialised again."""
+    name = "jax_enable_compilation_cache"
+    enabled = getattr(jax.config, name)
+    with _compiling:
+        compilation_cache.reset_cache()  # it remembers whether it is enabled
+        jax.config.update(name, False)
+        try:
+            yield
+        finally:
+            jax.config.update(name, enabled)
+            compilation_cache.reset_cache()
 
 
 def _signature(arguments: tuple[Any, ...]) -> list[Any]:
@@ -151,16 +177,32 @@ def _store(path: Path, compiled: Any) -> None:
         payload = pickle.dumps(serialize_executable.serialize(compiled))
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
         return
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):  # a program that is not kept is compiled again
         write_bytes(path, hashlib.sha256(payload).digest() + payload)
         _trim(path.parent)
 
 
 def _trim(folder: Path) -> None:
     """Deletes the least recently used entries beyond the size limit."""
-    entries = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir()), reverse=True)
+    entries = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process may have deleted it
+            entries.append((path.stat().st_mtime, path.stat().st_size, path))
     total = 0
-    for _, size, path in entries:
+    for _, size, path in sorted(entries, reverse=True):
         total += size
         if total > _MAX_BYTES:
             path.unlink(missing_ok=True)
+
+
+def _last_seconds(folder: Path) -> dict[str, float]:
+    try:
+        found = json.loads((folder / _SECONDS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _note_seconds(folder: Path, name: str, seconds: float) -> None:
+    with contextlib.suppress(OSError, UserError):
+        write_text(folder / _SECONDS, json.dumps(_last_seconds(folder) | {name: round(seconds, 1)}))

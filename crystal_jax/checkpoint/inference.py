@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
+from crystal_jax import progress
 from crystal_jax.checkpoint.model_flags import mesh_of
 from crystal_jax.checkpoint.models import Trained, load_for_inference
 from crystal_jax.checkpoint.pretrained import locate
@@ -65,6 +66,7 @@ def load_inference_model(
     Raises:
         UserError: no such checkpoint, or the mesh does not fit the devices.
     """
+    progress.say(f"loading {checkpoint}")
     devices = mesh_of(mesh)
     trained = load_for_inference(checkpoint, devices, step=step)
     return InferenceModel(locate(checkpoint), trained, tokenizer_of(trained.experiment), devices)

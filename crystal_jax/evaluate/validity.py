@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Float
-from pymatgen.analysis.local_env import CovalentRadius
 from pymatgen.core import Composition, Element, Structure
+from pymatgen.core.molecule_structure_comparator import CovalentRadius
 
 from crystal_jax.evaluate.oxidation import OxidationTable
 from crystal_jax.suppress_warnings import quiet

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from crystal_jax.checkpoint.inference import InferenceModel
 from crystal_jax.errors import RequestError
 from crystal_jax.model.transformer import Transformer
+from crystal_jax.program_cache import ProgramCache
 from crystal_jax.sharding import BATCH, on_mesh
 from crystal_jax.text.tokenizer import encode_example
 
@@ -80,7 +81,9 @@ class Likelihood:
 
     def __init__(self, model: InferenceModel, *, prompt: str, batch_size: int):
         self._params, self._tokenizer, self._prompt = model.trained.params, model.tokenizer, prompt
-        self._log_probs = make_log_probs(model.trained.graph, model.mesh)
+        self._jitted = make_log_probs(model.trained.graph, model.mesh)
+        self._cache = ProgramCache(model.mesh, {"model": repr(model.trained.graph)})
+        self._programs: dict[int, LogProbs] = {}  # by padded length
         self._prompt_ids = jnp.array([self._tokenizer.bos_id, *self._tokenizer.encode(prompt)], jnp.int32)
         self._longest = model.experiment.model.num_positions
         self._batch_size = batch_size + -batch_size % model.mesh.size
@@ -114,5 +117,7 @@ class Likelihood:
         tokens, counts = np.zeros((2, self._batch_size, length), np.int32)
         for row, ids in enumerate(completions):
             tokens[row, : len(ids)], counts[row, : len(ids)] = ids, 1
-        each = self._log_probs(self._params, self._prompt_ids, jax.device_put(tokens, self._where))
+        if length not in self._programs:
+            self._programs[length] = self._cache.program(f"log_probs of {length} tokens", self._jitted)
+        each = self._programs[length](self._params, self._prompt_ids, jax.device_put(tokens, self._where))
         return (jax.device_get(each).astype(np.float64) * counts).sum(axis=1)[: len(completions)]

@@ -73,11 +73,19 @@ def _no_shorter_vector(length: float, metrics: Float[np.ndarray, "n 3 3"]) -> Bo
     reciprocal = np.sqrt(np.diagonal(np.linalg.inv(metrics), axis1=1, axis2=2))
     most = np.floor(length * reciprocal).astype(int)
     longer = np.ones(len(metrics), bool)
-    for i in np.flatnonzero(most.any(axis=1)):
-        vectors = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most[i])), axis=-1).reshape(-1, 3)
-        squares = np.einsum("ni,ij,nj->n", vectors, metrics[i], vectors)[vectors.any(axis=1)]
-        longer[i] = (squares >= length**2).all()
+    for largest in {tuple(row) for row in most[most.any(axis=1)].tolist()}:
+        chosen = (most == largest).all(axis=1)
+        vectors = _vectors(largest)
+        squares = np.einsum("vi,nij,vj->nv", vectors, metrics[chosen], vectors, optimize=True)
+        longer[chosen] = (squares >= length**2).all(axis=1)
     return longer
+
+
+@functools.lru_cache(maxsize=4096)
+def _vectors(largest: tuple[int, ...]) -> Float[np.ndarray, "v 3"]:
+    """Returns the nonzero vectors of whole numbers up to these magnitudes, one of each pair of opposite ones."""
+    every = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in largest), indexing="ij"), axis=-1).reshape(-1, 3)
+    return every[len(every) // 2 + 1 :].astype(float)
 
 
 class KeepsDistance:

@@ -105,6 +105,31 @@ def test_nor_on_any_of_these_with_a_cache_in_8_bits(short, reference):
     assert sum(coded[i].ids == reference[i].ids for i in reference) >= 6
 
 
+def test_attempts_made_side_by_side_count_in_their_order(short):
+    """With fewer requests than slots, later attempts run before it is known that the earlier ones fail."""
+
+    def guide(fields):
+        atom, part = divmod(len(fields) - 6, 4)
+        if part != 3 or atom < 1:
+            return AllowedValues({}, field_of_atom(max(atom, 1), 3))
+        return AllowedValues({"z": np.arange(100) < 60}, field_of_atom(atom + 1, 3))
+
+    limits = make_limits(min_atoms=2, max_atoms=3)
+    requests = [
+        GenerationRequest(
+            index=i, prompt=short.prompt[: 1 + i % 2], guide=guide, limits=limits, max_retries=9, attempts=2, first=i
+        )
+        for i in range(6)
+    ]
+    one_by_one = short.answers(short.engine(1), requests)
+    side_by_side = short.answers(short.engine(24), requests)
+    same(side_by_side, one_by_one)
+    restarts = [one_by_one[i].num_restarts for i in range(6)]
+    assert [side_by_side[i].num_restarts for i in range(6)] == restarts
+    assert len(set(restarts)) > 2
+    assert max(restarts) > 2
+
+
 def test_every_request_is_answered_once(reference):
     assert sorted(reference) == list(range(12))
     assert len({drawn.ids for drawn in reference.values()}) == 12
