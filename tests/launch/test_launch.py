@@ -223,7 +223,6 @@ def test_two_real_processes_train_leave_when_asked_and_go_on(dataset, tmp_path):
         **os.environ,
         "PYTHON": sys.executable,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "c"),
     }
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as job:
         deadline = time.monotonic() + 240

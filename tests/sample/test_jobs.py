@@ -29,19 +29,14 @@ def settings(trained):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def alone(settings, cache, tmp_path_factory):
+def alone(settings, tmp_path_factory):
     output = tmp_path_factory.mktemp("jobs") / "alone"
-    finish(settings, output, cache)
+    finish(settings, output)
     return output
 
 
-def finish(settings, output, cache, **kwargs):
-    with Group(settings, output, cache, work=draw, **kwargs) as group:
+def finish(settings, output, **kwargs):
+    with Group(settings, output, work=draw, **kwargs) as group:
         assert set(group.wait()) == {0}, Path(f"{output}.process0.log").read_text()[-2000:]
 
 
@@ -63,26 +58,26 @@ def same(output, other):
     assert (output / "samples.csv").read_text() == (other / "samples.csv").read_text()
 
 
-def test_two_processes_of_four_devices_draw_the_same(settings, alone, cache, tmp_path):
-    finish({**settings, "batch_size": 8}, tmp_path / "pair", cache, processes=2, devices=8)
+def test_two_processes_of_four_devices_draw_the_same(settings, alone, tmp_path):
+    finish({**settings, "batch_size": 8}, tmp_path / "pair", processes=2, devices=8)
     same(tmp_path / "pair", alone)
 
 
 @pytest.mark.parametrize(("processes", "kills"), [(1, 5), (2, 2)])
-def test_a_killed_job_has_no_duplicate_and_no_gap(settings, alone, cache, tmp_path, processes, kills):
+def test_a_killed_job_has_no_duplicate_and_no_gap(settings, alone, tmp_path, processes, kills):
     output, rng = tmp_path / "killed", random.Random(processes)
     for _ in range(kills):
         wanted = lines(output) + rng.randint(1, 6)
-        with Group(settings, output, cache, work=draw, processes=processes) as group:
+        with Group(settings, output, work=draw, processes=processes) as group:
             while lines(output) < wanted and group.alive():
                 time.sleep(0.001)
     assert 0 < lines(output) <= NUMBER
-    finish(settings, output, cache, processes=processes)
+    finish(settings, output, processes=processes)
     same(output, alone)
 
 
-def test_compositions_that_are_drawn_first_are_the_same_in_two_processes(settings, stating, cache, tmp_path):
+def test_compositions_that_are_drawn_first_are_the_same_in_two_processes(settings, stating, tmp_path):
     stated = {**settings, "checkpoint": stating, "exclude_elements": ["H"]}
-    finish(stated, tmp_path / "alone", cache)
-    finish({**stated, "batch_size": 8}, tmp_path / "pair", cache, processes=2, devices=8)
+    finish(stated, tmp_path / "alone")
+    finish({**stated, "batch_size": 8}, tmp_path / "pair", processes=2, devices=8)
     same(tmp_path / "pair", tmp_path / "alone")

@@ -1,9 +1,10 @@
 """Training in processes of their own that may be killed, started again and again by a supervisor.
 
 Starting Python and importing JAX is most of the life of such a process, so a server that has imported everything forks
-them, and they share a compilation cache.
+them. They share the compilation cache of all tests (tests/conftest.py).
 """
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -18,13 +19,21 @@ ROOT = str(Path(__file__).parents[2])
 if ROOT not in sys.path:  # the server finds this module by it
     sys.path.insert(0, ROOT)
 
+# None of these touches a device when it is imported. The server passes over a module that it does not find.
+_PRELOADED = (
+    "jax.experimental.multihost_utils",
+    "crystal_jax.processes",
+    "crystal_jax.sample.sample_run",
+    "crystal_jax.train.training_run",
+)
+assert all(importlib.util.find_spec(name) for name in _PRELOADED)
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.train.imported"])
+_CONTEXT.set_forkserver_preload(list(_PRELOADED))
 SAVING = "*.orbax-checkpoint-tmp*"  # a checkpoint that is being written
 PREEMPTED = 75
 
 
-def enter(workdir, process, num_processes, devices, port, cache):
+def enter(workdir, process, num_processes, devices, port):
     """Makes a new process one of a job, with a log beside the workdir."""
     log = os.open(f"{workdir}.process{process}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -33,13 +42,8 @@ def enter(workdir, process, num_processes, devices, port, cache):
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={devices // num_processes} --xla_backend_optimization_level=0"
     )
-    import jax
-
     from crystal_jax.processes import join
 
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if num_processes > 1:
         join(f"localhost:{port}", num_processes, process)
 
@@ -68,11 +72,11 @@ class Group:
     `work` is called in each with the configuration, the workdir, what `enter` wants to know, and the further options.
     """
 
-    def __init__(self, config, workdir, cache, *, processes=1, devices=4, work=_train, **options):
+    def __init__(self, config, workdir, *, processes=1, devices=4, work=_train, **options):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        places = [(config, str(workdir), i, processes, devices, port, str(cache)) for i in range(processes)]
+        places = [(config, str(workdir), i, processes, devices, port) for i in range(processes)]
         self.processes = [_CONTEXT.Process(target=work, args=place, kwargs=options) for place in places]
 
     def __enter__(self):
@@ -99,9 +103,9 @@ class Group:
         return [process.exitcode for process in self.processes]
 
 
-def run(config, workdir, cache, **kwargs):
+def run(config, workdir, **kwargs):
     """From start to end, undisturbed."""
-    with Group(config, workdir, cache, **kwargs) as group:
+    with Group(config, workdir, **kwargs) as group:
         assert set(group.wait()) == {0}, Path(f"{workdir}.process0.log").read_text()[-2000:]
 
 
@@ -118,7 +122,7 @@ def saved(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
 
 
-def run_and_kill(config, workdir, cache, *, kills, seed, **kwargs):
+def run_and_kill(config, workdir, *, kills, seed, **kwargs):
     """Kills the run `kills` times, half of them at a random step and half while it saves, then lets it finish.
 
     Returns:
@@ -129,7 +133,7 @@ def run_and_kill(config, workdir, cache, *, kills, seed, **kwargs):
     for kill in range(kills):
         before = saved(workdir)
         target = (before or [0])[-1] + rng.randint(1, config["train"]["save_every"] + 1)
-        with Group(config, workdir, cache, **kwargs) as group:
+        with Group(config, workdir, **kwargs) as group:
             deadline = time.monotonic() + 300
             while time.monotonic() < deadline:
                 assert group.alive(), Path(f"{workdir}.process0.log").read_text()[-2000:]
@@ -142,5 +146,5 @@ def run_and_kill(config, workdir, cache, *, kills, seed, **kwargs):
                 raise AssertionError(f"nothing to kill at in five minutes: {workdir}")
             group.signal(rng.randrange(len(group.processes)), signal.SIGKILL)
         mid_save += any(checkpoints.glob(SAVING))
-    run(config, workdir, cache, **kwargs)
+    run(config, workdir, **kwargs)
     return mid_save

@@ -28,23 +28,18 @@ def config(dataset):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def alone(config, cache, tmp_path_factory):
+def alone(config, tmp_path_factory):
     """The workdir of an undisturbed run of one process with four devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    run(config, workdir, cache)
+    run(config, workdir)
     return workdir
 
 
 @pytest.fixture(scope="module")
-def pair(config, cache, tmp_path_factory):
+def pair(config, tmp_path_factory):
     """The same of two processes with two devices each."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
-    run(config, workdir, cache, processes=2)
+    run(config, workdir, processes=2)
     return workdir
 
 
@@ -53,8 +48,8 @@ def values(workdir, key="loss"):
     return [found[step] for step in sorted(found)]
 
 
-def test_the_number_of_processes_does_not_change_the_losses(alone, pair, config, cache, tmp_path):
-    run(config, tmp_path / "four", cache, processes=4, stop_after=8)
+def test_the_number_of_processes_does_not_change_the_losses(alone, pair, config, tmp_path):
+    run(config, tmp_path / "four", processes=4, stop_after=8)
     assert len(values(alone)) == STEPS
     for key in ("loss", "val_loss", "val_loss_coordinate"):
         np.testing.assert_allclose(values(pair, key), values(alone, key), rtol=1e-4)
@@ -63,16 +58,16 @@ def test_the_number_of_processes_does_not_change_the_losses(alone, pair, config,
     assert len(values(tmp_path / "four")) == 8
 
 
-def test_killed_fourteen_times_alone(alone, config, cache, tmp_path):
-    mid_save = run_and_kill(config, tmp_path / "run", cache, kills=14, seed=0)
+def test_killed_fourteen_times_alone(alone, config, tmp_path):
+    mid_save = run_and_kill(config, tmp_path / "run", kills=14, seed=0)
     assert mid_save >= 4
     assert curve(tmp_path / "run") == curve(alone)  # to the bit
     assert curve(tmp_path / "run", "val_loss") == curve(alone, "val_loss")
 
 
-def test_killed_eight_times_as_a_pair(pair, config, cache, tmp_path):
+def test_killed_eight_times_as_a_pair(pair, config, tmp_path):
     """Any one of the two dies; a launcher then takes down the other."""
-    mid_save = run_and_kill(config, tmp_path / "run", cache, kills=8, seed=1, processes=2)
+    mid_save = run_and_kill(config, tmp_path / "run", kills=8, seed=1, processes=2)
     assert mid_save >= 2
     assert curve(tmp_path / "run") == curve(pair)
     assert curve(tmp_path / "run", "val_loss") == curve(pair, "val_loss")
@@ -81,24 +76,24 @@ def test_killed_eight_times_as_a_pair(pair, config, cache, tmp_path):
 @pytest.mark.parametrize(
     ("begun", "processes", "mesh"), [("pair", 1, (1, 2, 2)), ("alone", 2, (4, 1, 1))], ids=["two-to-one", "one-to-two"]
 )
-def test_a_run_goes_on_elsewhere(request, config, cache, tmp_path, begun, processes, mesh):
+def test_a_run_goes_on_elsewhere(request, config, tmp_path, begun, processes, mesh):
     """From a checkpoint, with another number of processes and on another mesh."""
     source, workdir = request.getfixturevalue(begun), tmp_path / "run"
     shutil.copytree(source, workdir)
     shutil.rmtree(workdir / f"checkpoints/{STEPS}")
     start = saved(workdir)[-1]
     elsewhere = {**config, "mesh": dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))}
-    run(elsewhere, workdir, cache, processes=processes)
+    run(elsewhere, workdir, processes=processes)
     assert start == STEPS - config["train"]["save_every"]
     assert saved(workdir)[-1] == STEPS  # which was deleted, so it was computed anew
     np.testing.assert_allclose(values(workdir), values(source), rtol=1e-5)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_at_once_and_says_so(alone, pair, config, cache, tmp_path, processes):
+def test_sigterm_saves_at_once_and_says_so(alone, pair, config, tmp_path, processes):
     workdir = tmp_path / "run"
     rarely = {**config, "train": {**config["train"], "save_every": STEPS}}
-    with Group(rarely, workdir, cache, processes=processes) as group:
+    with Group(rarely, workdir, processes=processes) as group:
         while max(curve(workdir), default=0) < 3:
             assert group.alive()
             time.sleep(0.001)
@@ -107,17 +102,17 @@ def test_sigterm_saves_at_once_and_says_so(alone, pair, config, cache, tmp_path,
     (step,) = saved(workdir)
     assert 3 <= step < STEPS
     assert max(curve(workdir)) == step
-    run(rarely, workdir, cache, processes=processes)
+    run(rarely, workdir, processes=processes)
     assert curve(workdir) == curve(pair if processes == 2 else alone)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_googles_announcement_is_as_good_as_sigterm(alone, pair, config, cache, tmp_path, processes):
+def test_googles_announcement_is_as_good_as_sigterm(alone, pair, config, tmp_path, processes):
     workdir = tmp_path / "run"
     rarely = {**config, "train": {**config["train"], "save_every": STEPS}}
     with (
         MetadataServer() as server,
-        Group(rarely, workdir, cache, processes=processes, metadata_host=server.host) as group,
+        Group(rarely, workdir, processes=processes, metadata_host=server.host) as group,
     ):
         while max(curve(workdir), default=0) < 3:
             assert group.alive()
@@ -129,12 +124,12 @@ def test_googles_announcement_is_as_good_as_sigterm(alone, pair, config, cache, 
         assert 3 <= step < STEPS
         assert max(curve(workdir)) == step
         # The machine is still there, and still to be stopped: the same command goes on to the end.
-        run(rarely, workdir, cache, processes=processes, metadata_host=server.host)
+        run(rarely, workdir, processes=processes, metadata_host=server.host)
     assert curve(workdir) == curve(pair if processes == 2 else alone)
 
 
-def test_a_metadata_server_that_fails_disturbs_nothing(alone, config, cache, tmp_path):
+def test_a_metadata_server_that_fails_disturbs_nothing(alone, config, tmp_path):
     with MetadataServer(fails=drop_what_waits) as server:
-        run(config, tmp_path / "run", cache, metadata_host=server.host)
+        run(config, tmp_path / "run", metadata_host=server.host)
         assert ("preempted", True) in server.requests
     assert curve(tmp_path / "run") == curve(alone)
