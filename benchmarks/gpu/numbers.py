@@ -70,7 +70,8 @@ def logits(model: Transformer, tokens: jax.Array) -> np.ndarray:
 
 def texts(folder: Path, number: int) -> list[str]:
     """Samples of crystal-tiny, seed 0, without constraints."""
-    table = sample("crystal-tiny", output=folder, num_samples=number, constraints=(), mesh="1,1,1", batch_size=64)
+    slots = min(64, number)
+    table = sample("crystal-tiny", output=folder, num_samples=number, constraints=(), mesh="1,1,1", batch_size=slots)
     rows = map(json.loads, (table.parent / "samples.jsonl").read_text().splitlines())
     return [row["text"] for row in sorted(rows, key=lambda row: row["index"])]
 
@@ -80,6 +81,8 @@ def losses(data: Path, workdir: Path, steps: int, dtype: str = "float32", *, toy
     config = crystal_tiny.get_config("scratch").to_dict()
     config["model"] |= dict(dtype=dtype, **(_TOY if toy else {}))
     config["data"] |= dict(directory=str(data), include_elements=("Li", "Na"))
+    if toy:
+        config["data"]["batch_size"] = 4
     config["mesh"] = dict(data=1, fsdp=1, tensor=1)
     config["train"] |= dict(num_steps=steps, log_every=1, eval_every=steps, save_every=steps, eval_batches=1)
     train(config, workdir=workdir)
