@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import jax
 import peft
@@ -20,6 +19,7 @@ import transformers
 from absl import flags
 from flax import nnx
 
+from benchmarks.machine import processor
 from benchmarks.peer_examples import Example, collate
 from benchmarks.peer_model import llama_config
 from crystal_jax.checkpoint.layout import StateSource
@@ -39,7 +39,7 @@ def begin(threads: int) -> None:
     flags.FLAGS(["benchmark"])  # Grain reads absl flags of its own
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
-    print(f"{_cpu_model()}, {threads} threads, Python {platform.python_version()}")
+    print(f"{processor()}, {threads} threads, Python {platform.python_version()}")
     print(", ".join(f"{name} {version(name)}" for name in _PACKAGES))
     load = os.getloadavg()[0]
     print(f"load average {load:.2f}" + (": the machine is not idle, expect low figures" if load > 0.5 else ""))
@@ -131,8 +131,3 @@ def peer_seconds(model: torch.nn.Module, steps: list[list[Example]]) -> float:
         )
         transformers.Trainer(model, arguments, train_dataset=steps, data_collator=collate, callbacks=[clock]).train()
     return clock.ends[-1] - clock.ends[0]
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from crystal_jax import __version__, old_names
+from crystal_jax import __version__, old_names, progress
 from crystal_jax.errors import Preempted, UserError
 from crystal_jax.storage.files import cache_folder
 
@@ -63,7 +63,7 @@ def _usage() -> str:
 
 def _flag_help(flag_values: flags.FlagValues) -> str:
     """One row a flag, in the order of definition."""
-    own = [flag for group in flag_values.flags_by_module_dict().values() for flag in group]
+    own = [flag_values[name] for name in flag_values]
     width = max(len(flag.name) for flag in own) + 6
     rows = []
     for flag in own:
@@ -166,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         _parse(flag_values, name, old_names.present_flags(name, rest))
+        progress.say(f"crystal-jax {name}: loading libraries")
         module.main(flag_values)
     except flags.Error as error:
         print(f"crystal-jax {name}: {error} (see 'crystal-jax {name} --help')", file=sys.stderr)

@@ -226,19 +226,3 @@ def put_rows(cache: Cache, other: Cache, source: Int[Array, " b"]) -> Cache:
         )
     )
     return cache.replace(keys=keys, values=values, length=jnp.where(fresh, other.length[taken], cache.length))
-
-
-def resize(cache: Cache, kept: Int[Array, " c"], *, capacity: int) -> Cache:
-    """Returns the rows `kept` with another capacity, which must hold their sequences."""
-
-    def fit(leaf: Array, positions: int, rows: int) -> Array:
-        leaf = jnp.take(jax.lax.slice_in_dim(leaf, 0, min(capacity, cache.capacity), axis=positions), kept, axis=rows)
-        room = [(0, 0)] * leaf.ndim
-        room[positions] = (0, capacity - leaf.shape[positions])
-        return jnp.pad(leaf, room)
-
-    keys, values = (
-        jax.tree.map(fit, *parts)
-        for parts in zip((cache.keys, cache.values), cache.axes("s"), cache.axes("b"), strict=True)
-    )
-    return cache.replace(keys=keys, values=values, length=cache.length[kept])

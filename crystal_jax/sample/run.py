@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from crystal_jax import flag_fields, processes, progress
+from crystal_jax import flag_fields, processes
 from crystal_jax.checkpoint.model_flags import define_model_flags, step_of
 from crystal_jax.errors import UserError
 from crystal_jax.provenance import command_line
@@ -84,7 +84,6 @@ def sample(checkpoint: str | Path | SampleConfig, *, command: str = "sample", **
     """
     config = checkpoint if isinstance(checkpoint, SampleConfig) else SampleConfig(checkpoint=checkpoint, **settings)
     # Late, so that --help and bad flags answer at once.
-    progress.say("loading JAX")
     from crystal_jax.sample.sample_run import SampleRun
 
     return SampleRun(config).write(command=command)

@@ -10,8 +10,8 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from crystal_jax.energy import runner
-from crystal_jax.energy.settings import RelaxSettings
 from crystal_jax.energy.runner import RelaxJob, key_of, read_journals, relax_all
+from crystal_jax.energy.settings import RelaxSettings
 from crystal_jax.errors import UserError
 from tests.energy import killers
 from tests.energy.conftest import distorted
