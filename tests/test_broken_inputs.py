@@ -34,7 +34,7 @@ from crystal_jax.energy.hull import read_hull
 from crystal_jax.energy.runner import read_journals
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.evaluation import read_evaluation
-from crystal_jax.evaluate.external_results import infill_metrics, read_infilled, read_scores
+from crystal_jax.evaluate.metrics.external_results import infill_metrics, read_infilled, read_scores
 from crystal_jax.evaluate.run import evaluate
 from crystal_jax.model.flops import projection_sizes
 from crystal_jax.sample.requests import read_requests

@@ -14,8 +14,8 @@ from crystal_jax.dft.vasp_inputs import MANIFEST
 from crystal_jax.energy.corrections import corrected
 from crystal_jax.energy.hull import Hull
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import dft_runs
 from crystal_jax.evaluate.evaluation import Evaluation, read_evaluation, write_evaluation
+from crystal_jax.evaluate.metrics import dft_runs
 from crystal_jax.storage.files import as_path
 from crystal_jax.suppress_warnings import quiet
 from crystal_jax.tables import read_rows

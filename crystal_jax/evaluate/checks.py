@@ -10,16 +10,16 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from crystal_jax.evaluate import symmetry
-from crystal_jax.evaluate.crystals import properties_of
-from crystal_jax.evaluate.oxidation import OxidationTable
-from crystal_jax.evaluate.validity import (
+from crystal_jax.evaluate.chemistry import symmetry
+from crystal_jax.evaluate.chemistry.oxidation import OxidationTable
+from crystal_jax.evaluate.chemistry.validity import (
     compositional_invalid_reason,
     implausible_reason,
     interatomic_distances,
     reduced_counts,
     structural_invalid_reason,
 )
+from crystal_jax.evaluate.crystals import properties_of
 from crystal_jax.storage.worker_pool import map_in_order
 from crystal_jax.structures import Sample
 from crystal_jax.suppress_warnings import quiet

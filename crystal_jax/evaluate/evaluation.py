@@ -19,7 +19,7 @@ from crystal_jax import old_names
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, write_cifs
 from crystal_jax.evaluate.columns import COLUMNS, empty_column
-from crystal_jax.evaluate.metrics import summary
+from crystal_jax.evaluate.metrics.rates import summary
 from crystal_jax.json_files import JsonObject, read_object
 from crystal_jax.old_names import present_columns, present_types
 from crystal_jax.storage.files import write_text

@@ -15,14 +15,14 @@ from crystal_jax import arguments
 from crystal_jax.energy.hull import Hull, read_hull
 from crystal_jax.energy.model import load_model
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import symmetry
+from crystal_jax.evaluate.chemistry import symmetry
+from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, load_known_materials
+from crystal_jax.evaluate.chemistry.oxidation import OxidationTable, load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.evaluate.config import EvaluateConfig
 from crystal_jax.evaluate.crystals import parse_all, properties
-from crystal_jax.evaluate.external_results import Infilled, Scores, read_infilled, read_scores
-from crystal_jax.evaluate.fingerprints import Fingerprints, fingerprints
-from crystal_jax.evaluate.known_materials import KnownMaterials, load_known_materials
-from crystal_jax.evaluate.oxidation import OxidationTable, load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_invalid_reason, structural_invalid_reason
+from crystal_jax.evaluate.fingerprints.fingerprints import Fingerprints, fingerprints
+from crystal_jax.evaluate.metrics.external_results import Infilled, Scores, read_infilled, read_scores
 from crystal_jax.structures import Entry, Sample, entry_of_structure, read_entries, read_reference
 
 

@@ -12,22 +12,13 @@ import pandas as pd
 
 from crystal_jax.energy.model import includes_corrections
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import (
-    conditions,
-    dft_runs,
-    external_results,
-    fingerprint_metrics,
-    magpie,
-    metrics,
-    novelty,
-    prediction,
-    stability,
-    symmetry,
-    validity,
-)
+from crystal_jax.evaluate.chemistry import symmetry, validity
 from crystal_jax.evaluate.cutoffs import CUTOFFS, NOVELTY
-from crystal_jax.evaluate.fingerprints import CACHE
+from crystal_jax.evaluate.fingerprints import comparison, magpie
+from crystal_jax.evaluate.fingerprints.fingerprints import CACHE
 from crystal_jax.evaluate.inputs import Inputs
+from crystal_jax.evaluate.metrics import conditions, dft_runs, external_results, prediction, rates, stability
+from crystal_jax.evaluate.novelty import matcher
 from crystal_jax.evaluate.stages import relax_job
 from crystal_jax.json_files import read_object
 from crystal_jax.provenance import versions
@@ -44,7 +35,7 @@ def content_of(table: pd.DataFrame, inputs: Inputs, *, command: str | None) -> d
         inputs: what the evaluation read.
         command: the command line, for the report.
     """
-    scored = metrics.scored_rows(table, inputs.config.mode)
+    scored = rates.scored_rows(table, inputs.config.mode)
     return {
         **_metrics(table, scored, inputs),
         "spacegroups": symmetry.comparison(
@@ -58,7 +49,7 @@ def content_of(table: pd.DataFrame, inputs: Inputs, *, command: str | None) -> d
             "models": sorted({entry.model for entry in inputs.entries if entry.model}),
         },
         **_sources(inputs),
-        "failures": metrics.failures(table),
+        "failures": rates.failures(table),
         "remarks": int(table["remark"].notna().sum()),
         "mode": inputs.config.mode,
         "command": command,
@@ -73,10 +64,10 @@ def content_of(table: pd.DataFrame, inputs: Inputs, *, command: str | None) -> d
 def _metrics(table: pd.DataFrame, scored: pd.DataFrame, inputs: Inputs) -> dict[str, Any]:
     """Returns the metrics, family by family; each is a function of the table and of what it is compared with."""
     config, paper_mode = inputs.config, inputs.is_paper_mode
-    found: dict[str, Any] = metrics.rates(table, scored, with_novelty=inputs.train is not None)
-    found |= metrics.distances(scored, inputs.reference_properties)
+    found: dict[str, Any] = rates.rates(table, scored, with_novelty=inputs.train is not None)
+    found |= rates.distances(scored, inputs.reference_properties)
     if inputs.has_fingerprints:
-        found |= fingerprint_metrics.metrics_of(
+        found |= comparison.metrics_of(
             table,
             scored,
             inputs.reference_fingerprints,
@@ -84,7 +75,7 @@ def _metrics(table: pd.DataFrame, scored: pd.DataFrame, inputs: Inputs) -> dict[
             paper_mode=paper_mode,
         )
     if inputs.has_train_fingerprints:
-        found |= fingerprint_metrics.novelty_of(scored, paper_mode=paper_mode)
+        found |= comparison.novelty_of(scored, paper_mode=paper_mode)
     if config.has_energies:
         found |= stability.metrics_of(table, scored, has_hull=inputs.hull is not None, paper_mode=paper_mode)
     metastable = found.get("metastable") or {}
@@ -116,14 +107,14 @@ def _settings(inputs: Inputs) -> dict[str, Any]:
     paper_mode, prints = inputs.is_paper_mode, inputs.has_fingerprints
     return {
         "oxidation_states": inputs.oxidation.name,
-        "paper_draw_seed": metrics.PAPER_DRAW_SEED if paper_mode else None,
+        "paper_draw_seed": rates.PAPER_DRAW_SEED if paper_mode else None,
         "electronegativity_zr": inputs.oxidation.electronegativity["Zr"],
         "min_distance_angstrom": validity.MIN_DISTANCE,
         "min_volume_cubic_angstrom": validity.MIN_VOLUME,
         "min_radius_factor": validity.MIN_RADIUS_FACTOR,
         "max_volume_factor": validity.MAX_VOLUME_FACTOR,
-        "matcher": novelty.MATCHER,
-        "matcher_loose": novelty.LOOSE_MATCHER,
+        "matcher": matcher.MATCHER,
+        "matcher_loose": matcher.LOOSE_MATCHER,
         "spacegroup_symprec_angstrom": symmetry.PRECISION,
         "coverage_cutoffs": dataclasses.asdict(CUTOFFS[inputs.config.coverage_cutoffs]) if prints else None,
         "novelty_cutoffs": dataclasses.asdict(NOVELTY) if inputs.has_train_fingerprints else None,

@@ -16,19 +16,14 @@ import pandas as pd
 
 from crystal_jax.energy.model import includes_corrections
 from crystal_jax.energy.runner import RelaxJob
-from crystal_jax.evaluate import (
-    checks,
-    conditions,
-    dft_runs,
-    external_results,
-    fingerprint_metrics,
-    matching,
-    stability,
-)
+from crystal_jax.evaluate import checks
+from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, reduced
 from crystal_jax.evaluate.columns import TYPES, empty_column
 from crystal_jax.evaluate.cutoffs import CUTOFFS
+from crystal_jax.evaluate.fingerprints import comparison
 from crystal_jax.evaluate.inputs import Inputs
-from crystal_jax.evaluate.known_materials import KnownMaterials, reduced
+from crystal_jax.evaluate.metrics import conditions, dft_runs, external_results, stability
+from crystal_jax.evaluate.novelty import matches
 
 Columns = Mapping[str, pd.Series] | pd.DataFrame
 RELAXATIONS = "relaxations"  # folder of their logs in the evaluation's folder
@@ -109,22 +104,22 @@ def _checks(_: pd.DataFrame, inputs: Inputs) -> Columns:
 
 
 def _primitive_cells(table: pd.DataFrame, inputs: Inputs) -> Columns:
-    return matching.primitive_cells(table, inputs.samples, **_how(inputs))
+    return matches.primitive_cells(table, inputs.samples, **_how(inputs))
 
 
 def _uniqueness(table: pd.DataFrame, inputs: Inputs) -> Columns:
-    return matching.uniqueness(table, progress=inputs.config.progress)
+    return matches.uniqueness(table, progress=inputs.config.progress)
 
 
 def _newness(table: pd.DataFrame, inputs: Inputs) -> Columns:
-    return matching.newness(table, inputs.train or (), progress=inputs.config.progress)
+    return matches.newness(table, inputs.train or (), progress=inputs.config.progress)
 
 
 def _fingerprints(table: pd.DataFrame, inputs: Inputs) -> Columns:
     samples = inputs.samples
     if inputs.is_paper_mode:
-        samples = fingerprint_metrics.considered(samples, table["passes_checks"])
-    return fingerprint_metrics.fingerprint_columns(inputs.fingerprints_of(samples, "fingerprints"))
+        samples = comparison.considered(samples, table["passes_checks"])
+    return comparison.fingerprint_columns(inputs.fingerprints_of(samples, "fingerprints"))
 
 
 def _validity(table: pd.DataFrame, inputs: Inputs) -> Columns:
@@ -138,18 +133,18 @@ def _validity(table: pd.DataFrame, inputs: Inputs) -> Columns:
 
 def _nearest(table: pd.DataFrame, inputs: Inputs) -> Columns:
     train = inputs.has_train_fingerprints
-    return fingerprint_metrics.nearest_columns(
+    return comparison.nearest_columns(
         table,
         inputs.reference_fingerprints,
         inputs.train_fingerprints if train else inputs.reference_fingerprints,
-        fingerprint_metrics.named(inputs.train_samples if train else inputs.compared_reference),
+        comparison.named(inputs.train_samples if train else inputs.compared_reference),
         cutoffs=CUTOFFS[inputs.config.coverage_cutoffs],
         paper_mode=inputs.is_paper_mode,
     )
 
 
 def _newness_by_fingerprint(table: pd.DataFrame, inputs: Inputs) -> Columns:
-    return fingerprint_metrics.newness_columns(table, inputs.train_fingerprints)
+    return comparison.newness_columns(table, inputs.train_fingerprints)
 
 
 def _known_formula(table: pd.DataFrame, inputs: Inputs) -> Columns:

@@ -16,8 +16,8 @@ from pymatgen.io.cif import CifWriter
 from crystal_jax.checkpoint.inference import InferenceModel, load_inference_model, tokenizer_of
 from crystal_jax.checkpoint.models import describe
 from crystal_jax.errors import RequestError, UserError
-from crystal_jax.evaluate.oxidation import OxidationTable, load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_invalid_reason
+from crystal_jax.evaluate.chemistry.oxidation import OxidationTable, load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import compositional_invalid_reason
 from crystal_jax.infill.config import InfillConfig
 from crystal_jax.infill.radii import elements_of_similar_radius
 from crystal_jax.provenance import provenance

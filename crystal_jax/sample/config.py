@@ -14,7 +14,7 @@ from crystal_jax.flag_fields import setting
 from crystal_jax.sample.request_flags import MAX_ATOMS, check_numbers
 from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, Asked, parse_request, parse_requests
 
-MIN_RADIUS_FACTOR = 0.7  # of evaluate/validity.py, which is not imported for --help
+MIN_RADIUS_FACTOR = 0.7  # of evaluate/chemistry/validity.py, which is not imported for --help
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

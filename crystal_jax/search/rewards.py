@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pymatgen.core import Composition
 
 from crystal_jax.energy.model import Cell, load_model
-from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import (
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import (
     compositional_invalid_reason,
     implausible_reason,
     structural_invalid_reason,

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from crystal_jax.evaluate.evaluation import METRICS
-from crystal_jax.evaluate.metrics import RATES
+from crystal_jax.evaluate.metrics.rates import RATES
 from crystal_jax.json_files import read_lines, read_object
 from crystal_jax.sweep.expand import Run
 

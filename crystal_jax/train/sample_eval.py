@@ -16,8 +16,8 @@ from pymatgen.core import Composition
 
 from crystal_jax.checkpoint.models import abstract_parameters
 from crystal_jax.config import SAMPLE_RATES, Experiment
-from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_invalid_reason, structural_invalid_reason
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.sample.constraints.rules import Rules
 from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import Completion, GenerationRequest

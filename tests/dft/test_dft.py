@@ -15,8 +15,8 @@ from crystal_jax.dft.vasp_results import collect_results
 from crystal_jax.energy.hull import Hull
 from crystal_jax.energy.runner import key_of
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import dft_runs
 from crystal_jax.evaluate.columns import COLUMNS
+from crystal_jax.evaluate.metrics import dft_runs
 
 _VERDICTS = {name: True for name, kind in COLUMNS.items() if kind == "bool"} | {"unique": True}
 HULL = Hull([({"Na": 1, "Cl": 1}, -2.1)], {"Na": -1.3, "Cl": -1.8}, "test")

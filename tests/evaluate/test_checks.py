@@ -3,8 +3,8 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from crystal_jax.evaluate.checks import COLUMNS, check_samples
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
 from crystal_jax.evaluate.crystals import parse_all, properties
-from crystal_jax.evaluate.oxidation import load_oxidation_table
 from crystal_jax.structures import Entry
 
 

@@ -10,8 +10,8 @@ from pymatgen.core import Structure
 from crystal_jax import cli
 from crystal_jax.data import mp20
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate import metrics as metrics_module
 from crystal_jax.evaluate.columns import COLUMNS
+from crystal_jax.evaluate.metrics import rates as metrics_module
 from crystal_jax.evaluate.run import evaluate
 
 
@@ -144,7 +144,9 @@ def test_paper_mode_covers_valid_crystals_by_valid_crystals(samples, tmp_path):
 
 
 def test_in_paper_mode_a_sample_without_fingerprint_is_not_valid(samples, reference, tmp_path, monkeypatch):
-    monkeypatch.setattr("crystal_jax.evaluate.coordination.MAX_POINTS", 60)  # there are 81 in salt, 51 in CsCl
+    monkeypatch.setattr(
+        "crystal_jax.evaluate.fingerprints.coordination.MAX_POINTS", 60
+    )  # there are 81 in salt, 51 in CsCl
     for mode, valid in (("paper", (1, 5)), ("default", (3, 6))):
         metrics = measure(samples, output=tmp_path / "out", reference=str(reference), mode=mode, progress=False)
         assert rate(metrics, "validity") == valid

@@ -10,8 +10,8 @@ from pymatgen.core import Composition, Structure
 from crystal_jax.checkpoint.workdir import read_experiment
 from crystal_jax.cli import main
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_invalid_reason
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import compositional_invalid_reason
 from crystal_jax.infill.radii import elements_of_similar_radius
 from crystal_jax.infill.replacements import propose
 from crystal_jax.infill.run import infill

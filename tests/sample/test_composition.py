@@ -15,8 +15,8 @@ from crystal_jax.checkpoint.inference import InferenceModel
 from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_invalid_reason
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import compositional_invalid_reason
 from crystal_jax.sample.composition import CompositionRequest, CompositionSampler
 from crystal_jax.sample.run import sample
 from crystal_jax.score.likelihood import Likelihood

@@ -12,8 +12,12 @@ from crystal_jax import sharding
 from crystal_jax.checkpoint.workdir import best_step
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_invalid_reason, implausible_reason, structural_invalid_reason
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import (
+    compositional_invalid_reason,
+    implausible_reason,
+    structural_invalid_reason,
+)
 from crystal_jax.sample.engine import decode_threads, engine, scheduler
 from crystal_jax.sample.requests import read_requests
 from crystal_jax.sample.run import sample

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from crystal_jax.evaluate.oxidation import OxidationTable
+from crystal_jax.evaluate.chemistry.oxidation import OxidationTable
 from crystal_jax.sample.constraints.guide import AllowedValues, field_of_atom
 from crystal_jax.text.grammar.automaton import END
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS

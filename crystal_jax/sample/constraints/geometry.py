@@ -11,7 +11,13 @@ from pymatgen.core import Lattice
 from pymatgen.symmetry.groups import SpaceGroup
 from pymatgen.util.coord import pbc_shortest_vectors
 
-from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME, covalent_radius, shortest_vector, sphere_volume
+from crystal_jax.evaluate.chemistry.validity import (
+    MIN_DISTANCE,
+    MIN_VOLUME,
+    covalent_radius,
+    shortest_vector,
+    sphere_volume,
+)
 from crystal_jax.sample.constraints.guide import NEVER, AllowedValues, field_of_atom
 from crystal_jax.text.grammar.automaton import END
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS

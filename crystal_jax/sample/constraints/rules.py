@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from crystal_jax.errors import RequestError
-from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import (
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import (
     MAX_VOLUME_FACTOR,
     MIN_DISTANCE,
     MIN_RADIUS_FACTOR,

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition
 
-from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_invalid_reason
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import compositional_invalid_reason
 from crystal_jax.sample.constraints import charge
 from crystal_jax.sample.constraints.charge import ChargeBalance
 from crystal_jax.text.crystal_text import ELEMENTS

@@ -3,7 +3,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.groups import SpaceGroup
 
-from crystal_jax.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
+from crystal_jax.evaluate.chemistry.validity import MIN_DISTANCE, MIN_VOLUME
 from crystal_jax.sample.constraints.geometry import KeepsDistance, LatticeSystem, ValidCell
 from crystal_jax.sample.constraints.guide import NEVER, AllowedValues, Guides
 from crystal_jax.text.grammar.automaton import END

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition
 
-from crystal_jax.evaluate.oxidation import load_oxidation_table
-from crystal_jax.evaluate.validity import compositional_invalid_reason, structural_invalid_reason
+from crystal_jax.evaluate.chemistry.oxidation import load_oxidation_table
+from crystal_jax.evaluate.chemistry.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.sample.constraints.guide import AllowedValues, field_of_atom
 from crystal_jax.sample.constraints.masks import make_limits
 from crystal_jax.sample.constraints.rules import Rules, make_guide

@@ -1,0 +1,1 @@
+"""What chemistry says of a crystal: validity, oxidation states, symmetry, known formulas."""

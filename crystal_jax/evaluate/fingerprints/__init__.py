@@ -1,0 +1,1 @@
+"""Fingerprints of structures and compositions, and coverage by them."""

@@ -1,0 +1,1 @@
+"""Equal crystals: repetitions, and crystals of the training set."""
