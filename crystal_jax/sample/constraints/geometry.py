@@ -81,17 +81,20 @@ def _no_shorter_vector(length: float, metrics: Float[np.ndarray, "n 3 3"]) -> Bo
     longer = np.ones(len(metrics), bool)
     for largest in {tuple(row) for row in most[most.any(axis=1)].tolist()}:
         chosen = (most == largest).all(axis=1)
-        vectors = _vectors(largest)
-        squares = np.einsum("vi,nij,vj->nv", vectors, metrics[chosen], vectors, optimize=True)
+        squares = metrics[chosen].reshape(-1, 9) @ _coefficient_products(largest)
         longer[chosen] = (squares >= length**2).all(axis=1)
     return longer
 
 
 @functools.lru_cache(maxsize=4096)
-def _vectors(largest: tuple[int, ...]) -> Float[np.ndarray, "v 3"]:
-    """Returns the nonzero vectors of whole numbers up to these magnitudes, one of each pair of opposite ones."""
+def _coefficient_products(largest: tuple[int, ...]) -> Float[np.ndarray, "9 v"]:
+    """Returns the products of coefficients that a metric tensor is multiplied with to square a vector's length.
+
+    The vectors have whole coefficients up to these magnitudes: all but zero, and one of each pair of opposite ones.
+    """
     every = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in largest), indexing="ij"), axis=-1).reshape(-1, 3)
-    return every[len(every) // 2 + 1 :].astype(float)
+    vectors = every[len(every) // 2 + 1 :].astype(float)
+    return (vectors[:, :, None] * vectors[:, None]).reshape(-1, 9).T
 
 
 class KeepsDistance:
@@ -150,7 +153,7 @@ class KeepsDistance:
         )  # fractional
         x, y = map(float, fields[-2:])
         candidates = np.column_stack([np.full_like(self._z, x), np.full_like(self._z, y), self._z])
-        lattice = Lattice.from_parameters(*map(float, fields[:LATTICE_WORDS]))
+        lattice = _lattice(tuple(fields[:LATTICE_WORDS]))
         _, squares = pbc_shortest_vectors(lattice, candidates, places, return_d2=True)
         return AllowedValues(
             {"z": (squares >= (self._apart(symbols) + _SLACK) ** 2).all(axis=1)},
@@ -164,9 +167,14 @@ class KeepsDistance:
 
 
 @functools.lru_cache(maxsize=1024)  # called once per atom of each running sequence
+def _lattice(cell: tuple[str, ...]) -> Lattice:
+    return Lattice.from_parameters(*map(float, cell))
+
+
+@functools.lru_cache(maxsize=1024)
 def _lattice_facts(cell: tuple[str, ...]) -> tuple[float, float]:
     """Returns the length of a lattice's shortest vector in Å, and its volume in Å^3."""
-    lattice = Lattice.from_parameters(*map(float, cell))
+    lattice = _lattice(cell)
     return shortest_vector(lattice.get_lll_reduced_lattice().matrix), lattice.volume
 
 

@@ -23,6 +23,10 @@ from crystal_jax.sharding import LAYOUTS, on_mesh, platform_of, tree_shardings
 
 Layers = list[nnx.State]
 
+# The host answers guides when no more than this share of the slots goes on without an answer: a decode step takes as
+# long for few active slots as for many, and the host takes less than a step.
+MIN_SHARE_ACTIVE = 0.5
+
 
 class StepOutput(NamedTuple):
     """The part of the slots' state that the host reads after a call of several decode steps.
@@ -112,7 +116,7 @@ def make_programs(
 
         def unfinished(carry: tuple[Array, Slots]) -> Array:
             number, slots = carry
-            return (number < steps) & is_active(tables, slots.rows, slots.mask).any()
+            return (number < steps) & (_share_active(tables, slots) > MIN_SHARE_ACTIVE)
 
         def step(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
             number, slots = carry
@@ -156,6 +160,13 @@ def make_programs(
         advance=lambda params, layers, slots, answers: run_advance(params, layers, tables, slots, answers),
         layers=lambda params: None if layout == "stacked" else run_layers(params),
     )
+
+
+def _share_active(tables: DeviceAutomaton, slots: Slots) -> Array:
+    """Returns the share of active slots among those that are active or wait for their guide; 0 if there are none."""
+    active = is_active(tables, slots.rows, slots.mask)
+    waits = (slots.rows.state != tables.end) & ~slots.rows.rejected & (slots.mask.until >= 0) & ~active
+    return active.sum() / jnp.maximum((active | waits).sum(), 1)
 
 
 def _output(tables: DeviceAutomaton, slots: Slots) -> StepOutput:
