@@ -226,3 +226,17 @@ def put_rows(cache: Cache, other: Cache, source: Int[Array, " b"]) -> Cache:
         )
     )
     return cache.replace(keys=keys, values=values, length=jnp.where(fresh, other.length[taken], cache.length))
+
+
+def grow(cache: Cache, *, capacity: int) -> Cache:
+    """Returns the cache with a larger capacity."""
+
+    def pad(leaf: Array, positions: int) -> Array:
+        room = [(0, 0)] * leaf.ndim
+        room[positions] = (0, capacity - leaf.shape[positions])
+        return jnp.pad(leaf, room)
+
+    keys, values = (
+        jax.tree.map(pad, *parts) for parts in zip((cache.keys, cache.values), cache.axes("s"), strict=True)
+    )
+    return cache.replace(keys=keys, values=values)

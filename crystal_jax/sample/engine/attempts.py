@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from crystal_jax.model.kv_cache import grow
 from crystal_jax.sample.constraints.masks import AllowedValueMask, CompositionLimits, DeviceAutomaton, init_parse_state
 from crystal_jax.sample.engine.decode_state import DecodeState, PrefillResult, SamplingParams, insert
 from crystal_jax.sharding import BATCH
@@ -136,6 +137,11 @@ def place(tables: DeviceAutomaton, slots: Slots, prompts: PrefillResult, placed:
         begin=_choose(fresh, placed.mask, slots.begin),
         retries=_choose(fresh, new, slots.retries),
     )
+
+
+def grow_slots(slots: Slots, *, capacity: int) -> Slots:
+    """Returns the slots with a cache of more positions."""
+    return slots._replace(rows=slots.rows._replace(cache=grow(slots.rows.cache, capacity=capacity)))
 
 
 def answer(slots: Slots, answers: Answers) -> Slots:

@@ -177,6 +177,12 @@ def insert(
     )
 
 
+def is_full(tables: DeviceAutomaton, rows: DecodeState) -> Bool[Array, " b"]:
+    """Returns True for slots that are not finished and whose cache has no room for another step."""
+    longest = 1 + tables.forced.shape[1]
+    return (rows.state != tables.end) & (rows.cache.length + longest > rows.cache.capacity)
+
+
 def is_active(tables: DeviceAutomaton, rows: DecodeState, grants: AllowedValueMask) -> Bool[Array, " b"]:
     """Returns True for slots that are neither finished, nor rejected, nor waiting for their guide."""
     return (rows.state != tables.end) & ~rows.rejected & (tables.turn[rows.state] < grants.until)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from crystal_jax.config import ModelConfig, check_length
 from crystal_jax.sample.constraints.masks import to_device
+from crystal_jax.sample.engine.capacities import cache_capacities
 from crystal_jax.sample.engine.decode_threads import decode_threads, run_threads
 from crystal_jax.sample.engine.programs import make_programs
 from crystal_jax.sample.engine.request import Completion, GenerationRequest
@@ -86,6 +87,9 @@ class Engine:
             tables,
             mesh,
             rows=self._rows,
+            # Elsewhere, few compiled programs are worth more than small shapes: TPU and GPU read all weights in each
+            # step, and cuDNN attends to filled positions only.
+            capacities=cache_capacities(prompt_tokens, automaton.max_tokens + tables.forced.shape[1], grows=one_cpu),
             num_values=len(automaton.values),
             prompt_tokens=prompt_tokens,
             max_tokens=automaton.max_tokens,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,8 +17,18 @@ from jaxtyping import Array, Bool, Float, Int
 from crystal_jax.config import ModelConfig
 from crystal_jax.program_cache import ProgramCache
 from crystal_jax.sample.constraints.masks import DeviceAutomaton
-from crystal_jax.sample.engine.attempts import RULES, Answers, Placement, Slots, answer, init_slots, place, restart
-from crystal_jax.sample.engine.decode_state import PrefillResult, decode_rules, init_decode_state, is_active
+from crystal_jax.sample.engine.attempts import (
+    RULES,
+    Answers,
+    Placement,
+    Slots,
+    answer,
+    grow_slots,
+    init_slots,
+    place,
+    restart,
+)
+from crystal_jax.sample.engine.decode_state import PrefillResult, decode_rules, init_decode_state, is_active, is_full
 from crystal_jax.sample.engine.decode_step import decode_step, max_batched_tokens, prefill
 from crystal_jax.sharding import LAYOUTS, on_mesh, platform_of, tree_shardings
 
@@ -35,6 +46,7 @@ class StepOutput(NamedTuple):
         ended: Slots that are free or whose sequence is finished.
         waits: Slots that wait for their guide.
         failed: Slots whose last attempt was rejected.
+        full: Slots whose cache has no room for another step.
         number: Attempts of each slot that failed before the present one.
         written: See `DecodeState`.
         columns: See `DecodeState`.
@@ -45,6 +57,7 @@ class StepOutput(NamedTuple):
     ended: Bool[Array, " b"]
     waits: Bool[Array, " b"]
     failed: Bool[Array, " b"]
+    full: Bool[Array, " b"]
     number: Int[Array, " b"]
     written: Int[Array, " b"]
     columns: Int[Array, "b n"]
@@ -61,6 +74,7 @@ class Programs:
         prefill: (params, tokens [n, t], count [n]) → `PrefillResult`.
         place: (slots, prompts, placement) → slots; the slots are donated.
         advance: (params, layers, slots, answers) → (slots, `StepOutput`): several decode steps; the slots are donated.
+        grow: slots → slots with the next larger capacity.
         layers: params → parameters of each layer; None on TPUs, which loop over the layers.
     """
 
@@ -68,6 +82,7 @@ class Programs:
     prefill: Callable[[nnx.State, np.ndarray, np.ndarray], PrefillResult]
     place: Callable[[Slots, PrefillResult, Placement], Slots]
     advance: Callable[[nnx.State, Layers | None, Slots, Answers], tuple[Slots, StepOutput]]
+    grow: Callable[[Slots], Slots]
     layers: Callable[[nnx.State], Layers | None]
 
 
@@ -78,6 +93,7 @@ def make_programs(
     mesh: Mesh,
     *,
     rows: int,
+    capacities: Sequence[int],
     num_values: int,
     prompt_tokens: int,
     max_tokens: int,
@@ -93,6 +109,7 @@ def make_programs(
         tables: Tables of the grammar.
         mesh: Device mesh that holds the parameters.
         rows: Number of slots.
+        capacities: Positions of the cache, to begin with and to grow to.
         num_values: Number of values of the grammar's fields.
         prompt_tokens: Length of the longest prompt.
         max_tokens: Length of the longest sequence, EOS included.
@@ -104,7 +121,14 @@ def make_programs(
 
     def begin(tables: DeviceAutomaton) -> Slots:
         state = init_decode_state(
-            cfg, tables, rows=rows, prompt_tokens=prompt_tokens, max_tokens=max_tokens, layout=layout, coded=coded
+            cfg,
+            tables,
+            rows=rows,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            capacity=capacities[0],
+            layout=layout,
+            coded=coded,
         )
         return init_slots(state, num_values=num_values)
 
@@ -116,7 +140,8 @@ def make_programs(
 
         def unfinished(carry: tuple[Array, Slots]) -> Array:
             number, slots = carry
-            return (number < steps) & (_share_active(tables, slots) > MIN_SHARE_ACTIVE)
+            has_room = ~(is_full(tables, slots.rows) & _is_running(slots)).any()
+            return (number < steps) & has_room & (_share_active(tables, slots) > MIN_SHARE_ACTIVE)
 
         def step(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
             number, slots = carry
@@ -149,23 +174,37 @@ def make_programs(
     cached = ProgramCache(mesh, settings).program
     run_begin = cached("begin", jax.jit(begin, out_shardings=where))
     run_prefill = cached("prefill", jax.jit(read, out_shardings=whole))
-    run_place = cached("place", jax.jit(place, donate_argnums=1, out_shardings=where))
-    run_advance = cached("advance", jax.jit(advance, donate_argnums=3, out_shardings=(where, whole)))
+    jitted_place = jax.jit(place, donate_argnums=1, out_shardings=where)
+    jitted_advance = jax.jit(advance, donate_argnums=3, out_shardings=(where, whole))
+    run_place = {size: cached(f"place, capacity {size}", jitted_place) for size in capacities}
+    run_advance = {size: cached(f"advance, capacity {size}", jitted_advance) for size in capacities}
+    run_grow = {
+        size: cached(f"grow to {size}", jax.jit(functools.partial(grow_slots, capacity=size), out_shardings=where))
+        for size in capacities[1:]
+    }
     # Called once per run: unstacking the layers within the loop of decode steps would copy the weights in each call.
     run_layers = cached("layers", jax.jit(lambda params: nnx.merge(graph, params).layers()))
     return Programs(
         begin=lambda: run_begin(tables),
         prefill=lambda params, tokens, count: run_prefill(params, tables, tokens, count),
-        place=lambda slots, prompts, placed: run_place(tables, slots, prompts, placed),
-        advance=lambda params, layers, slots, answers: run_advance(params, layers, tables, slots, answers),
+        place=lambda slots, prompts, placed: run_place[slots.rows.cache.capacity](tables, slots, prompts, placed),
+        advance=lambda params, layers, slots, answers: run_advance[slots.rows.cache.capacity](
+            params, layers, tables, slots, answers
+        ),
+        grow=lambda slots: run_grow[next(c for c in capacities if c > slots.rows.cache.capacity)](slots),
         layers=lambda params: None if layout == "stacked" else run_layers(params),
     )
+
+
+def _is_running(slots: Slots) -> Array:
+    """Returns True for slots whose sequence was neither rejected nor stopped."""
+    return ~slots.rows.rejected & (slots.mask.until >= 0)
 
 
 def _share_active(tables: DeviceAutomaton, slots: Slots) -> Array:
     """Returns the share of active slots among those that are active or wait for their guide; 0 if there are none."""
     active = is_active(tables, slots.rows, slots.mask)
-    waits = (slots.rows.state != tables.end) & ~slots.rows.rejected & (slots.mask.until >= 0) & ~active
+    waits = (slots.rows.state != tables.end) & _is_running(slots) & ~active
     return active.sum() / jnp.maximum((active | waits).sum(), 1)
 
 
@@ -177,6 +216,7 @@ def _output(tables: DeviceAutomaton, slots: Slots) -> StepOutput:
         ended=ended,
         waits=~ended & ~is_active(tables, rows, slots.mask) & ~rows.rejected,
         failed=rows.rejected,
+        full=is_full(tables, rows) & _is_running(slots),
         number=slots.retries.number,
         written=rows.written,
         columns=rows.columns,

@@ -115,7 +115,10 @@ class Scheduler:
             self._fill_slots(requests)
             if not any(self._runs):
                 return
-            yield from self._take(self._advance())
+            output = self._advance()
+            if output.full.any():
+                self._state = self._programs.grow(self._state)
+            yield from self._take(output)
 
     def _fill_slots(self, requests: Iterator[GenerationRequest]) -> None:
         """Puts new requests, then later attempts at running ones, into free slots."""
