@@ -1,8 +1,8 @@
 """`crystal-jax COMMAND`: finds the command's module, parses its flags, reports bad input in one line.
 
-A command lives in the `run` module of its package, or in a module of its own name, which offers three things: the
-docstring (its help), `define_flags(flag_values)` and `main(flag_values)`. Only the module of the command asked for is
-imported, so that `evaluate` never pays for JAX.
+A command is the `run` module of its package, or a module of its own. The module has a docstring (the help text),
+`define_flags(flag_values)` and `main(flag_values)`. Only the requested command's module is imported, so `evaluate` does
+not import JAX.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from crystal_jax.errors import Preempted, UserError
 from crystal_jax.storage.files import cache_folder
 
 COMMANDS = {
-    "demo": ("crystal_jax.demo", "everything below, small, on the embedded data set"),
+    "demo": ("crystal_jax.demo", "run all steps on the small embedded data set"),
     "prepare": ("crystal_jax.data.run", "build a TFDS data set of crystals"),
     "train": ("crystal_jax.train.run", "train a model, fully or through LoRA; resumes by itself"),
     "sample": ("crystal_jax.sample.run", "write new crystals with a trained model"),
-    "infill": ("crystal_jax.infill.run", "say which elements could replace one in a crystal"),
-    "search": ("crystal_jax.search.run", "search for crystals that a reward likes"),
-    "score": ("crystal_jax.score.run", "say how probable a trained model finds given crystals"),
+    "infill": ("crystal_jax.infill.run", "rank elements that could replace one element of a crystal"),
+    "search": ("crystal_jax.search.run", "search for crystals with a high reward"),
+    "score": ("crystal_jax.score.run", "compute the log-likelihood of given crystals under a model"),
     "evaluate": ("crystal_jax.evaluate.run", "say which crystals are valid, like real ones, new and stable"),
-    "compile": ("crystal_jax.compile.run", "what a configuration needs on a TPU slice, without a TPU"),
+    "compile": ("crystal_jax.compile.run", "compile for TPUs or GPUs that are not there: memory, time"),
     "convert": ("crystal_jax.checkpoint.run", "convert models: Hugging Face, Meta, EasyLM, PEFT, GGUF, workdirs"),
     "sweep": ("crystal_jax.sweep.run", "train one configuration many times, here or as jobs, and tabulate it"),
     "dft write": ("crystal_jax.dft.write", "VASP inputs for the crystals that an evaluation found metastable"),
@@ -62,7 +62,7 @@ def _usage() -> str:
 
 
 def _flag_help(flag_values: flags.FlagValues) -> str:
-    """One row a flag, in the order of definition."""
+    """Returns one row per flag, in the order of definition."""
     own = [flag_values[name] for name in flag_values]
     width = max(len(flag.name) for flag in own) + 6
     rows = []
@@ -74,17 +74,17 @@ def _flag_help(flag_values: flags.FlagValues) -> str:
 
 
 def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> None:
-    """Parses arguments, in which a dash in a flag's name means an underscore, and ~ the home folder.
+    """Parses arguments. A dash in a flag's name is read as an underscore, and ~ as the home folder.
 
     Raises:
-        flags.Error: in one line, whatever is wrong with the arguments or a configuration file.
+        flags.Error: the arguments or a configuration file are wrong; the message is one line.
     """
     arguments = [_at_home(_with_underscores(argument, flag_values)) for argument in arguments]
     # ml_collections looks for the overrides of a configuration in sys.argv, whatever is being parsed.
     sys.argv, saved = [name, *arguments], sys.argv
     try:
         extra = flag_values([name, *arguments])[1:]
-    except Exception as error:  # flags are wrong, or a configuration file, which is code, failed
+    except Exception as error:  # a flag is wrong, or the code of a configuration file raised an error
         # ml_collections quotes a KeyError within another error: undo the escapes.
         text = str(error).replace("\\n", "\n").replace("\\'", "'").strip("'\"")
         lines = [line for line in text.splitlines() if line.strip()]
@@ -102,7 +102,7 @@ def _parse(flag_values: flags.FlagValues, name: str, arguments: list[str]) -> No
 
 
 def _with_underscores(argument: str, flag_values: flags.FlagValues) -> str:
-    """The argument with its flag's name as it is defined: --num-samples is --num_samples, --no-x is --nox."""
+    """Returns the argument under its flag's name: --num-samples becomes --num_samples, --no-x becomes --nox."""
     match = _FLAG.fullmatch(argument)
     if match is None or "-" not in match[2]:
         return argument
@@ -113,12 +113,12 @@ def _with_underscores(argument: str, flag_values: flags.FlagValues) -> str:
 
 
 def _at_home(argument: str) -> str:
-    """The argument with the home folder for ~ where a path begins; a shell does that after a space only."""
+    """Replaces ~ at the start of a path by the home folder. A shell does so after a space, not after = or a comma."""
     return _HOME.sub(lambda match: os.path.expanduser(match[0]), argument)  # noqa: PTH111 - Path refuses ~nobody
 
 
 def _check_number(name: str, value: Any) -> None:
-    """Refuses numbers that no flag has a use for; bounds that absl checks let nan pass."""
+    """Rejects infinite, NaN and huge numbers; absl's own bounds accept NaN."""
     if isinstance(value, float) and not math.isfinite(value):
         raise flags.IllegalFlagValueError(f"flag --{name}={value}: it must be a finite number")
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
         print(f"crystal-jax: no command {name!r}; {hint}", file=sys.stderr)
         return 2
-    # Orbax remarks on what it was asked for, and logs the errors that it raises; so does asyncio, which it runs on.
+    # Orbax logs its arguments, and the errors that it also raises. asyncio, which it uses, does the same.
     logging.set_verbosity(logging.FATAL)
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     # The next command with the same model then starts in seconds.
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # a full disk, a file that may not be written, a mount that is gone
         place = f"{error.filename}: " if error.filename else ""
-        print(f"crystal-jax {name}: {place}{error.strerror or error}; what is finished is on disk", file=sys.stderr)
+        print(f"crystal-jax {name}: {place}{error.strerror or error}; finished results are saved", file=sys.stderr)
         return 1
     except (RuntimeError, ValueError) as error:
         if not _is_full_disk(error):
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"crystal-jax {name}: {stop}", file=sys.stderr)
         return 75
     except KeyboardInterrupt:
-        print(f"crystal-jax {name}: interrupted; what is finished is on disk", file=sys.stderr)
+        print(f"crystal-jax {name}: interrupted; finished results are saved", file=sys.stderr)
         return 130
     return 0
 

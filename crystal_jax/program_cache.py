@@ -42,6 +42,9 @@ _CONFIGURATION = (
     "jax_numpy_dtype_promotion",
     "jax_threefry_partitionable",
     "jax_debug_nans",
+    "jax_debug_infs",
+    "jax_random_seed_offset",
+    "jax_optimization_level",
 )
 _compiling = threading.Lock()
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -58,14 +61,17 @@ class ProgramCache:
     def __init__(self, mesh: Mesh, settings: Mapping[str, Any]):
         # With several processes each would have to find the same entries, so that none compiles alone.
         self._is_used = jax.process_count() == 1 and not os.environ.get("CRYSTAL_JAX_NO_PROGRAM_CACHE")
+        try:
+            self._folder = cache_folder() / _FOLDER
+        except RuntimeError:  # there is no home folder
+            self._is_used = False
         self._devices = list(mesh.devices.flat)
         devices = [(device.platform, device.device_kind, device.id) for device in self._devices]
         self._described = {
             "settings": dict(settings),
             "mesh": [list(mesh.shape.items()), devices],
+            "runtime": self._devices[0].client.platform_version,
             "host": _host(),
-            "configuration": {name: str(getattr(jax.config, name)) for name in _CONFIGURATION},
-            "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
         }
 
     def program(self, name: str, jitted: Any) -> Any:
@@ -90,19 +96,24 @@ class ProgramCache:
         return call
 
     def _load_or_compile(self, name: str, jitted: Any, arguments: tuple[Any, ...]) -> Any:
-        described = self._described | {"name": name, "arguments": _signature(arguments)}
+        described = self._described | {
+            "name": name,
+            "arguments": _signature(arguments),
+            "configuration": {name: str(getattr(jax.config, name)) for name in _CONFIGURATION},
+            "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+        }
         key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
-        path = cache_folder() / _FOLDER / key
+        path = self._folder / key
         loaded = _load(path, self._devices)
         if loaded is not None:
             return loaded
-        before = _last_seconds(path.parent).get(name)
+        before = _last_seconds(self._folder).get(name)
         progress.say(f"compiling {name!r}" + (f", which took {before:.0f} s the last time" if before else ""))
         start = time.monotonic()
         with _without_jax_cache():
             compiled = jitted.lower(*arguments).compile()
         _store(path, compiled)
-        _note_seconds(path.parent, name, time.monotonic() - start)
+        _note_seconds(self._folder, name, time.monotonic() - start)
         return compiled
 
 
@@ -110,8 +121,8 @@ class ProgramCache:
 def _without_jax_cache() -> Iterator[None]:
     """Compiles anew: an executable out of JAX's own cache loses its functions when it is serialised again."""
     name = "jax_enable_compilation_cache"
-    enabled = getattr(jax.config, name)
     with _compiling:
+        enabled = getattr(jax.config, name)
         compilation_cache.reset_cache()  # it remembers whether it is enabled
         jax.config.update(name, False)
         try:
@@ -133,19 +144,27 @@ def _signature(arguments: tuple[Any, ...]) -> list[Any]:
     ]
 
 
-@functools.cache
-def _host() -> dict[str, Any]:
-    """Returns what an executable depends on beside its program: source, versions, instructions of the processor."""
+def _source_digest() -> str:
+    """Returns a digest of this package's source."""
     source = hashlib.sha256()
     package = Path(__file__).parent
     for path in sorted(package.rglob("*.py")):
         source.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return source.hexdigest()
+
+
+_SOURCE = _source_digest()  # at import: the files may change while the process runs
+
+
+@functools.cache
+def _host() -> dict[str, Any]:
+    """Returns what an executable depends on beside its program: source, versions, instructions of the processor."""
     features = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return {
-        "source": source.hexdigest(),
+        "source": _SOURCE,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "machine": [platform.machine(), platform.processor(), hashlib.sha256(features.encode()).hexdigest()],
         "cores": os.cpu_count(),
@@ -163,7 +182,9 @@ def _load(path: Path, devices: list[jax.Device]) -> Any:
         return None
     try:
         serialized, inputs, outputs = pickle.loads(payload)
-        loaded = serialize_executable.deserialize_and_load(serialized, inputs, outputs, execution_devices=devices)
+        loaded = serialize_executable.deserialize_and_load(
+            serialized, inputs, outputs, backend=devices[0].client, execution_devices=devices
+        )
     except Exception:  # the runtime refuses it, in ways of its own; the program is then compiled
         return None
     with contextlib.suppress(OSError):
@@ -175,7 +196,7 @@ def _store(path: Path, compiled: Any) -> None:
     """Keeps an executable, where the runtime can serialise it and the disk takes it."""
     try:
         payload = pickle.dumps(serialize_executable.serialize(compiled))
-    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
+    except Exception:  # the runtime cannot serialise it, or a part of its description cannot be pickled
         return
     with contextlib.suppress(OSError, UserError):  # a program that is not kept is compiled again
         write_bytes(path, hashlib.sha256(payload).digest() + payload)
@@ -200,7 +221,8 @@ def _last_seconds(folder: Path) -> dict[str, float]:
         found = json.loads((folder / _SECONDS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {name: float(seconds) for name, seconds in numbers if isinstance(seconds, int | float)}
 
 
 def _note_seconds(folder: Path, name: str, seconds: float) -> None:

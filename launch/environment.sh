@@ -22,7 +22,7 @@ make_environment() {
     if ! "$python" -c 'import sys; v = sys.version_info; sys.exit(f"python{v[0]}.{v[1]}" not in sys.argv[1])' \
         "$(ls .venv/lib 2> /dev/null)"; then
         rm -rf .venv
-        "$python" -m venv .venv
+        "$python" -m venv .venv || { rm -rf .venv; return 1; }  # a half-made one would be taken for whole
     fi
     for requirements in "$@"; do
         stamp=".venv/$requirements.sha256"

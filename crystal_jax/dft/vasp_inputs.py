@@ -45,9 +45,11 @@ def write_inputs(evaluation: Path | str, *, output: Path | str, below: float = M
     rows, crystals = _relaxed(evaluation)
     chosen = rows[rows["e_above_hull"] < below].sort_values("e_above_hull").to_dict("records")
     without = {row["name"]: symbols for row in chosen if (symbols := _without_potcar(crystals[row["name"]]))}
-    _say_left_out(without)
+    _report_skipped(without)
     if chosen and len(without) == len(chosen):
-        raise UserError(f"{evaluation}: no crystal is left; each has an element that MPRelaxSet has no POTCAR of")
+        raise UserError(
+            f"{evaluation}: no inputs were written: every crystal has an element without a POTCAR in MPRelaxSet"
+        )
     with new_folder(output) as half:
         manifest = [
             _write_one(f"{number:05d}", row, crystals[row["name"]], half)
@@ -80,7 +82,7 @@ def _without_potcar(structure: Structure) -> list[str]:
     return [element.symbol for element in structure.composition.elements if element.symbol not in known]
 
 
-def _say_left_out(without: Mapping[str, list[str]]) -> None:
+def _report_skipped(without: Mapping[str, list[str]]) -> None:
     for name, symbols in without.items():
         print(f"left out: {name}: MPRelaxSet has no POTCAR of {', '.join(symbols)}", file=sys.stderr)
 
@@ -88,7 +90,12 @@ def _say_left_out(without: Mapping[str, list[str]]) -> None:
 def _relaxed(evaluation: Path) -> tuple[pd.DataFrame, dict[str, Structure]]:
     """Returns the evaluation's rows, and its relaxed crystals by name."""
     found = read_evaluation(evaluation)
-    rows, samples = found.table, Path(found.json.part("samples").text("path"))
+    rows = found.table
+    if found.json.part("samples").get("path") is None:
+        raise UserError(
+            f"{evaluation} is of structures in memory; evaluate a file of them, such as an extended XYZ file"
+        )
+    samples = Path(found.json.part("samples").text("path"))
     if rows["e_above_hull"].isna().all():
         raise UserError(f"{evaluation} has no energies above the hull; evaluate with --energy_model and --hull")
     journals = read_journals(evaluation / "relaxations")
@@ -101,5 +108,7 @@ def _relaxed(evaluation: Path) -> tuple[pd.DataFrame, dict[str, Structure]]:
                 crystals[entry.name] = structure
     wanted = rows.loc[rows["e_above_hull"].notna(), "name"]
     if missing := [name for name in wanted if name not in crystals]:
-        raise UserError(f"{evaluation}: the relaxed crystal of {missing[0]} has gone; evaluate again")
+        raise UserError(
+            f"{evaluation}: relaxations/ lacks the relaxed crystal of {missing[0]}; run 'crystal-jax evaluate' again"
+        )
     return rows, crystals

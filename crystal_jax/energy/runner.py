@@ -37,8 +37,8 @@ from crystal_jax.structures import Entry, parse
 from crystal_jax.suppress_warnings import quiet
 
 _CHUNK = 64  # crystals per task of a worker; enough that most of its batches are full
-_WORTH_A_PROCESS = 16  # crystals per worker at least; loading the model takes each worker some seconds
-_FRUITLESS = 3  # consecutive crystals that may kill their process; after more, the crystals are not the cause
+_WORTH_A_PROCESS = 16  # minimum number of crystals per worker: each worker loads the model, which takes seconds
+_MAX_DEATHS = 3  # crystals in a row that kill their process: the cause is then not the crystals
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,10 @@ def relax_all(
             bar.update(len(texts) - len(missing) - bar.n)
             if not missing:
                 return {key: rows[key] for key in texts}
-            # With one worker, crystals are relaxed in this process, which must not die.
+            # With one worker, crystals are relaxed in this process; one that may kill its process is not.
             alone = died and (len(rows) == before or _workers_for(missing, workers) == 1)
             before = len(rows)
-            how = _one_by_one if alone else _finished
+            how = _one_by_one if alone else _relax_in_parallel
             try:
                 for _ in how([texts[key] for key in missing], job, folder, workers, ray_address):
                     bar.update(1)
@@ -160,7 +160,7 @@ def _claim(folder: Path, job: RelaxJob) -> None:
     write_text(path, json.dumps(asked, indent=2) + "\n")
 
 
-def _finished(
+def _relax_in_parallel(
     cifs: Sequence[str], job: RelaxJob, folder: Path, workers: int | None, ray_address: str | None
 ) -> Iterator[None]:
     """Relaxes and writes crystals; yields once for each crystal that is written."""
@@ -211,10 +211,10 @@ def _one_by_one(
             except (_WorkersDied, BrokenProcessPool):
                 deaths += 1
         if waiting and deaths:
-            if deaths == _FRUITLESS:
+            if deaths == _MAX_DEATHS:
                 raise UserError(
-                    f"{_FRUITLESS} crystals one after the other killed the processes that relaxed them alone; is there "
-                    "memory enough? lower --workers or --batch_atoms"
+                    f"each of {_MAX_DEATHS} crystals in a row killed its process; memory is probably too small: "
+                    "lower --workers or --batch_atoms"
                 )
             with _journal(folder) as write:
                 write(_crashed(waiting.pop(0)))

@@ -79,7 +79,7 @@ def _row(sample: Sample, table: OxidationTable) -> dict[str, Any]:
         "structurally_valid": not faults[0],
         "compositionally_valid": not faults[1],
         "passes_checks": valid,
-        "checks_failure": "; ".join(dict.fromkeys(fault for fault in faults if fault)),
+        "checks_failure": "; ".join(dict.fromkeys(fault for fault in faults if fault)) or None,
         "remark": sample.remark,
     }
 

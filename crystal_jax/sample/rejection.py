@@ -118,7 +118,8 @@ class RejectionSampler:
         rounds = _COMPOSITIONS if state and settings.max_retries and settings.temperature > 0 else 1
         progress = _Progress.of(indices)
         for left in reversed(range(rounds)):
-            yield from self._round(progress, settings, state, last=not left)
+            if progress.attempts:
+                yield from self._round(progress, settings, state, last=not left)
 
     def _round(
         self, progress: _Progress, settings: SamplingSettings, state: StateLines | None, *, last: bool

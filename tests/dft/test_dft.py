@@ -201,7 +201,7 @@ def test_elements_without_a_pseudopotential_are_named_and_the_others_written(eva
     assert manifest["folder"].tolist() == ["00000_Na"]
     assert "left out: a: MPRelaxSet has no POTCAR of Po" in capsys.readouterr().err
     with_crystals(evaluation, {"a": polonium})
-    with pytest.raises(UserError, match="no crystal is left; each has an element that MPRelaxSet has no POTCAR of"):
+    with pytest.raises(UserError, match="every crystal has an element without a POTCAR in MPRelaxSet"):
         write_inputs(evaluation, output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

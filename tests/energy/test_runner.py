@@ -180,7 +180,7 @@ def test_crystals_that_kill_their_process_are_named(cifs, job, tmp_path, monkeyp
     killer = found[key_of(some[7])]
     assert killer["reason"] == "it killed its process"
     assert killer["energy"] is None
-    with pytest.raises(UserError, match="3 crystals one after the other killed the processes"):
+    with pytest.raises(UserError, match="each of 3 crystals in a row killed its process"):
         relax_all([cif.replace("Cl", "Po") for cif in cifs], job, tmp_path / "all", workers=2)
 
 

@@ -94,7 +94,7 @@ def distances(judged: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
 
 def failures(rows: pd.DataFrame) -> dict[str, int]:
     """Counts failure reasons up to their colon, in decreasing order; a sample may fail for two reasons."""
-    reasons = (reason.split(":")[0] for text in rows["failure_reason"] if text for reason in text.split("; "))
+    reasons = (reason.split(":")[0] for text in rows["failure_reason"].dropna() if text for reason in text.split("; "))
     return dict(Counter(reasons).most_common())
 
 

@@ -164,9 +164,12 @@ def make_programs(
     tables = jax.device_put(tables, whole)
     settings = dict(
         model=f"{graph!r} {cfg!r}",
+        layout=layout,
         rows=rows,
-        prompt=prompt_tokens,
-        tokens=max_tokens,
+        capacities=list(capacities),
+        num_values=num_values,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
         steps=steps,
         coded=coded,
         packed=packed,

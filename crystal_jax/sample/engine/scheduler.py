@@ -116,16 +116,18 @@ class Scheduler:
             if not any(self._runs):
                 return
             output = self._advance()
-            if output.full.any():
-                self._state = self._programs.grow(self._state)
             yield from self._take(output)
+            if any(is_full and run is not None for is_full, run in zip(output.full, self._runs, strict=True)):
+                self._state = self._programs.grow(self._state)
 
     def _fill_slots(self, requests: Iterator[GenerationRequest]) -> None:
         """Puts new requests, then later attempts at running ones, into free slots."""
         placed: dict[int, Run] = {}
         for slot in (slot for slot, run in enumerate(self._runs) if run is None):
-            if run := self._new_run(requests) or self._next_attempt():
-                self._runs[slot] = placed[slot] = run
+            run = self._new_run(requests) or self._next_attempt()
+            if run is None:
+                break
+            self._runs[slot] = placed[slot] = run
         for some in _few_prompts(placed, self._prompts_at_once):
             self._place(some)
 
@@ -152,6 +154,8 @@ class Scheduler:
 
     def _may_split(self, task: Task) -> bool:
         last = task.runs[-1]
+        if not task.request.temperature:  # all attempts are the same
+            return False
         return last.result is None and last.number + 1 < last.limit and task.is_needed(last)
 
     def _advance(self) -> StepOutput:
@@ -262,10 +266,10 @@ class Scheduler:
 
 
 def _few_prompts(placed: Mapping[int, Run], most: int) -> Iterator[dict[int, Run]]:
-    """Splits newly placed runs into groups of at most this many different prompts."""
+    """Splits newly placed runs into groups of at most this many different prompts, runs of one prompt together."""
     some: dict[int, Run] = {}
     prompts: set[tuple[int, ...]] = set()
-    for slot, run in placed.items():
+    for slot, run in sorted(placed.items(), key=lambda item: item[1].task.request.prompt):
         prompt = run.task.request.prompt
         if len(prompts | {prompt}) > most:
             yield some
