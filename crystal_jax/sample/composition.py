@@ -11,21 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
 
 from crystal_jax.config import ModelConfig
-from crystal_jax.model.kv_cache import Cache, empty_cache, put_rows
-from crystal_jax.model.transformer import Transformer
-from crystal_jax.program_cache import ProgramCache
-from crystal_jax.sample.engine.draw import draw
-from crystal_jax.sharding import BATCH, LAYOUTS, cache_rules, on_mesh, platform_of, row_parts, tree_shardings
+from crystal_jax.sample.composition_programs import STREAM, CompositionPrograms, DrawSettings
+from crystal_jax.sharding import row_parts
 from crystal_jax.text.grammar.composition import CompositionGrammar, ParserState
 from crystal_jax.text.grammar.composition_constraint import CompositionConstraint, Parts
 
@@ -33,7 +26,6 @@ _ATTEMPTS = 1000  # per composition, until one is admitted
 # Proposals per chosen line, under constraints. If the prompt states the formula, only its multiple is open.
 _PROPOSALS, _FORMULA_PROPOSALS = 16, 4
 Admit = Callable[[Mapping[str, int]], bool]
-_STREAM = 0x434F4D50  # keeps the random numbers of a composition apart from those of its crystal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,21 +78,6 @@ class CompositionDraw:
 NOTHING = CompositionDraw(composition=(), ids=(), log_probs=(0.0,), log_allowed_mass=0.0, admitted=False)
 
 
-class _Read(NamedTuple):
-    """The KV cache of the tokens read, and the logits of the next token over the grammar's columns."""
-
-    cache: Cache
-    logits: Float[Array, "b k"]
-
-
-class _Settings(NamedTuple):
-    """Seed of the run, and temperature and nucleus of each line: NumPy arrays on the host."""
-
-    seed: Any
-    temperature: Any
-    top_p: Any
-
-
 @dataclasses.dataclass
 class _Row:
     """A composition line in the batch."""
@@ -141,65 +118,16 @@ class CompositionSampler:
         self._language, self._seed = language, seed
         at_once += -at_once % row_parts(mesh)
         self._prompt_tokens, self._at_once = prompt_tokens, at_once
-        whole = NamedSharding(mesh, jax.P())
-        layout = LAYOUTS[platform_of(mesh)]
-        columns, ends = jnp.array(language.token_ids), jnp.array(language.ends)
-        capacity = prompt_tokens + language.max_tokens
-
-        def logits_after(model: Transformer, hidden: Float[Array, "b 1 d"]) -> Float[Array, "b k"]:
-            end = jax.nn.logsumexp(model.unembed(hidden, ends)[:, 0], axis=-1, keepdims=True)
-            return jnp.concatenate([model.unembed(hidden, columns)[:, 0], end], axis=-1)
-
-        def read(params: nnx.State, tokens: Int[Array, "b p"], count: Int[Array, " b"]) -> _Read:
-            with on_mesh(mesh):
-                model: Transformer = nnx.merge(graph, params)
-                hidden, past = model.prefill(tokens, count, layout=layout)
-                cache = empty_cache(cfg, batch=at_once, capacity=capacity, layout=layout)
-                last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
-                return _Read(put_rows(cache, past, jnp.arange(at_once)), logits_after(model, last))
-
-        def step(
-            params: nnx.State,
-            past: _Read,
-            masks: Bool[Array, "2 b k"],
-            numbers: Int[Array, "b 3"],
-            settings: _Settings,
-        ) -> tuple[_Read, tuple[Array, Array, Array, Array]]:
-            """Draws a column per row and runs the model on it; `masks` are the grammar's and the constraints'."""
-            with on_mesh(mesh):
-                model: Transformer = nnx.merge(graph, params)
-                logits = past.logits
-                log_probs = jax.nn.log_softmax(jnp.where(masks[0], logits, -jnp.inf))
-                kept = jax.nn.logsumexp(jnp.where(masks[1], log_probs, -jnp.inf), axis=-1)
-                heat = jnp.where(settings.temperature == 0, 1, settings.temperature)[:, None]
-                tempered = jax.nn.log_softmax(jnp.where(masks[0], logits / heat, -jnp.inf))
-                weight = jax.nn.logsumexp(jnp.where(masks[1], tempered, -jnp.inf), axis=-1)
-                stream = jax.random.fold_in(jax.random.key(settings.seed), _STREAM)
-                keys = jnp.broadcast_to(stream, len(numbers))
-                for part in numbers.T:
-                    keys = jax.vmap(jax.random.fold_in)(keys, part)
-                column = draw(keys, jnp.where(masks[1], logits, -jnp.inf), settings.temperature, settings.top_p)
-                token = jnp.append(columns, 0)[column]
-                hidden, cache = model.decode_forward(token[:, None], jnp.ones(at_once, jnp.int32), past.cache)
-                drawn = column, jnp.take_along_axis(log_probs, column[:, None], axis=1)[:, 0], kept, weight
-                return _Read(cache, logits_after(model, hidden)), drawn
-
-        def empty() -> _Read:
-            cache = empty_cache(cfg, batch=at_once, capacity=capacity, layout=layout)
-            return _Read(cache, jnp.zeros((at_once, language.end + 1)))
-
-        where = tree_shardings(jax.eval_shape(empty), mesh, (*cache_rules(layout), (r"logits$", BATCH)))
-        # The columns are constants of the programs.
-        settings = dict(
-            model=f"{graph!r} {cfg!r}",
-            columns=language.token_ids.tolist(),
-            ends=language.ends.tolist(),
+        programs = CompositionPrograms(
+            graph=graph,
+            cfg=cfg,
+            mesh=mesh,
+            columns=language.token_ids,
+            ends=language.ends,
             rows=at_once,
-            capacity=capacity,
+            capacity=prompt_tokens + language.max_tokens,
         )
-        cached = ProgramCache(mesh, settings).program
-        self._read = cached("read compositions", jax.jit(read, out_shardings=where))
-        self._step = cached("draw compositions", jax.jit(step, donate_argnums=1, out_shardings=(where, whole)))
+        self._read, self._step = programs.compiled()
 
     def __call__(
         self, params: nnx.State, asked: Sequence[CompositionRequest], *, temperature: float, top_p: float
@@ -212,7 +140,7 @@ class CompositionSampler:
             temperature: Logits are divided by it; 0 takes the most likely token.
             top_p: Draw from the smallest set of tokens that holds this share of the probability.
         """
-        settings = _Settings(
+        settings = DrawSettings(
             seed=np.uint32(self._seed),
             temperature=np.full(self._at_once, temperature, np.float32),
             top_p=np.full(self._at_once, top_p, np.float32),
@@ -268,7 +196,7 @@ class CompositionSampler:
             rejected = made + begin + len(group) - len(admitted)
             if admitted:
                 weights = np.exp(np.array([line.weight for line in admitted]) - max(line.weight for line in admitted))
-                rng = np.random.default_rng([self._seed, _STREAM, one.index, first])
+                rng = np.random.default_rng([self._seed, STREAM, one.index, first])
                 place = int(rng.choice(len(admitted), p=weights / weights.sum())) if len(admitted) > 1 else 0
                 return dataclasses.replace(admitted[place], next_attempt=first + len(group), rejected=rejected)
         if made + len(lines) >= most:
@@ -277,7 +205,7 @@ class CompositionSampler:
         return None
 
     def _write(
-        self, params: nnx.State, tries: Sequence[tuple[CompositionRequest, int]], settings: _Settings
+        self, params: nnx.State, tries: Sequence[tuple[CompositionRequest, int]], settings: DrawSettings
     ) -> list[_Row]:
         """Decodes one line for each request and number of its attempt."""
         language = self._language

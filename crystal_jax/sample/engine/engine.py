@@ -13,7 +13,7 @@ from crystal_jax.config import ModelConfig, check_length
 from crystal_jax.sample.constraints.masks import to_device
 from crystal_jax.sample.engine.capacities import cache_capacities
 from crystal_jax.sample.engine.decode_threads import decode_threads, run_threads
-from crystal_jax.sample.engine.programs import make_programs
+from crystal_jax.sample.engine.programs import EngineShape, make_programs
 from crystal_jax.sample.engine.request import Completion, GenerationRequest
 from crystal_jax.sample.engine.scheduler import Scheduler
 from crystal_jax.sharding import platform_of, row_parts
@@ -81,11 +81,10 @@ class Engine:
         self._rows = (rows + -rows % split) // self._threads
         tables = to_device(automaton, jump=jump, sorted_sites=sorted_sites)
         self._prompts_at_once = min(prompts_at_once, self._rows)
-        self.programs = make_programs(
-            graph,
-            cfg,
-            tables,
-            mesh,
+        shape = EngineShape(
+            graph=graph,
+            cfg=cfg,
+            mesh=mesh,
             rows=self._rows,
             # Elsewhere, few compiled programs are worth more than small shapes: TPU and GPU read all weights in each
             # step, and cuDNN attends to filled positions only.
@@ -99,6 +98,7 @@ class Engine:
             # bandwidth, so saving arithmetic does not pay.
             packed=mesh.size == 1 and platform != "tpu",
         )
+        self.programs = make_programs(shape, tables)
 
     def run(self, params: nnx.State, requests: Iterable[GenerationRequest]) -> Generator[Completion, None, None]:
         """Yields the completion of each request as soon as it is finished, in no particular order.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from crystal_jax.sample.engine.attempts import (
 )
 from crystal_jax.sample.engine.decode_state import PrefillResult, decode_rules, init_decode_state, is_active, is_full
 from crystal_jax.sample.engine.decode_step import decode_step, max_batched_tokens, prefill
-from crystal_jax.sharding import LAYOUTS, on_mesh, platform_of, tree_shardings
+from crystal_jax.sharding import LAYOUTS, Layout, on_mesh, platform_of, tree_shardings
 
 Layers = list[nnx.State]
 
@@ -86,27 +87,13 @@ class Programs:
     layers: Callable[[nnx.State], Layers | None]
 
 
-def make_programs(
-    graph: nnx.GraphDef,
-    cfg: ModelConfig,
-    tables: DeviceAutomaton,
-    mesh: Mesh,
-    *,
-    rows: int,
-    capacities: Sequence[int],
-    num_values: int,
-    prompt_tokens: int,
-    max_tokens: int,
-    steps: int,
-    coded: bool,
-    packed: bool,
-) -> Programs:
-    """Defines the functions; each is compiled, or loaded from the cache of programs, when it is first called.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EngineShape:
+    """What decides the functions of an engine.
 
-    Args:
+    Attributes:
         graph: Graph definition of the model.
         cfg: Configuration of the model.
-        tables: Tables of the grammar.
         mesh: Device mesh that holds the parameters.
         rows: Number of slots.
         capacities: Positions of the cache, to begin with and to grow to.
@@ -117,85 +104,112 @@ def make_programs(
         coded: Keep keys and values in 8 bits.
         packed: Compute the tokens of all slots side by side, without padding (model/ragged.py).
     """
-    layout = LAYOUTS[platform_of(mesh)]
 
-    def begin(tables: DeviceAutomaton) -> Slots:
+    graph: nnx.GraphDef
+    cfg: ModelConfig
+    mesh: Mesh
+    rows: int
+    capacities: tuple[int, ...]
+    num_values: int
+    prompt_tokens: int
+    max_tokens: int
+    steps: int
+    coded: bool
+    packed: bool
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the cache."""
+        return LAYOUTS[platform_of(self.mesh)]
+
+    def begin(self, tables: DeviceAutomaton) -> Slots:
+        """Returns free slots."""
         state = init_decode_state(
-            cfg,
+            self.cfg,
             tables,
-            rows=rows,
-            prompt_tokens=prompt_tokens,
-            max_tokens=max_tokens,
-            capacity=capacities[0],
-            layout=layout,
-            coded=coded,
+            rows=self.rows,
+            prompt_tokens=self.prompt_tokens,
+            max_tokens=self.max_tokens,
+            capacity=self.capacities[0],
+            layout=self.layout,
+            coded=self.coded,
         )
-        return init_slots(state, num_values=num_values)
+        return init_slots(state, num_values=self.num_values)
+
+    def prefill(
+        self, params: nnx.State, tables: DeviceAutomaton, tokens: Int[Array, "n t"], count: Int[Array, " n"]
+    ) -> PrefillResult:
+        """Reads prompts."""
+        with on_mesh(self.mesh):
+            return prefill(nnx.merge(self.graph, params), tables, tokens, count, layout=self.layout)
 
     def advance(
-        params: nnx.State, layers: Layers | None, tables: DeviceAutomaton, slots: Slots, answers: Answers
+        self, params: nnx.State, layers: Layers | None, tables: DeviceAutomaton, slots: Slots, answers: Answers
     ) -> tuple[Slots, StepOutput]:
-        model = nnx.merge(graph, params)
-        budget = max_batched_tokens(len(slots.rows.state), tables) if packed else None
+        """Runs decode steps until the host is needed."""
+        model = nnx.merge(self.graph, params)
+        budget = max_batched_tokens(self.rows, tables) if self.packed else None
 
         def unfinished(carry: tuple[Array, Slots]) -> Array:
             number, slots = carry
             has_room = ~(is_full(tables, slots.rows) & _is_running(slots)).any()
-            return (number < steps) & has_room & (_share_active(tables, slots) > MIN_SHARE_ACTIVE)
+            return (number < self.steps) & has_room & (_share_active(tables, slots) > MIN_SHARE_ACTIVE)
 
         def step(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
             number, slots = carry
             stepped = decode_step(model, tables, slots.rows, slots.mask, layers=layers, budget=budget)
             return number + 1, restart(tables, slots._replace(rows=stepped))
 
-        with on_mesh(mesh):
+        with on_mesh(self.mesh):
             begun = restart(tables, answer(slots, answers))
             _, slots = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), begun))
         return slots, _output(tables, slots)
 
-    def read(params: nnx.State, tables: DeviceAutomaton, tokens: Array, count: Array) -> PrefillResult:
-        with on_mesh(mesh):
-            return prefill(nnx.merge(graph, params), tables, tokens, count, layout=layout)
+    def layers(self, params: nnx.State) -> Layers:
+        """Returns the parameters of each layer."""
+        return nnx.merge(self.graph, params).layers()
 
+    def description(self) -> dict[str, Any]:
+        """Returns what decides a program beside its arguments, for the cache of programs."""
+        numbers = {
+            name: getattr(self, name)
+            for name in ("rows", "num_values", "prompt_tokens", "max_tokens", "steps", "coded", "packed")
+        }
+        model = f"{self.graph!r} {self.cfg!r}"
+        return numbers | {"model": model, "layout": self.layout, "capacities": list(self.capacities)}
+
+
+def make_programs(shape: EngineShape, tables: DeviceAutomaton) -> Programs:
+    """Defines the functions; each is compiled, or loaded from the cache of programs, when it is first called."""
     # Every process needs all of the outputs that its host reads, and every device all of the tables: they are
     # replicated.
-    whole = NamedSharding(mesh, jax.P())
-    where = tree_shardings(jax.eval_shape(begin, tables), mesh, (*decode_rules(layout), *RULES))
+    whole = NamedSharding(shape.mesh, jax.P())
+    where = tree_shardings(jax.eval_shape(shape.begin, tables), shape.mesh, (*decode_rules(shape.layout), *RULES))
     tables = jax.device_put(tables, whole)
-    settings = dict(
-        model=f"{graph!r} {cfg!r}",
-        layout=layout,
-        rows=rows,
-        capacities=list(capacities),
-        num_values=num_values,
-        prompt_tokens=prompt_tokens,
-        max_tokens=max_tokens,
-        steps=steps,
-        coded=coded,
-        packed=packed,
-    )
-    cached = ProgramCache(mesh, settings).program
-    run_begin = cached("begin", jax.jit(begin, out_shardings=where))
-    run_prefill = cached("prefill", jax.jit(read, out_shardings=whole))
+    cached = ProgramCache(shape.mesh, shape.description()).program
     jitted_place = jax.jit(place, donate_argnums=1, out_shardings=where)
-    jitted_advance = jax.jit(advance, donate_argnums=3, out_shardings=(where, whole))
-    run_place = {size: cached(f"place, capacity {size}", jitted_place) for size in capacities}
-    run_advance = {size: cached(f"advance, capacity {size}", jitted_advance) for size in capacities}
+    jitted_advance = jax.jit(shape.advance, donate_argnums=3, out_shardings=(where, whole))
+    run_begin = cached("begin", jax.jit(shape.begin, out_shardings=where))
+    run_prefill = cached("prefill", jax.jit(shape.prefill, out_shardings=whole))
+    run_place = {size: cached(f"place, capacity {size}", jitted_place) for size in shape.capacities}
+    run_advance = {size: cached(f"advance, capacity {size}", jitted_advance) for size in shape.capacities}
     run_grow = {
-        size: cached(f"grow to {size}", jax.jit(functools.partial(grow_slots, capacity=size), out_shardings=where))
-        for size in capacities[1:]
+        old: cached(f"grow to {new}", jax.jit(functools.partial(grow_slots, capacity=new), out_shardings=where))
+        for old, new in itertools.pairwise(shape.capacities)
     }
     # Called once per run: unstacking the layers within the loop of decode steps would copy the weights in each call.
-    run_layers = cached("layers", jax.jit(lambda params: nnx.merge(graph, params).layers()))
+    run_layers = cached("layers", jax.jit(shape.layers))
+
+    def advance(params: nnx.State, layers: Layers | None, slots: Slots, answers: Answers) -> tuple[Slots, StepOutput]:
+        return run_advance[slots.rows.cache.capacity](params, layers, tables, slots, answers)
+
     return Programs(
         begin=lambda: run_begin(tables),
         prefill=lambda params, tokens, count: run_prefill(params, tables, tokens, count),
         place=lambda slots, prompts, placed: run_place[slots.rows.cache.capacity](tables, slots, prompts, placed),
-        advance=lambda params, layers, slots, answers: run_advance[slots.rows.cache.capacity](
-            params, layers, tables, slots, answers
-        ),
-        grow=lambda slots: run_grow[next(c for c in capacities if c > slots.rows.cache.capacity)](slots),
-        layers=lambda params: None if layout == "stacked" else run_layers(params),
+        advance=advance,
+        grow=lambda slots: run_grow[slots.rows.cache.capacity](slots),
+        layers=lambda params: None if shape.layout == "stacked" else run_layers(params),
     )
 
 
