@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.machine import processor
 
-MARKS = (1, 20, 256, 1000)  # crystals whose time is stated
+MARKS = (1, 20, 256, 1000)  # numbers of crystals after which the time is reported
 _JOB = """
 import collections, json, sys, time
 begin = time.time()

@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 class RequestError(ValueError):
-    """What is asked for cannot be sampled: limits contradict each other, or the text format cannot express it.
+    """A request cannot be met: limits contradict each other, or the text format cannot express it.
 
     The functions that decide this know neither flags nor files, so that this is no `UserError`; a command makes it one.
     Other errors of the type ValueError are faults of the program, and end with a traceback.

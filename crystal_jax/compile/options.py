@@ -1,4 +1,4 @@
-"""How a program is compiled, apart from its configuration and topology."""
+"""Options of compilation, beside the configuration and the topology."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crystal_jax.config import MeshConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """How a program is compiled, apart from its configuration and topology.
+    """Options of compilation, beside the configuration and the topology.
 
     Attributes:
         mesh: a mesh other than the configuration's; sampling has its own default (`sampling_mesh`).

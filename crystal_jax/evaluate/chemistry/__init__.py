@@ -1,1 +1,1 @@
-"""What chemistry says of a crystal: validity, oxidation states, symmetry, known formulas."""
+"""Chemical rules and facts: validity, oxidation states, symmetry, known formulas."""

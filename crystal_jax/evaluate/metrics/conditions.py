@@ -44,8 +44,8 @@ class Asked:
             UserError: the request is no JSON object, or a value in it is no condition.
         """
         try:
-            stated = conditions_of(entry.prompt) if entry.requested is None else json.loads(entry.requested or "{}")
-            return cls._of_request(stated)
+            conditions = conditions_of(entry.prompt) if entry.requested is None else json.loads(entry.requested or "{}")
+            return cls._of_request(conditions)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{entry.where or entry.name}: requested is not a request in JSON ({error})") from error
 
