@@ -69,7 +69,7 @@ COLUMNS = {
 INTERNAL = {
     "passes_checks": "bool",  # structurally and compositionally valid
     "checks_failure": "str",
-    "primitive_cell": "object",  # Niggli-reduced, of `novelty.matcher.reduce_cell`; only for samples that pass the checks
+    "primitive_cell": "object",  # Niggli-reduced, of `novelty.matcher.reduce_cell`; of samples that pass the checks
     "cell_failure": "str",
     "structure_fingerprint": "object",  # array of 61 numbers
     "composition_fingerprint": "object",  # array of 132 numbers
