@@ -146,11 +146,11 @@ def against_ase(cifs: list[str], weights: Path | None) -> None:
     import numpy as np
     import torch
 
-    from crystal_jax.energy.ase_reference import relax_with_ase
-    from crystal_jax.energy.m3gnet import M3GNet
-    from crystal_jax.energy.m3gnet_weights import m3gnet_folder
+    from crystal_jax.energy.relaxation.ase_reference import relax_with_ase
+    from crystal_jax.energy.potentials.m3gnet import M3GNet
+    from crystal_jax.energy.potentials.m3gnet_weights import m3gnet_folder
     from crystal_jax.energy.model import Cell
-    from crystal_jax.energy.relax import relax
+    from crystal_jax.energy.relaxation.relax import relax
     from crystal_jax.energy.settings import RelaxSettings
     from crystal_jax.structures import Entry, parse
 

@@ -27,7 +27,7 @@ def main(flag_values: flags.FlagValues) -> None:
     """Runs `crystal-jax dft collect`."""
     # Late, so that --help and bad flags answer at once.
     from crystal_jax.dft.vasp_results import collect_results
-    from crystal_jax.energy.hull import read_hull
+    from crystal_jax.energy.convex_hull.hull import read_hull
     from crystal_jax.report.html import write_report
 
     evaluation, elements = Path(flag_values.evaluation), flag_values.hull_elements

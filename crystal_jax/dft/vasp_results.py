@@ -11,8 +11,8 @@ from pymatgen.io.vasp.outputs import Vasprun
 from tqdm import tqdm
 
 from crystal_jax.dft.vasp_inputs import MANIFEST
-from crystal_jax.energy.corrections import corrected
-from crystal_jax.energy.hull import Hull
+from crystal_jax.energy.convex_hull.corrections import corrected
+from crystal_jax.energy.convex_hull.hull import Hull
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.evaluation import Evaluation, read_evaluation, write_evaluation
 from crystal_jax.evaluate.metrics import dft_runs

@@ -121,20 +121,20 @@ def _family(name: str) -> _Family:
 
 
 def _m3gnet(_: str, weights: Path | None) -> EnergyModel:
-    from crystal_jax.energy.m3gnet import M3GNet
-    from crystal_jax.energy.m3gnet_weights import m3gnet_folder
+    from crystal_jax.energy.potentials.m3gnet import M3GNet
+    from crystal_jax.energy.potentials.m3gnet_weights import m3gnet_folder
 
     return M3GNet(m3gnet_folder(weights))
 
 
 def _chgnet(_: str, __: Path | None) -> EnergyModel:
-    from crystal_jax.energy.chgnet import CHGNet
+    from crystal_jax.energy.potentials.chgnet import CHGNet
 
     return CHGNet()
 
 
 def _matgl(name: str, _: Path | None) -> EnergyModel:
-    from crystal_jax.energy.matgl import MatGL
+    from crystal_jax.energy.potentials.matgl import MatGL
 
     return MatGL(name)
 

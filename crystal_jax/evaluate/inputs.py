@@ -12,7 +12,7 @@ import pandas as pd
 from pymatgen.core import Structure
 
 from crystal_jax import arguments
-from crystal_jax.energy.hull import Hull, read_hull
+from crystal_jax.energy.convex_hull.hull import Hull, read_hull
 from crystal_jax.energy.model import load_model
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.chemistry import symmetry

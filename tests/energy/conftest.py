@@ -20,7 +20,7 @@ def weights(shared) -> Path:
 def m3gnet(weights):
     import torch
 
-    from crystal_jax.energy.m3gnet import M3GNet
+    from crystal_jax.energy.potentials.m3gnet import M3GNet
 
     torch.set_num_threads(1)
     return M3GNet(weights)

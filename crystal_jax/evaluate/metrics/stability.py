@@ -18,9 +18,9 @@ import pandas as pd
 from pymatgen.core import Structure
 from tqdm import tqdm
 
-from crystal_jax.energy.corrections import SCHEME, corrected_energy
-from crystal_jax.energy.hull import Hull
-from crystal_jax.energy.runner import RelaxJob, key_of, relax_all
+from crystal_jax.energy.convex_hull.corrections import SCHEME, corrected_energy
+from crystal_jax.energy.convex_hull.hull import Hull
+from crystal_jax.energy.relaxation.runner import RelaxJob, key_of, relax_all
 from crystal_jax.energy.settings import METASTABLE, STABLE
 from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials
 from crystal_jax.evaluate.chemistry.symmetry import spacegroup

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from crystal_jax.energy.hull import Hull
+from crystal_jax.energy.convex_hull.hull import Hull
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.chemistry import known_materials
 from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, load_known_materials, reduced

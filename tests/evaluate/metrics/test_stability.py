@@ -6,7 +6,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
-from crystal_jax.energy import runner
+from crystal_jax.energy.relaxation import runner
 from crystal_jax.energy.model import Prediction
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import inputs

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from crystal_jax.energy import runner
-from crystal_jax.energy.runner import RelaxJob, key_of, read_journals, relax_all
+from crystal_jax.energy.relaxation import runner
+from crystal_jax.energy.relaxation.runner import RelaxJob, key_of, read_journals, relax_all
 from crystal_jax.energy.settings import RelaxSettings
 from crystal_jax.errors import UserError
 from tests.energy import killers
@@ -22,7 +22,7 @@ SETTINGS = RelaxSettings(fmax=0.05, batch_atoms=8)
 CALL = """
 import json, sys
 from pathlib import Path
-from crystal_jax.energy.runner import RelaxJob, relax_all
+from crystal_jax.energy.relaxation.runner import RelaxJob, relax_all
 from crystal_jax.energy.settings import RelaxSettings
 cifs, folder, weights, workers = sys.argv[1:5]
 settings = RelaxSettings(fmax=0.05, batch_atoms=8)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from crystal_jax.energy.model import Cell, Prediction
-from crystal_jax.energy.relax import relax
+from crystal_jax.energy.relaxation.relax import relax
 from crystal_jax.energy.settings import RelaxSettings
 from crystal_jax.errors import UserError
 from tests.energy.conftest import cells
@@ -128,7 +128,7 @@ def test_too_dense_and_unknown_crystals_never_start():
 
 
 def test_equals_ase(m3gnet):
-    ase_reference = pytest.importorskip("crystal_jax.energy.ase_reference")
+    ase_reference = pytest.importorskip("crystal_jax.energy.relaxation.ase_reference")
     settings = RelaxSettings(fmax=0.05)
     batched = {result.key: result for result in relax(m3gnet, cells(2), settings)}
     for key, cell in cells(2):

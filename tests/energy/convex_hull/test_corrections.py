@@ -1,6 +1,6 @@
 import pytest
 
-from crystal_jax.energy.corrections import corrected_energy, hubbard_values
+from crystal_jax.energy.convex_hull.corrections import corrected_energy, hubbard_values
 from crystal_jax.energy.sanity_check import known
 from tests.energy.conftest import rock_salt
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from crystal_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from crystal_jax.energy.runner import RelaxJob
+    from crystal_jax.energy.relaxation.runner import RelaxJob
 
 
 def stream(
@@ -60,6 +60,6 @@ def stream(
 
 def _work(cifs: Sequence[str], job: RelaxJob) -> Iterator[dict[str, Any]]:
     """Relaxes a chunk on a worker."""
-    from crystal_jax.energy.runner import relax_rows
+    from crystal_jax.energy.relaxation.runner import relax_rows
 
     yield from relax_rows(cifs, job)

@@ -18,7 +18,7 @@ import numpy as np
 from pymatgen.core import Composition
 from scipy.optimize import linprog
 
-from crystal_jax.energy.entries import KnownEntry, check_amounts, parse_formula, read_entries
+from crystal_jax.energy.convex_hull.entries import KnownEntry, check_amounts, parse_formula, read_entries
 from crystal_jax.errors import UserError
 from crystal_jax.json_files import COMPRESSED, JsonObject, describe, finite_text, parse_json, read_bytes, stored_bytes
 from crystal_jax.storage.files import as_path

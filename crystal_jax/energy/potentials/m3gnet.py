@@ -20,7 +20,7 @@ import torch
 from pymatgen.optimization.neighbors import find_points_in_spheres
 
 from crystal_jax.energy.model import Cell, Prediction
-from crystal_jax.energy.tf_checkpoint import read_checkpoint
+from crystal_jax.energy.potentials.tf_checkpoint import read_checkpoint
 from crystal_jax.errors import UserError
 
 CUTOFF = 5.0  # Å, longest bond

@@ -4,8 +4,8 @@ import zipfile
 
 import pytest
 
-from crystal_jax.energy import m3gnet_weights as module
-from crystal_jax.energy.m3gnet_weights import FOLDER, SHA256, m3gnet_folder
+from crystal_jax.energy.potentials import m3gnet_weights as module
+from crystal_jax.energy.potentials.m3gnet_weights import FOLDER, SHA256, m3gnet_folder
 from crystal_jax.errors import UserError
 from crystal_jax.storage.files import cache_folder
 

@@ -3,8 +3,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.energy.model import Cell
+from crystal_jax.energy.potentials.tf_checkpoint import read_checkpoint
 from crystal_jax.energy.sanity_check import known
-from crystal_jax.energy.tf_checkpoint import read_checkpoint
 from crystal_jax.errors import UserError
 from tests.energy.conftest import distorted, rock_salt
 
@@ -62,7 +62,7 @@ def test_a_crystal_alone_is_as_in_company(m3gnet):
 
 def test_forces_and_stress_are_derivatives_of_the_energy(weights):
     torch = pytest.importorskip("torch")
-    from crystal_jax.energy.m3gnet import M3GNet
+    from crystal_jax.energy.potentials.m3gnet import M3GNet
 
     model, step = M3GNet(weights, dtype=torch.float64), 1e-4
     cell = Cell.of(distorted(3))

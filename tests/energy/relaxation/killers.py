@@ -3,7 +3,7 @@
 import os
 import signal
 
-from crystal_jax.energy import runner
+from crystal_jax.energy.relaxation import runner
 
 
 def of_worker(cifs, job, folder):

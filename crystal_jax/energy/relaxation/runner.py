@@ -27,7 +27,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from crystal_jax.energy.model import Cell, EnergyModel, load_model
-from crystal_jax.energy.relax import Relaxed, Status, relax
+from crystal_jax.energy.relaxation.relax import Relaxed, Status, relax
 from crystal_jax.energy.settings import RelaxSettings
 from crystal_jax.errors import UserError
 from crystal_jax.json_files import finite, read_bytes, read_object
@@ -276,7 +276,7 @@ def _loaded(name: str, weights: str) -> EnergyModel:
 
 def _on_ray(cifs: Sequence[str], job: RelaxJob, folder: Path, address: str) -> Iterator[None]:
     """Relaxes on a Ray cluster; rows arrive one by one, and this process writes them."""
-    from crystal_jax.energy.ray_backend import stream
+    from crystal_jax.energy.relaxation.ray_backend import stream
 
     with _journal(folder) as write:
         for row in stream(lambda workers: _chunks(cifs, workers), job, address):

@@ -20,7 +20,7 @@ from pymatgen.entries.computed_entries import (
     TemperatureEnergyAdjustment,
 )
 
-from crystal_jax.energy.hull import Hull, read_hull
+from crystal_jax.energy.convex_hull.hull import Hull, read_hull
 from crystal_jax.errors import UserError
 
 ELEMENTS = {"Li": -1.9, "Fe": -8.3, "O": -4.9}

@@ -1,0 +1,1 @@
+"""Energies above the convex hull of known materials."""

@@ -1,0 +1,1 @@
+"""Relaxation of many crystals, and its records."""
