@@ -31,7 +31,7 @@ from crystal_jax.checkpoint.workdir import claim as claim_workdir
 from crystal_jax.checkpoint.workdir import read_experiment
 from crystal_jax.config import LoraConfig, from_config_dict
 from crystal_jax.energy.convex_hull.hull import read_hull
-from crystal_jax.energy.relaxation.runner import read_journals
+from crystal_jax.energy.relaxation.journal import read_journals
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.evaluation import read_evaluation
 from crystal_jax.evaluate.metrics.external_results import infill_metrics, read_infilled, read_scores

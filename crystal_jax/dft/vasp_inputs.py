@@ -12,7 +12,7 @@ from pymatgen.core import Structure
 from pymatgen.io.vasp.sets import MPRelaxSet
 from tqdm import tqdm
 
-from crystal_jax.energy.relaxation.runner import key_of, read_journals
+from crystal_jax.energy.relaxation.journal import key_of, read_journals
 from crystal_jax.energy.settings import METASTABLE
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.evaluation import read_evaluation

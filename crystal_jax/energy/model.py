@@ -72,7 +72,7 @@ class EnergyModel(Protocol):
 
 
 def load_model(name: str, *, weights: Path | None = None) -> EnergyModel:
-    """Loads a model and checks its energies of known compounds (see `sanity_check`).
+    """Loads a model. Models whose weights have no known hash are checked on known compounds (see `sanity_check`).
 
     Args:
         name: "m3gnet", the paper's model; "chgnet"; or "matgl:NAME", a model of matgl by name or folder.
@@ -92,7 +92,8 @@ def load_model(name: str, *, weights: Path | None = None) -> EnergyModel:
             "pip install torch --index-url https://download.pytorch.org/whl/cpu, "
             "then pip install 'crystal-jax[energies]'"
         ) from error
-    check(model)
+    if not family.is_jax:
+        check(model)
     return model
 
 
@@ -105,12 +106,33 @@ def includes_corrections(name: str) -> bool:
     return _family(name).corrected
 
 
+def runs_on_accelerator(name: str) -> bool:
+    """Whether a model is one in JAX and JAX has a GPU or TPU; then one process serves all devices.
+
+    Raises:
+        UserError: the model does not exist.
+    """
+    if not _family(name).is_jax:
+        return False
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Family:
-    """Models of one kind: how one is loaded, by the part of its name after the colon, and `EnergyModel.corrected`."""
+    """Models of one kind.
+
+    Attributes:
+        load: function that loads a model from the part of its name after the colon and the folder of the weights.
+        corrected: `EnergyModel.corrected`.
+        is_jax: whether the model is written in JAX. Its weights have known hashes, so they are not checked again on
+            known compounds.
+    """
 
     load: Callable[[str, Path | None], EnergyModel]
     corrected: bool
+    is_jax: bool = False
 
 
 def _family(name: str) -> _Family:
@@ -121,10 +143,11 @@ def _family(name: str) -> _Family:
 
 
 def _m3gnet(_: str, weights: Path | None) -> EnergyModel:
-    from crystal_jax.energy.potentials.m3gnet import M3GNet
+    from crystal_jax.energy.potentials.jax_model import JaxModel
+    from crystal_jax.energy.potentials.m3gnet import load
     from crystal_jax.energy.potentials.m3gnet_weights import m3gnet_folder
 
-    return M3GNet(m3gnet_folder(weights))
+    return JaxModel(load(m3gnet_folder(weights)))
 
 
 def _chgnet(_: str, __: Path | None) -> EnergyModel:
@@ -140,7 +163,7 @@ def _matgl(name: str, _: Path | None) -> EnergyModel:
 
 
 _FAMILIES = {
-    "m3gnet": _Family(_m3gnet, corrected=False),
+    "m3gnet": _Family(_m3gnet, corrected=False, is_jax=True),
     "chgnet": _Family(_chgnet, corrected=True),
     "matgl": _Family(_matgl, corrected=False),
 }

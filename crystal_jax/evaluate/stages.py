@@ -15,7 +15,7 @@ from typing import TypedDict
 import pandas as pd
 
 from crystal_jax.energy.model import includes_corrections
-from crystal_jax.energy.relaxation.runner import RelaxJob
+from crystal_jax.energy.settings import RelaxJob
 from crystal_jax.evaluate import checks
 from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, reduced
 from crystal_jax.evaluate.columns import TYPES, empty_column

@@ -13,7 +13,7 @@ import pandas as pd
 from pymatgen.core import Element, Structure
 from pymatgen.util.string import unicodeify
 
-from crystal_jax.energy.relaxation.runner import key_of, read_journals
+from crystal_jax.energy.relaxation.journal import key_of, read_journals
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates
 from crystal_jax.report import elements

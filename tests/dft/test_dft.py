@@ -13,7 +13,7 @@ from crystal_jax import cli
 from crystal_jax.dft.vasp_inputs import write_inputs
 from crystal_jax.dft.vasp_results import collect_results
 from crystal_jax.energy.convex_hull.hull import Hull
-from crystal_jax.energy.relaxation.runner import key_of
+from crystal_jax.energy.relaxation.journal import key_of
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.columns import COLUMNS
 from crystal_jax.evaluate.metrics import dft_runs

@@ -7,23 +7,19 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.energy.model import Cell
+from crystal_jax.energy.potentials.jax_model import JaxModel
+from crystal_jax.energy.potentials.m3gnet import load
 from tests.evaluate.conftest import _own_cache  # noqa: F401
 
 
 @pytest.fixture(scope="session")
 def weights(shared) -> Path:
-    pytest.importorskip("torch")
     return shared / "weights/m3gnet/MP-2021.2.8-EFS"
 
 
 @pytest.fixture(scope="session")
 def m3gnet(weights):
-    import torch
-
-    from crystal_jax.energy.potentials.m3gnet import M3GNet
-
-    torch.set_num_threads(1)
-    return M3GNet(weights)
+    return JaxModel(load(weights))
 
 
 def rock_salt(a: float, cation: str = "Na", anion: str = "Cl") -> Structure:

@@ -8,7 +8,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
-from crystal_jax.energy.relaxation.runner import key_of
+from crystal_jax.energy.relaxation.journal import key_of
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.evaluation import Evaluation, read_evaluation, write_evaluation
 from crystal_jax.evaluate.run import evaluate

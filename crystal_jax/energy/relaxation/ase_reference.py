@@ -10,7 +10,7 @@ from ase.optimize import FIRE
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from crystal_jax.energy.model import Cell, EnergyModel
-from crystal_jax.energy.relaxation.relax import Relaxed, Status
+from crystal_jax.energy.relaxation.result import Relaxed, Status
 from crystal_jax.energy.settings import RelaxSettings
 
 

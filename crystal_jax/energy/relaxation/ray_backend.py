@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from crystal_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from crystal_jax.energy.relaxation.runner import RelaxJob
+    from crystal_jax.energy.settings import RelaxJob
 
 
 def stream(

@@ -1,149 +1,43 @@
 """Relaxes atoms and cell to the nearest energy minimum, in batches of crystals.
 
-The optimizer is FIRE (Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006) with ASE's constants, applied to positions and
-deformation gradient as in ASE's `UnitCellFilter`. Each crystal has its own velocities, step size, step count and time;
-only the model call is shared by the batch. When a crystal finishes, the next one takes its slot at once.
+One loop serves all models: when a crystal finishes, the next one takes its place in the batch at once (`relax`). The
+optimizer is in `fire`, what takes its steps in `steppers`.
+
+torch-sim has such a loop for models in PyTorch, but no adapters of CHGNet and matgl's models, and counts its steps for
+the whole batch (0.3.0); so these models use this loop too.
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
-import time
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from pymatgen.core import Element
 
-from crystal_jax.energy.model import Cell, EnergyModel, Prediction
+from crystal_jax.energy.model import Cell, EnergyModel
+from crystal_jax.energy.potentials.graph import find_neighbours
+from crystal_jax.energy.potentials.jax_model import JaxModel
+from crystal_jax.energy.relaxation.batch import Path
+from crystal_jax.energy.relaxation.fire import LEAST_VOLUME, LOWEST_ENERGY, VOLUME_RATIO, Code
+from crystal_jax.energy.relaxation.result import Relaxed, Status
+from crystal_jax.energy.relaxation.steppers import DeviceStepper, HostStepper, Stepper
 from crystal_jax.energy.settings import RelaxSettings
 
-# FIRE's constants; names follow the paper where it has names.
-_DT, _DT_MAX, _MAX_MOVE = 0.1, 1.0, 0.2  # time steps, in ASE's unit; largest move per step, Å (norm)
-_N_MIN, _F_INC, _F_DEC, _ALPHA, _F_ALPHA = 5, 1.1, 0.5, 0.1, 0.99
+# Å. Atoms of a sample closer than this coincide: forces between them are noise.
+MIN_DISTANCE = 0.1
+_LOOK_AHEAD = 8  # crystals that may be passed over by smaller ones that still fit into the batch
+_HOST_BATCH_ATOMS = 160  # of models that are called on the host, by default
 
-# Limits that a relaxation towards a minimum never crosses.
-_VOLUME_RATIO = (0.2, 5.0)  # current cell volume over initial cell volume
-_LEAST_VOLUME = 2.0  # Å^3/atom; the densest real crystals have 3 to 5
-_LOWEST_ENERGY = -25.0  # eV/atom; the lowest energy of an element is about -15
-
-Status = Literal["converged", "steps", "timeout", "exploded", "crashed"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Relaxed:
-    """Result of a relaxation.
-
-    Attributes:
-        key: key of the crystal.
-        status: "converged"; "steps" if `max_steps` was reached, in which case the energy counts, as in the paper; or
-            the type of failure.
-        reason: reason of a failure.
-        energy: the model's energy of the whole cell, in eV; None for a failure.
-        first_energy: the same before the first step.
-        steps: number of steps taken.
-        seconds: time of this crystal, see `RelaxSettings.timeout`.
-        cell: the final cell.
-    """
-
-    key: str
-    status: Status
-    reason: str
-    energy: float | None
-    first_energy: float | None
-    steps: int
-    seconds: float
-    cell: Cell
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the result has an energy."""
-        return self.energy is not None
-
-
-class _Path:
-    """Relaxation in progress of one crystal."""
-
-    def __init__(self, key: str, cell: Cell, settings: RelaxSettings):
-        self.key, self.cell, self.settings = key, cell, settings
-        self.steps, self.seconds = 0, 0.0
-        self.energy: float | None = None
-        self.first_energy: float | None = None
-        self._first = cell
-        count = len(cell.numbers)
-        # Rows: positions in the frame of the first cell, then the deformation gradient times the number of atoms.
-        self._x = np.vstack([cell.positions, count * np.eye(3)])
-        self._v = np.zeros_like(self._x)
-        self._dt, self._alpha, self._uphill = _DT, _ALPHA, 0
-        self._count = count
-
-    def ended(self, status: Status, reason: str = "") -> Relaxed:
-        energy = self.energy if status in ("converged", "steps") else None
-        return Relaxed(
-            self.key, status, reason, energy, self.first_energy, self.steps, round(self.seconds, 3), self.cell
-        )
-
-    def impossible(self) -> Relaxed | None:
-        """Returns the result "exploded" if the cell has reached an impossible geometry, otherwise None."""
-        volume = self.cell.volume
-        ratio = volume / self._first.volume if self._first.volume else np.inf
-        if not np.isfinite(self.cell.positions).all() or not np.isfinite(volume):
-            return self.ended("exploded", "positions are not finite")
-        if volume < _LEAST_VOLUME * self._count:
-            return self.ended("exploded", f"less than {_LEAST_VOLUME:g} Å^3 an atom")
-        if not _VOLUME_RATIO[0] <= ratio <= _VOLUME_RATIO[1]:
-            return self.ended("exploded", f"the volume changed by more than a factor of {_VOLUME_RATIO[1]:g}")
-        return None
-
-    def advance(self, prediction: Prediction, seconds: float) -> Relaxed | None:
-        """Processes the model's prediction for the current cell. Returns the result if the relaxation ends, otherwise
-        takes a step.
-        """
-        self.seconds += seconds
-        finite = np.isfinite(prediction.energy) and np.isfinite(prediction.forces).all()
-        if not finite or not np.isfinite(prediction.stress).all():
-            return self.ended("exploded", "the model's energy or forces are not finite")
-        if prediction.energy < _LOWEST_ENERGY * self._count:
-            return self.ended("exploded", f"the model's energy is below {_LOWEST_ENERGY:g} eV an atom")
-        self.energy = prediction.energy
-        if self.first_energy is None:
-            self.first_energy = prediction.energy
-        deformation = self._x[self._count :] / self._count
-        forces = self._generalised(prediction, deformation)
-        if np.linalg.norm(forces, axis=1).max() < self.settings.fmax:
-            return self.ended("converged")
-        if self.steps >= self.settings.max_steps:
-            return self.ended("steps")
-        if self.seconds > self.settings.timeout:
-            return self.ended("timeout", f"not done within {self.settings.timeout:g} s")
-        self._fire(forces)
-        self.steps += 1
-        deformation = self._x[self._count :] / self._count
-        self.cell = Cell(self.cell.numbers, self._x[: self._count] @ deformation.T, self._first.lattice @ deformation.T)
-        return self.impossible()
-
-    def _generalised(self, prediction: Prediction, deformation: np.ndarray) -> np.ndarray:
-        """Returns the generalised forces on the rows of `_x`."""
-        virial = -self.cell.volume * prediction.stress
-        on_cell = np.linalg.solve(deformation, virial.T).T / self._count
-        return np.vstack([prediction.forces @ deformation, on_cell])
-
-    def _fire(self, forces: np.ndarray) -> None:
-        power = np.vdot(forces, self._v)
-        if power > 0:
-            along = forces / np.linalg.norm(forces) * np.linalg.norm(self._v)
-            self._v = (1 - self._alpha) * self._v + self._alpha * along
-            if self._uphill > _N_MIN:
-                self._dt = min(self._dt * _F_INC, _DT_MAX)
-                self._alpha *= _F_ALPHA
-            self._uphill += 1
-        elif self.steps:
-            self._v = np.zeros_like(self._v)
-            self._dt, self._alpha, self._uphill = self._dt * _F_DEC, _ALPHA, 0
-        self._v = self._v + self._dt * forces
-        move = self._dt * self._v
-        length = float(np.linalg.norm(move))
-        self._x = self._x + move * min(1.0, _MAX_MOVE / length)
+_ENDINGS: dict[Code, tuple[Status, str]] = {
+    Code.CONVERGED: ("converged", ""),
+    Code.STEPS: ("steps", ""),
+    Code.NOT_FINITE: ("exploded", "the model's energy or forces are not finite"),
+    Code.TOO_LOW: ("exploded", f"the model's energy is below {LOWEST_ENERGY:g} eV an atom"),
+    Code.NOT_FINITE_POSITIONS: ("exploded", "positions are not finite"),
+    Code.TOO_DENSE: ("exploded", f"less than {LEAST_VOLUME:g} Å^3 an atom"),
+    Code.VOLUME: ("exploded", f"the volume changed by more than a factor of {VOLUME_RATIO:g}"),
+}
 
 
 def relax(model: EnergyModel, cells: Iterable[tuple[str, Cell]], settings: RelaxSettings) -> Iterator[Relaxed]:
@@ -151,47 +45,112 @@ def relax(model: EnergyModel, cells: Iterable[tuple[str, Cell]], settings: Relax
 
     An error or an impossible result of the model ends only the crystal that caused it.
     """
+    stepper = _stepper(model, settings)
     waiting = collections.deque(cells)
-    active: list[_Path] = []
+    active: list[Path] = []
     while waiting or active:
-        atoms = sum(len(path.cell.numbers) for path in active)
-        while waiting and (not active or atoms + len(waiting[0][1].numbers) <= settings.batch_atoms):
-            path = _Path(*waiting.popleft(), settings)
-            if (end := _unknown(model, path) or path.impossible()) is not None:
-                yield end
-                continue
-            active.append(path)
-            atoms += len(path.cell.numbers)
+        refused, joining = _next_crystals(stepper, model, waiting, active)
+        yield from refused
+        active += joining
+        if not active:
+            continue
+        reasons = _step(stepper, active, settings)
         going = []
-        for path, outcome, seconds in _evaluate(model, active):
-            end = outcome if isinstance(outcome, Relaxed) else path.advance(outcome, seconds)
+        for path in active:
+            end = _ending(path, reasons, settings)
             if end is None:
                 going.append(path)
             else:
-                yield end
+                yield _result(path, *end)
         active = going
 
 
-def _unknown(model: EnergyModel, path: _Path) -> Relaxed | None:
-    if model.elements.issuperset(path.cell.numbers.tolist()):
-        return None
-    return path.ended("crashed", "an element that the model does not know")
+def _next_crystals(
+    stepper: Stepper, model: EnergyModel, waiting: collections.deque[tuple[str, Cell]], active: Sequence[Path]
+) -> tuple[list[Relaxed], list[Path]]:
+    """Takes crystals for which the batch has room from the first of those that wait.
+
+    Returns:
+        The results of crystals that cannot be relaxed, and the relaxations that join the batch.
+    """
+    references = model.potential.references if isinstance(model, JaxModel) else np.zeros(len(Element) + 2)
+    refused: list[Relaxed] = []
+    joining: list[Path] = []
+    passed: list[tuple[str, Cell]] = []
+    while waiting and len(passed) < _LOOK_AHEAD:
+        key, cell = waiting.popleft()
+        if reason := _refusal(model, cell):
+            refused.append(Relaxed(key, "refused", reason, None, None, 0, 0.0, cell))
+            continue
+        path = Path.of(key, cell, references)
+        if stepper.fits([*active, *joining], path):
+            joining.append(path)
+        else:
+            passed.append((key, cell))
+    waiting.extendleft(reversed(passed))
+    return refused, joining
 
 
-def _evaluate(model: EnergyModel, paths: list[_Path]) -> Iterator[tuple[_Path, Prediction | Relaxed, float]]:
-    """Yields each crystal with the model's prediction, or a failed result, and its share of the time in s."""
-    if not paths:
-        return
-    begin = time.monotonic()
+def _step(stepper: Stepper, paths: list[Path], settings: RelaxSettings) -> dict[str, str]:
+    """Takes steps, one crystal at a time if the model fails on all. Returns the reasons of those that it fails on."""
     try:
-        predictions: list[Prediction | Relaxed] = list(model.predict([path.cell for path in paths]))
-    except Exception as error:  # networks raise many types of errors; one crystal may fail the batch
-        if len(paths) > 1:
-            for path in paths:
-                yield from _evaluate(model, [path])
-            return
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        predictions = [paths[0].ended("crashed", reason)]
-    share = (time.monotonic() - begin) / sum(len(path.cell.numbers) for path in paths)
-    for path, prediction in zip(paths, predictions, strict=True):
-        yield path, prediction, share * len(path.cell.numbers)
+        stepper.step(paths, settings)
+    except Exception as error:  # networks raise many types of errors
+        if len(paths) == 1:
+            return {paths[0].key: (str(error).strip().splitlines() or [type(error).__name__])[0]}
+        return {key: reason for path in paths for key, reason in _step(stepper, [path], settings).items()}
+    return {}
+
+
+def _stepper(model: EnergyModel, settings: RelaxSettings) -> Stepper:
+    if isinstance(model, JaxModel):
+        return DeviceStepper(model, settings.batch_atoms)
+    return HostStepper(model, settings.batch_atoms or _HOST_BATCH_ATOMS)
+
+
+def _refusal(model: EnergyModel, cell: Cell) -> str:
+    """Returns why a crystal cannot be relaxed, or ""."""
+    if unknown := sorted(set(cell.numbers.tolist()) - model.elements):
+        return f"the model does not know {', '.join(Element.from_Z(number).symbol for number in unknown)}"
+    if not (np.isfinite(cell.positions).all() and np.isfinite(cell.lattice).all()):
+        return "positions are not finite"
+    if cell.volume < LEAST_VOLUME * len(cell.numbers):
+        return f"less than {LEAST_VOLUME:g} Å^3 an atom"
+    if _coincide(cell):
+        return f"two atoms are closer than {MIN_DISTANCE:g} Å"
+    if isinstance(model, JaxModel) and not len(find_neighbours(cell, model.potential.cutoff).source):
+        return f"no atom has a neighbour within {model.potential.cutoff:g} Å, so the model sees no crystal"
+    return ""
+
+
+def _coincide(cell: Cell) -> bool:
+    fractional = cell.positions @ np.linalg.inv(cell.lattice)
+    apart = fractional[:, None] - fractional[None, :]
+    distances = np.linalg.norm((apart - np.round(apart)) @ cell.lattice, axis=2)
+    return bool((distances[np.triu_indices(len(distances), 1)] < MIN_DISTANCE).any())
+
+
+def _ending(path: Path, reasons: dict[str, str], settings: RelaxSettings) -> tuple[Status, str] | None:
+    """Returns status and reason of a crystal that has ended, None of others."""
+    if path.key in reasons:
+        return "crashed", reasons[path.key]
+    if path.code in _ENDINGS:
+        return _ENDINGS[path.code]
+    if path.seconds > settings.timeout:
+        return "timeout", f"not done within {settings.timeout:g} s"
+    return None
+
+
+def _result(path: Path, status: Status, reason: str) -> Relaxed:
+    succeeded = status in ("converged", "steps")
+    energy, first = (float(each[0]) + path.reference for each in (path.state.energy, path.state.first_energy))
+    return Relaxed(
+        path.key,
+        status,
+        reason,
+        energy if succeeded else None,
+        None if np.isnan(first) else first,
+        path.steps,
+        round(path.seconds, 3),
+        path.cell if succeeded else path.initial,
+    )

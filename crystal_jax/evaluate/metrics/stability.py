@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from crystal_jax.energy.convex_hull.corrections import SCHEME, corrected_energy
 from crystal_jax.energy.convex_hull.hull import Hull
-from crystal_jax.energy.relaxation.runner import RelaxJob, key_of, relax_all
-from crystal_jax.energy.settings import METASTABLE, STABLE
+from crystal_jax.energy.relaxation.journal import key_of
+from crystal_jax.energy.settings import METASTABLE, STABLE, RelaxJob
 from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials
 from crystal_jax.evaluate.chemistry.symmetry import spacegroup
 from crystal_jax.evaluate.chemistry.validity import implausible_reason, structural_invalid_reason
@@ -77,6 +77,9 @@ def relaxation_columns(
         UserError: see `relax_all`.
     """
     chosen = table["valid"] & ((table["num_atoms"] > 1) if paper_mode else True)
+    # Here, because it imports JAX.
+    from crystal_jax.energy.relaxation.runner import relax_all
+
     cifs = {i: samples[i].cif for i in table.index[chosen]}
     rows = relax_all(list(cifs.values()), job, folder, workers=workers, ray_address=ray_address, progress=progress)
     found = {i: rows[key_of(cif)] for i, cif in cifs.items()}

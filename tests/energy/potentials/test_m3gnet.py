@@ -1,11 +1,19 @@
+import json
+from pathlib import Path
+
+import jax
 import numpy as np
+import pandas as pd
 import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.energy.model import Cell
+from crystal_jax.energy.potentials.jax_model import JaxModel
+from crystal_jax.energy.potentials.m3gnet import load, params_of
 from crystal_jax.energy.potentials.tf_checkpoint import read_checkpoint
 from crystal_jax.energy.sanity_check import known
 from crystal_jax.errors import UserError
+from crystal_jax.structures import Entry, parse
 from tests.energy.conftest import distorted, rock_salt
 
 FACES = (np.ones((3, 3)) - np.eye(3)) / 2  # a face-centred lattice, in its cubic length
@@ -27,27 +35,47 @@ def test_energies_are_the_originals(m3gnet):
         assert abs(prediction.forces).max() < 1e-4, name  # by symmetry
 
 
-def test_each_variable_of_the_checkpoint_is_used(m3gnet):
-    seen = set()
+def reference(shared):
+    """Crystals with displaced atoms, and what the version in PyTorch (commit df6ab0a) computed for them in float64:
+    energy (eV/atom), force on the last atom (eV/Å), stress (eV/Å^3; xx, yy, zz, yz, xz, xy).
+    """
+    rows = json.loads(Path(__file__).with_name("m3gnet_reference.json").read_text())
+    found = {}
+    for folder in ("mp20_open", "mp52_open"):
+        table = pd.read_csv(shared / f"data/{folder}/test.csv.gz", index_col="material_id")
+        found |= {key: table.cif[key] for key in table.index if key in rows}
+    cells = []
+    for key in rows:
+        cell = Cell.of(parse(Entry(key, found[key])).structure)
+        moves = 0.05 * np.sin(np.arange(cell.positions.size)).reshape(cell.positions.shape)
+        cells.append(Cell(cell.numbers, cell.positions + moves, cell.lattice))
+    return cells, list(rows.values())
 
-    class Watched(dict):
-        def __getitem__(self, name):
-            seen.add(name)
-            return super().__getitem__(name)
 
-        def get(self, name):
-            seen.add(name)
-            return super().get(name)
+# eV/atom, eV/Å, eV/Å^3
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", (1e-9, 1e-8, 1e-9)), ("float32", (2e-6, 2e-4, 3e-6))])
+def test_equals_the_version_in_pytorch(weights, shared, dtype, tolerance):
+    cells, rows = reference(shared)
+    assert len(cells) == 200
+    with jax.enable_x64(dtype == "float64"):
+        predictions = JaxModel(load(weights, dtype=dtype)).predict(cells)
+    for cell, prediction, (energy, force, stress) in zip(cells, predictions, rows, strict=True):
+        assert prediction.energy / len(cell.numbers) == pytest.approx(energy, abs=tolerance[0])
+        np.testing.assert_allclose(prediction.forces[-1], force, atol=tolerance[1])
+        voigt = prediction.stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+        np.testing.assert_allclose(voigt, stress, atol=tolerance[2])
 
-    whole = m3gnet.weights
-    m3gnet.weights = Watched(whole)
-    try:
-        m3gnet.predict([Cell.of(rock_salt(5.6))])
-    finally:
-        m3gnet.weights = whole
-    assert len(whole) == 80
-    assert seen >= set(whole)
-    assert sum(array.numel() for array in whole.values()) == 227_549
+
+def test_each_variable_of_the_checkpoint_is_used_once(weights):
+    variables = read_checkpoint(weights / "m3gnet")
+    assert len(variables) == 80
+    params = params_of(variables, scale=1.0)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 227_549 + 1  # and the scale
+    with pytest.raises(UserError, match="unknown variables: another"):
+        params_of(variables | {"another": np.zeros(3)}, scale=1.0)
+    del variables["graph_layers/2/atom_network/weight_update/kernel"]
+    with pytest.raises(UserError, match="no variable graph_layers/2/atom_network/weight_update/kernel"):
+        params_of(variables, scale=1.0)
 
 
 def test_a_crystal_alone_is_as_in_company(m3gnet):
@@ -61,10 +89,12 @@ def test_a_crystal_alone_is_as_in_company(m3gnet):
 
 
 def test_forces_and_stress_are_derivatives_of_the_energy(weights):
-    torch = pytest.importorskip("torch")
-    from crystal_jax.energy.potentials.m3gnet import M3GNet
+    with jax.enable_x64(True):
+        check_derivatives(JaxModel(load(weights, dtype="float64")))
 
-    model, step = M3GNet(weights, dtype=torch.float64), 1e-4
+
+def check_derivatives(model):
+    step = 1e-4
     cell = Cell.of(distorted(3))
     (found,) = model.predict([cell])
 

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from crystal_jax.energy.relaxation import runner
+from crystal_jax.energy.relaxation.journal import journal, key_of
 
 
 def of_worker(cifs, job, folder):
@@ -11,8 +11,8 @@ def of_worker(cifs, job, folder):
     for cif in cifs:
         if "Po" in cif:
             os.kill(os.getpid(), signal.SIGKILL)
-    with runner._journal(folder) as write:
+    with journal(folder) as write:
         for cif in cifs:
             rest = {"steps": 0, "energy": None, "num_atoms": 8, "relaxed_cif": None}
-            write({"key": runner.key_of(cif), "status": "converged", "reason": "", **rest})
+            write({"key": key_of(cif), "status": "converged", "reason": "", **rest})
     return len(cifs)

@@ -123,7 +123,7 @@ def test_too_dense_and_unknown_crystals_never_start():
     model = Springs()
     found = {result.key: result for result in relax(model, [("a", dense), ("b", foreign)], SETTINGS)}
     assert found["a"].reason == "less than 2 Å^3 an atom"
-    assert (found["b"].status, found["b"].reason) == ("crashed", "an element that the model does not know")
+    assert (found["b"].status, found["b"].reason) == ("refused", "the model does not know O")
     assert model.batches == []
 
 

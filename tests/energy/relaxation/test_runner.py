@@ -10,11 +10,12 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from crystal_jax.energy.relaxation import runner
-from crystal_jax.energy.relaxation.runner import RelaxJob, key_of, read_journals, relax_all
-from crystal_jax.energy.settings import RelaxSettings
+from crystal_jax.energy.relaxation.journal import key_of, read_journals
+from crystal_jax.energy.relaxation.runner import relax_all
+from crystal_jax.energy.settings import RelaxJob, RelaxSettings
 from crystal_jax.errors import UserError
-from tests.energy import killers
 from tests.energy.conftest import distorted
+from tests.energy.relaxation import killers
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = RelaxSettings(fmax=0.05, batch_atoms=8)
@@ -22,7 +23,8 @@ SETTINGS = RelaxSettings(fmax=0.05, batch_atoms=8)
 CALL = """
 import json, sys
 from pathlib import Path
-from crystal_jax.energy.relaxation.runner import RelaxJob, relax_all
+from crystal_jax.energy.relaxation.runner import relax_all
+from crystal_jax.energy.settings import RelaxJob
 from crystal_jax.energy.settings import RelaxSettings
 cifs, folder, weights, workers = sys.argv[1:5]
 settings = RelaxSettings(fmax=0.05, batch_atoms=8)
