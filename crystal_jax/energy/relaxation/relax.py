@@ -46,14 +46,15 @@ def relax(model: EnergyModel, cells: Iterable[tuple[str, Cell]], settings: Relax
     An error or an impossible result of the model ends only the crystal that caused it.
     """
     stepper = _stepper(model, settings)
-    waiting = collections.deque(cells)
+    source = iter(cells)
+    passed_over: collections.deque[tuple[str, Cell]] = collections.deque()
     active: list[Path] = []
-    while waiting or active:
-        refused, joining = _next_crystals(stepper, model, waiting, active)
+    while True:
+        refused, joining = _next_crystals(stepper, model, passed_over, source, active)
         yield from refused
         active += joining
         if not active:
-            continue
+            return
         reasons = _step(stepper, active, settings)
         going = []
         for path in active:
@@ -66,9 +67,13 @@ def relax(model: EnergyModel, cells: Iterable[tuple[str, Cell]], settings: Relax
 
 
 def _next_crystals(
-    stepper: Stepper, model: EnergyModel, waiting: collections.deque[tuple[str, Cell]], active: Sequence[Path]
+    stepper: Stepper,
+    model: EnergyModel,
+    passed_over: collections.deque[tuple[str, Cell]],
+    source: Iterator[tuple[str, Cell]],
+    active: Sequence[Path],
 ) -> tuple[list[Relaxed], list[Path]]:
-    """Takes crystals for which the batch has room from the first of those that wait.
+    """Takes crystals for which the batch has room, first of those that were passed over, then from the source.
 
     Returns:
         The results of crystals that cannot be relaxed, and the relaxations that join the batch.
@@ -76,9 +81,9 @@ def _next_crystals(
     references = model.potential.references if isinstance(model, JaxModel) else np.zeros(len(Element) + 2)
     refused: list[Relaxed] = []
     joining: list[Path] = []
-    passed: list[tuple[str, Cell]] = []
-    while waiting and len(passed) < _LOOK_AHEAD:
-        key, cell = waiting.popleft()
+    large: list[tuple[str, Cell]] = []
+    while len(large) < _LOOK_AHEAD and (taken := passed_over.popleft() if passed_over else next(source, None)):
+        key, cell = taken
         if reason := _refusal(model, cell):
             refused.append(Relaxed(key, "refused", reason, None, None, 0, 0.0, cell))
             continue
@@ -86,8 +91,8 @@ def _next_crystals(
         if stepper.fits([*active, *joining], path):
             joining.append(path)
         else:
-            passed.append((key, cell))
-    waiting.extendleft(reversed(passed))
+            large.append(taken)
+    passed_over.extendleft(reversed(large))
     return refused, joining
 
 

@@ -172,11 +172,8 @@ def _relax_and_write(cifs: Sequence[str], job: RelaxJob, folder: Path) -> Iterat
 def relax_rows(cifs: Sequence[str], job: RelaxJob) -> Iterator[dict[str, Any]]:
     """Relaxes crystals in this process and yields each row as it finishes."""
     model = _loaded(job.model, job.weights)
-    cells = []
-    for cif in cifs:
-        structure = parse(Entry("", cif)).structure
-        if structure is not None:
-            cells.append((key_of(cif), Cell.of(structure)))
+    parsed = ((cif, parse(Entry("", cif)).structure) for cif in cifs)
+    cells = ((key_of(cif), Cell.of(structure)) for cif, structure in parsed if structure is not None)
     return (row_of(result) for result in relax(model, cells, job.settings))
 
 
