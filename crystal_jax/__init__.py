@@ -7,6 +7,8 @@ The functions of the commands are called from Python by these names; nothing is 
     path = crystal_jax.sample("crystal-tiny", output="samples", num_samples=20, conditions={"pretty_formula": "LaFeO3"})
     evaluation = crystal_jax.evaluate(path)
     evaluation.metrics["validity"], evaluation.candidates
+    relaxation = crystal_jax.relax(structures)  # of pymatgen
+    relaxation.table["e_above_hull"], relaxation.structures
 """
 
 from __future__ import annotations
@@ -19,14 +21,19 @@ __version__ = "0.1.0"
 __all__ = [
     "EvaluateConfig",
     "Evaluation",
+    "HullConfig",
     "InfillConfig",
+    "RelaxConfig",
+    "Relaxation",
     "SampleConfig",
     "ScoreConfig",
     "SearchConfig",
     "UserError",
     "evaluate",
+    "hull",
     "infill",
     "prepare",
+    "relax",
     "report",
     "sample",
     "score",
@@ -40,8 +47,13 @@ if TYPE_CHECKING:
     from crystal_jax.evaluate.config import EvaluateConfig as EvaluateConfig
     from crystal_jax.evaluate.evaluation import Evaluation as Evaluation
     from crystal_jax.evaluate.run import evaluate as evaluate
+    from crystal_jax.hull.config import HullConfig as HullConfig
+    from crystal_jax.hull.run import hull as hull
     from crystal_jax.infill.config import InfillConfig as InfillConfig
     from crystal_jax.infill.run import infill as infill
+    from crystal_jax.relax.config import RelaxConfig as RelaxConfig
+    from crystal_jax.relax.relaxation import Relaxation as Relaxation
+    from crystal_jax.relax.run import relax as relax
     from crystal_jax.report.run import report as report
     from crystal_jax.sample.config import SampleConfig as SampleConfig
     from crystal_jax.sample.run import sample as sample
@@ -54,7 +66,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "EvaluateConfig": "evaluate.config",
     "Evaluation": "evaluate.evaluation",
+    "HullConfig": "hull.config",
     "InfillConfig": "infill.config",
+    "RelaxConfig": "relax.config",
+    "Relaxation": "relax.relaxation",
     "SampleConfig": "sample.config",
     "ScoreConfig": "score.config",
     "SearchConfig": "search.config",

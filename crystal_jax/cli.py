@@ -34,6 +34,8 @@ COMMANDS = {
     "search": ("crystal_jax.search.run", "search for crystals with a high reward"),
     "score": ("crystal_jax.score.run", "compute the log-likelihood of given crystals under a model"),
     "evaluate": ("crystal_jax.evaluate.run", "say which crystals are valid, like real ones, new and stable"),
+    "relax": ("crystal_jax.relax.run", "relax given crystals and say how far above the convex hull they are"),
+    "hull": ("crystal_jax.hull.run", "build a convex hull from known crystals with a potential's energies"),
     "compile": ("crystal_jax.compile.run", "compile for TPUs or GPUs that are not there: memory, time"),
     "convert": ("crystal_jax.checkpoint.run", "convert models: Hugging Face, Meta, EasyLM, PEFT, GGUF, workdirs"),
     "sweep": ("crystal_jax.sweep.run", "train one configuration many times, here or as jobs, and tabulate it"),

@@ -35,9 +35,10 @@ def setting(
 
 
 def define(flag_values: flags.FlagValues, config: type, *, names: Sequence[str] | None = None) -> None:
-    """Defines a flag for each field that `setting` made; `names` selects some, in its order."""
+    """Defines a flag for each field that `setting` made, inherited ones last; `names` selects some, in its order."""
     fields = {field.name: field for field in dataclasses.fields(config) if "help" in field.metadata}
-    for name in names or fields:
+    own = [name for name in fields if name in config.__annotations__]
+    for name in names or [*own, *(name for name in fields if name not in own)]:
         _define(flag_values, fields[name])
 
 

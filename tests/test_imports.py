@@ -23,6 +23,7 @@ ALLOWED = {
     "storage": set(),
     "suppress_warnings": set(),
     "tables": set(),
+    "allocator": set(),
     "json_files": set(),
     "old_names": set(),
     # Ahead, inside one function: a prepared data set serves as reference too.
@@ -41,6 +42,8 @@ ALLOWED = {
     "search": {"text", "config", "model", "sharding", "checkpoint", "sample", "evaluate", "energy"},
     "compile": {"text", "config", "model", "sharding", "checkpoint", "train", "sample"},
     "energy": {"structures"},
+    "relax": {"structures", "energy", "evaluate"},
+    "hull": {"structures", "energy"},
     "evaluate": {"structures", "energy", "text"},
     "report": {"evaluate", "energy", "structures"},
     "dft": {"evaluate", "energy", "structures"},
@@ -52,6 +55,7 @@ ALLOWED = {
 }
 LEAVES = {
     "__version__",
+    "allocator",
     "arguments",
     "callable_package",
     "config_key",

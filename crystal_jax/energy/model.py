@@ -75,7 +75,8 @@ def load_model(name: str, *, weights: Path | None = None) -> EnergyModel:
     """Loads a model. Models whose weights have no known hash are checked on known compounds (see `sanity_check`).
 
     Args:
-        name: "m3gnet", the paper's model; "chgnet"; or "matgl:NAME", a model of matgl by name or folder.
+        name: "m3gnet", the paper's model; "chgnet"; "matgl:NAME", a model of matgl by name or folder; or
+            "ase:MODULE:FACTORY", a function that returns an ASE calculator.
         weights: folder of M3GNet's checkpoint, instead of the cache.
 
     Raises:
@@ -128,17 +129,21 @@ class _Family:
         corrected: `EnergyModel.corrected`.
         is_jax: whether the model is written in JAX. Its weights have known hashes, so they are not checked again on
             known compounds.
+        takes_name: whether the name has a part after a colon.
     """
 
     load: Callable[[str, Path | None], EnergyModel]
     corrected: bool
     is_jax: bool = False
+    takes_name: bool = False
 
 
 def _family(name: str) -> _Family:
     kind, _, rest = name.partition(":")
-    if kind not in _FAMILIES or (kind == "matgl") != bool(rest):
-        raise UserError(f"no energy model {name!r}; --energy_model is m3gnet, chgnet, matgl:NAME or none")
+    if kind not in _FAMILIES or _FAMILIES[kind].takes_name != bool(rest):
+        raise UserError(
+            f"no energy model {name!r}; --energy_model is m3gnet, chgnet, matgl:NAME, ase:MODULE:FACTORY or none"
+        )
     return _FAMILIES[kind]
 
 
@@ -162,8 +167,15 @@ def _matgl(name: str, _: Path | None) -> EnergyModel:
     return MatGL(name)
 
 
+def _ase(name: str, _: Path | None) -> EnergyModel:
+    from crystal_jax.energy.potentials.ase_calculator import ASECalculator
+
+    return ASECalculator(name)
+
+
 _FAMILIES = {
     "m3gnet": _Family(_m3gnet, corrected=False, is_jax=True),
     "chgnet": _Family(_chgnet, corrected=True),
-    "matgl": _Family(_matgl, corrected=False),
+    "matgl": _Family(_matgl, corrected=False, takes_name=True),
+    "ase": _Family(_ase, corrected=False, takes_name=True),
 }

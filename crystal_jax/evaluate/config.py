@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crystal_jax import arguments
-from crystal_jax.energy.settings import RelaxSettings
+from crystal_jax.energy.config import NO_MODEL, EnergyConfig
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.cutoffs import CUTOFFS
 from crystal_jax.flag_fields import setting
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 MODES = ("default", "paper")
 FINGERPRINTS = ("none", "reference", "all")
 OXIDATION_STATES = ("smact14", "icsd24")  # files of the folder `tables`
-NO_MODEL = "none"
-_RELAX = RelaxSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(EnergyConfig):
     """The settings of `crystal-jax evaluate`; the help of the flags says what each of them does.
 
     Attributes that take more than their flags do:
@@ -65,23 +63,16 @@ class EvaluateConfig:
     )
     energy_model: str = setting(
         NO_MODEL,
-        "Relax the valid samples with m3gnet (the paper's potential), chgnet, or matgl:NAME; none: do not.",
-    )
-    energy_weights: str | Path | None = setting(
-        None, "Folder of M3GNet's checkpoint MP-2021.2.8-EFS; by default it is fetched once, through pip."
+        "Relax the valid samples with a potential: m3gnet (the paper's), nequix (newer, slower), chgnet, matgl:NAME, "
+        "or ase:MODULE:FACTORY, a function that returns an ASE calculator; none: do not.",
     )
     hull: str | Path | None = setting(
-        None, "Known materials: CSV with composition and formation_energy_per_atom, or JSON of computed entries."
+        None,
+        "Known materials: what 'crystal-jax hull' wrote, CSV with composition and formation_energy_per_atom, or JSON "
+        "of computed entries. By default, with m3gnet, the materials in the package, whose energies are M3GNet's too.",
     )
     hull_elements: str | Path | None = setting(
         None, "With a CSV: JSON of the elements' entries; by default *elemental-reference-entries.json* beside it."
-    )
-    fmax: float = setting(_RELAX.fmax, "eV/Å at which a relaxation is done.")
-    max_steps: int = setting(_RELAX.max_steps, "Of the relaxation of a crystal.")
-    timeout: float = setting(_RELAX.timeout, "Seconds for the relaxation of a crystal.")
-    batch_atoms: int = setting(_RELAX.batch_atoms, "Atoms relaxed together.")
-    ray_address: str | None = setting(
-        None, "Relax on a Ray cluster: auto, HOST:PORT, or local for one begun in this machine."
     )
     targets: str | Path | Sequence[Structure] | None = setting(
         None,
@@ -95,8 +86,6 @@ class EvaluateConfig:
         "for how many of the proposals are valid and metastable.",
         several=str,
     )
-    workers: int | None = setting(None, "Processes; by default one for each core.")
-    progress: bool = setting(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
         for name, what, choices in (
@@ -107,25 +96,11 @@ class EvaluateConfig:
         ):
             if (value := getattr(self, name)) not in choices:
                 raise UserError(f"no {what} {value!r}; --{name} is one of {', '.join(choices)}")
-        if self.workers is not None:
-            arguments.whole("workers", self.workers, least=1, most=10_000)
-        for name in ("output", "energy_weights", "hull", "hull_elements", "scores"):
+        super().__post_init__()
+        for name in ("output", "hull", "hull_elements", "scores"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, arguments.path(name, value))
         folders = [self.infill] if isinstance(self.infill, str | Path) else self.infill
         object.__setattr__(self, "infill", tuple(arguments.path("infill", folder) for folder in folders))
         if self.hull and not self.has_energies:
             raise UserError("--hull needs --energy_model, such as --energy_model=m3gnet")
-        _ = self.relax  # a wrong number fails now
-
-    @property
-    def has_energies(self) -> bool:
-        """Whether the valid samples are relaxed."""
-        return self.energy_model != NO_MODEL
-
-    @property
-    def relax(self) -> RelaxSettings:
-        """The settings of relaxations."""
-        return RelaxSettings(
-            fmax=self.fmax, max_steps=self.max_steps, timeout=self.timeout, batch_atoms=self.batch_atoms
-        )

@@ -12,7 +12,8 @@ import pandas as pd
 from pymatgen.core import Structure
 
 from crystal_jax import arguments
-from crystal_jax.energy.convex_hull.hull import Hull, read_hull
+from crystal_jax.energy.convex_hull.choose import choose_hull
+from crystal_jax.energy.convex_hull.hull import Hull
 from crystal_jax.energy.model import load_model
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.chemistry import symmetry
@@ -177,8 +178,7 @@ def _of_memory(structures: Sequence[Any], name: str) -> list[Entry]:
 
 def _energies(config: EvaluateConfig) -> Hull | None:
     """Reads the hull; loads the energy model, unless a cluster does."""
-    elements = config.hull_elements
-    hull = read_hull(Path(config.hull), elements=Path(elements) if elements else None) if config.hull else None
+    hull = choose_hull(config.energy_model, config.hull, config.hull_elements)
     if config.ray_address is None:
         load_model(config.energy_model, weights=Path(config.energy_weights) if config.energy_weights else None)
     return hull

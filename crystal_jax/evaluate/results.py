@@ -19,7 +19,6 @@ from crystal_jax.evaluate.fingerprints.fingerprints import CACHE
 from crystal_jax.evaluate.inputs import Inputs
 from crystal_jax.evaluate.metrics import conditions, dft_runs, external_results, prediction, rates, stability
 from crystal_jax.evaluate.novelty import matcher
-from crystal_jax.evaluate.stages import relax_job
 from crystal_jax.json_files import read_object
 from crystal_jax.provenance import versions
 
@@ -127,7 +126,7 @@ def _energy_settings(inputs: Inputs) -> dict[str, Any] | None:
     if not inputs.config.has_energies:
         return None
     corrected = includes_corrections(inputs.config.energy_model)
-    return stability.settings_of(relax_job(inputs), inputs.hull, corrected=corrected)
+    return stability.settings_of(inputs.config.relax_job, inputs.hull, corrected=corrected)
 
 
 def _energy_packages(inputs: Inputs) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from typing import TypedDict
 import pandas as pd
 
 from crystal_jax.energy.model import includes_corrections
-from crystal_jax.energy.settings import RelaxJob
 from crystal_jax.evaluate import checks
 from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, reduced
 from crystal_jax.evaluate.columns import TYPES, empty_column
@@ -165,18 +164,12 @@ def _relaxation(table: pd.DataFrame, inputs: Inputs) -> Columns:
         return stability.relaxation_columns(
             table,
             inputs.samples,
-            relax_job(inputs),
+            inputs.config.relax_job,
             Path(output or temporary) / RELAXATIONS,
             paper_mode=inputs.is_paper_mode,
             ray_address=inputs.config.ray_address,
             **_how(inputs),
         )
-
-
-def relax_job(inputs: Inputs) -> RelaxJob:
-    """Returns the model and settings of the relaxations."""
-    config = inputs.config
-    return RelaxJob(model=config.energy_model, weights=str(config.energy_weights or ""), settings=config.relax)
 
 
 def _energies(table: pd.DataFrame, inputs: Inputs) -> Columns:

@@ -1,8 +1,9 @@
 """Computes the energy of crystals above the convex hull of known materials.
 
-The hull is built from a file of formation energies by composition (CSV) or of computed entries (JSON), from which
-formation energies are derived. The hull energy at a composition is the lowest energy that a mixture of known materials
-reaches. It is found by linear programming over the known materials that contain only its elements.
+The hull is built from a file of formation energies by composition (CSV), or of energies, from which formation energies
+are derived: by composition (CSV of 'crystal-jax hull') or of computed entries (JSON). The hull energy at a composition
+is the lowest energy that a mixture of known materials reaches. It is found by linear programming over the known
+materials that contain only its elements.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from crystal_jax.errors import UserError
 from crystal_jax.json_files import COMPRESSED, JsonObject, describe, finite_text, parse_json, read_bytes, stored_bytes
 from crystal_jax.storage.files import as_path
 from crystal_jax.suppress_warnings import quiet
-from crystal_jax.tables import parse_rows
+from crystal_jax.tables import Table, parse_rows
 
 _SAME = 1e-9  # eV/atom; smaller differences between materials of one composition are ignored
 _LEAST_SHARE = 1e-6  # smallest share of a material in a mixture; smaller ones are rounding errors
 _DIGITS = 5  # decimals of the shares that identify a composition; files round the shares
+
+FILE = "hull.csv.gz"  # in a folder of 'crystal-jax hull'
+COLUMNS = ("composition", "energy_per_atom", "id", "energy_model")
 
 Material = tuple[Mapping[str, float], float]  # amounts of the elements by symbol, and formation energy in eV/atom
 
@@ -53,15 +57,23 @@ class HullResult:
 class Hull:
     """Convex hull of known materials, with reference energies of the elements."""
 
-    def __init__(self, materials: Iterable[Material], elements: Mapping[str, float], source: str):
+    def __init__(
+        self,
+        materials: Iterable[Material],
+        elements: Mapping[str, float],
+        source: str,
+        *,
+        energy_model: str | None = None,
+    ):
         """Keeps the material of lowest energy at each composition.
 
         Args:
             materials: amounts of the elements by symbol, and formation energies, eV/atom.
             elements: the energy of each element in its reference state, eV/atom, corrected.
             source: description of the hull's source, for the report.
+            energy_model: the potential whose energies these are, as in `load_model`; None for DFT.
         """
-        self.elements, self.source = dict(elements), source
+        self.elements, self.source, self.energy_model = dict(elements), source, energy_model
         lowest: dict[frozenset[tuple[str, float]], Material] = {}
         for amounts, energy in materials:
             total = sum(amounts.values())
@@ -138,9 +150,9 @@ def read_hull(path: Path | str, *, elements: Path | str | None = None) -> Hull:
     """Reads a convex hull of known materials.
 
     Args:
-        path: a CSV with `composition` (a formula, or JSON from symbols to amounts) and `formation_energy_per_atom`
-            (eV/atom, MP2020-corrected), or JSON with computed entries, see `entries.read_entries`; either also
-            compressed as .gz, .bz2 or .xz.
+        path: a folder or CSV of 'crystal-jax hull'; a CSV with `composition` (a formula, or JSON from symbols to
+            amounts) and `formation_energy_per_atom` (eV/atom, MP2020-corrected); or JSON with computed entries, see
+            `entries.read_entries`. Files may be compressed as .gz, .bz2 or .xz.
         elements: with a CSV, a file of entries of the elements' reference states; by default the one
             `*elemental-reference-entries.json*` in the same folder.
 
@@ -148,6 +160,8 @@ def read_hull(path: Path | str, *, elements: Path | str | None = None) -> Hull:
         UserError: a file is missing or has another content.
     """
     path = as_path(path, "path")
+    if path.is_dir():
+        path = path / FILE
     kind = next((s for s in reversed(path.suffixes) if s not in COMPRESSED), "")
     if kind in (".pkl", ".pickle"):
         raise UserError(
@@ -163,8 +177,27 @@ def read_hull(path: Path | str, *, elements: Path | str | None = None) -> Hull:
         entries = read_entries(path)
         lowest = _elements(entries)
         return Hull(_formation_energies(entries, lowest), lowest, source)
-    table = _table(path)
-    return Hull(table, _elements(read_entries(_elements_file(path, elements))), source)
+    table = parse_rows(read_bytes(path), name=str(path))
+    if "energy_per_atom" in table.columns:
+        return _hull_of_model(table, path, source)
+    return Hull(_formation_table(table, path), _elements(read_entries(_elements_file(path, elements))), source)
+
+
+def _hull_of_model(table: Table, path: Path, source: str) -> Hull:
+    """Builds a hull from the table that 'crystal-jax hull' writes."""
+    if missing := set(COLUMNS) - set(table.columns):
+        raise UserError(f"{path}: not a table of 'crystal-jax hull': it has no column {', '.join(sorted(missing))}")
+    entries, models = [], set()
+    for number, row in enumerate(table.records(), start=1):
+        checked = JsonObject(row, path, where=f"row {number}: ")
+        amounts = parse_formula(row["composition"].strip(), checked)
+        energy = _number(row, "energy_per_atom", checked) * sum(amounts.values())
+        entries.append(KnownEntry(amounts, energy, is_pbe=True))
+        models.add(row["energy_model"])
+    if len(models) != 1:
+        raise UserError(f"{path}: energies are of {len(models)} models; heights need one: {', '.join(sorted(models))}")
+    elements = _elements(entries)
+    return Hull(_formation_energies(entries, elements), elements, source, energy_model=models.pop())
 
 
 def _elements_file(path: Path, elements: Path | str | None) -> Path:
@@ -179,9 +212,8 @@ def _elements_file(path: Path, elements: Path | str | None) -> Path:
     return beside[0]
 
 
-def _table(path: Path) -> list[Material]:
-    """Reads the rows of a CSV; rows whose cells are all empty are skipped."""
-    table = parse_rows(read_bytes(path), name=str(path))
+def _formation_table(table: Table, path: Path) -> list[Material]:
+    """Reads formation energies by composition; rows whose cells are all empty are skipped."""
     if missing := {"composition", "formation_energy_per_atom"} - set(table.columns):
         raise UserError(f"{path}: not a table of known materials: it has no column {', '.join(sorted(missing))}")
     rows = enumerate(table.records(), start=1)
@@ -190,17 +222,19 @@ def _table(path: Path) -> list[Material]:
 
 def _material(row: Mapping[str, str], path: Path, number: int) -> Material:
     checked = JsonObject(row, path, where=f"row {number}: ")
-    text, energy = row["composition"].strip(), row["formation_energy_per_atom"]
+    text = row["composition"].strip()
     if text.startswith("{"):
         amounts = check_amounts(JsonObject.of(parse_json(text, path), path, checked.where).content, checked)
     else:
         amounts = parse_formula(text, checked)
+    return amounts, _number(row, "formation_energy_per_atom", checked)
+
+
+def _number(row: Mapping[str, str], column: str, checked: JsonObject) -> float:
     try:
-        return amounts, finite_text(energy)
+        return finite_text(row[column])
     except ValueError:
-        raise checked.error(
-            f"{checked.where}formation_energy_per_atom is {describe(energy)}, not a finite number"
-        ) from None
+        raise checked.error(f"{checked.where}{column} is {describe(row[column])}, not a finite number") from None
 
 
 def _elements(entries: Iterable[KnownEntry]) -> dict[str, float]:

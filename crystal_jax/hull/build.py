@@ -1,0 +1,177 @@
+"""Builds a hull: relaxes the known crystals, corrects their energies, keeps the lowest of each composition."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Composition
+
+from crystal_jax.energy.convex_hull.corrections import SCHEME, corrected_energy
+from crystal_jax.energy.convex_hull.embedded import embedded_path
+from crystal_jax.energy.convex_hull.hull import COLUMNS, FILE
+from crystal_jax.energy.model import includes_corrections
+from crystal_jax.energy.relaxation.journal import key_of
+from crystal_jax.energy.relaxation.runner import relax_all
+from crystal_jax.errors import UserError
+from crystal_jax.hull.config import HullConfig
+from crystal_jax.hull.materials_project import fetch_crystals
+from crystal_jax.json_files import read_json
+from crystal_jax.provenance import versions
+from crystal_jax.storage.files import write_bytes, write_text
+from crystal_jax.storage.worker_pool import map_in_order
+from crystal_jax.structures import Entry, parse, read_entries
+from crystal_jax.tables import read_rows, to_text
+
+CARD = "hull.json"
+_RELAXATIONS = "relaxations"  # folder of their logs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Material:
+    """Material of the hull: reduced formula, corrected energy in eV/atom, id."""
+
+    formula: str
+    energy_per_atom: float
+    id: str
+
+
+def build_hull(config: HullConfig) -> Path:
+    """Builds a hull and returns the path of its table; see `hull.run.hull`."""
+    output = Path(config.output)
+    entries = _known_crystals(config)
+    cifs = {entry.name: entry.cif for entry in entries}
+    rows = relax_all(
+        list(cifs.values()),
+        config.relax_job,
+        output / _RELAXATIONS,
+        workers=config.workers,
+        ray_address=config.ray_address,
+        progress=config.progress,
+    )
+    statuses = Counter(rows[key_of(cif)]["status"] for cif in cifs.values())
+    converged = [(name, rows[key_of(cif)]) for name, cif in cifs.items() if rows[key_of(cif)]["status"] == "converged"]
+    is_corrected = includes_corrections(config.energy_model)
+    energies = map_in_order(
+        _corrected if not is_corrected else _uncorrected,
+        [(row["relaxed_cif"], row["energy"]) for _, row in converged],
+        workers=config.workers,
+        lost=lambda _: None,
+    )
+    own = [
+        _Material(found[0], found[1], name)
+        for (name, _), found in zip(converged, energies, strict=True)
+        if found is not None
+    ]
+    embedded = _embedded(config)
+    lowest = _lowest([*own, *embedded])
+    write_bytes(output / FILE, _table(lowest, config.energy_model))
+    card = {
+        "energy_model": config.energy_model,
+        "settings": dataclasses.asdict(config.relax),
+        "corrections": "the model's own" if is_corrected else SCHEME,
+        "sources": [*(path.name for path in map(Path, config.structures))]
+        + (["Materials Project (mp-api)"] if config.materials_project else []),
+        "chemical_system": config.chemical_system,
+        "crystals": len(cifs),
+        "relaxations": dict(statuses.most_common()),
+        "not_covered_by_corrections": len(converged) - len(own),
+        "embedded_materials": len(embedded),
+        "materials": len(lowest),
+        "versions": versions(("crystal_jax", "jax", "pymatgen")),
+    }
+    write_text(output / CARD, json.dumps(card, indent=2) + "\n")
+    return output / FILE
+
+
+def summary(path: Path) -> str:
+    """Returns a line on the numbers of a hull that was built."""
+    card = read_json(path.parent / CARD)
+    relaxed = ", ".join(f"{number} {status}" for status, number in card["relaxations"].items())
+    return (
+        f"{card['crystals']} known crystals ({relaxed}), {card['embedded_materials']} materials of the package: "
+        f"{card['materials']} compositions"
+    )
+
+
+def _known_crystals(config: HullConfig) -> list[Entry]:
+    """Returns the readable crystals of the chemical system, each CIF once.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [entry for path in config.structures for entry in read_entries(Path(path))]
+    if config.materials_project:
+        assert config.elements is not None  # checked by `HullConfig`
+        found += fetch_crystals(config.elements, max_e_above_hull=config.max_e_above_hull)
+    elements = config.elements
+    kept: dict[str, Entry] = {}
+    symbols_of = map_in_order(_symbols, found, workers=config.workers, lost=lambda _: None)
+    for entry, symbols in zip(found, symbols_of, strict=True):
+        if symbols is not None and (elements is None or symbols <= elements):
+            kept.setdefault(entry.cif, entry)
+    if not kept:
+        within = f" of {config.chemical_system}" if elements else ""
+        raise UserError(f"none of the {len(found)} known crystals{within} can be read")
+    names = Counter(entry.name for entry in kept.values())
+    return [
+        dataclasses.replace(entry, name=f"{entry.name}-{i}") if names[entry.name] > 1 else entry
+        for i, entry in enumerate(kept.values())
+    ]
+
+
+def _symbols(entry: Entry) -> frozenset[str] | None:
+    """Returns the elements of a crystal; None if it cannot be read."""
+    structure = parse(entry).structure
+    return None if structure is None else frozenset(structure.composition.get_el_amt_dict())
+
+
+def _corrected(relaxed: tuple[str, float]) -> tuple[str, float] | None:
+    """Returns reduced formula and corrected energy per atom; None if the corrections do not cover the crystal."""
+    structure = parse(Entry("", relaxed[0])).structure
+    if structure is None:
+        return None
+    try:
+        energy = corrected_energy(structure, relaxed[1])
+    except ValueError:
+        return None
+    return structure.composition.reduced_formula, energy / len(structure)
+
+
+def _uncorrected(relaxed: tuple[str, float]) -> tuple[str, float] | None:
+    """Returns reduced formula and energy per atom."""
+    structure = parse(Entry("", relaxed[0])).structure
+    return None if structure is None else (structure.composition.reduced_formula, relaxed[1] / len(structure))
+
+
+def _embedded(config: HullConfig) -> list[_Material]:
+    """Returns the package's materials of the chemical system."""
+    path = embedded_path(config.energy_model) if config.embedded else None
+    if path is None:
+        return []
+    elements = config.elements
+    return [
+        _Material(row["composition"], float(row["energy_per_atom"]), row["id"])
+        for row in read_rows(path).records()
+        if elements is None or elements >= set(Composition(row["composition"]).get_el_amt_dict())
+    ]
+
+
+def _lowest(materials: Sequence[_Material]) -> list[_Material]:
+    """Returns the material of lowest energy at each composition, sorted by formula."""
+    lowest: dict[str, _Material] = {}
+    for material in materials:
+        if material.energy_per_atom < lowest.get(material.formula, _Material("", np.inf, "")).energy_per_atom:
+            lowest[material.formula] = material
+    return [lowest[formula] for formula in sorted(lowest)]
+
+
+def _table(materials: Sequence[_Material], energy_model: str) -> bytes:
+    rows: list[Sequence[Any]] = [(m.formula, f"{m.energy_per_atom:.4f}", m.id, energy_model) for m in materials]
+    return gzip.compress(to_text(COLUMNS, rows).encode(), mtime=0)
