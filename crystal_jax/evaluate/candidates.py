@@ -10,11 +10,17 @@ no rank.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from crystal_jax.storage.worker_pool import map_in_order
+from crystal_jax.structures import Entry, parse
+from crystal_jax.structures.symmetrized import symmetrized_cif
+
+SYMPREC = 0.1  # Å, of the space groups in which candidates are written
 _SAME_ENERGY = 1e-3  # eV/atom; models do not resolve smaller differences, so symmetry decides
 
 # Columns of `candidates.csv`.
@@ -78,19 +84,53 @@ def candidates(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(rank=ranked.cumsum().where(ranked).astype("Int64"))[list(COLUMNS)]
 
 
-def write_cifs(ranked: pd.DataFrame, cifs: Mapping[str, str], folder: Path) -> None:
-    """Writes a CIF file per candidate, named by rank and formula, and deletes those of an earlier evaluation.
+@dataclasses.dataclass(frozen=True)
+class CandidateCifs:
+    """CIFs of a sample as text: as generated, and relaxed, if it was."""
+
+    generated: str
+    relaxed: str | None
+
+    @property
+    def final(self) -> str:
+        """The relaxed crystal if there is one, in the cell that was relaxed, without symmetry."""
+        return self.relaxed or self.generated
+
+
+def write_cifs(
+    ranked: pd.DataFrame, cifs: Mapping[str, CandidateCifs], folder: Path, *, workers: int | None = None
+) -> None:
+    """Writes CIF files of the candidates, named by rank and formula, and deletes those of an earlier evaluation.
+
+    `FOLDER/*.cif` are the relaxed crystals in their space groups (symprec `SYMPREC`), conventional cells; of crystals
+    that were not relaxed, what the model wrote. `FOLDER/p1` has the relaxed cells without symmetry, and
+    `FOLDER/generated` what the model wrote.
 
     Args:
         ranked: table returned by `candidates`.
-        cifs: CIFs by sample name; the relaxed crystal if there is one.
+        cifs: CIFs by sample name.
         folder: folder to write to.
+        workers: processes; by default one per core.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.cif"):
-        old.unlink()
-    for place, (name, formula) in enumerate(zip(ranked["name"], ranked["reduced_formula"], strict=True), start=1):
-        (folder / f"{place:05d}_{formula}.cif").write_text(cifs[name], encoding="utf-8")
+    for part in (folder, folder / "p1", folder / "generated"):
+        part.mkdir(parents=True, exist_ok=True)
+        for old in part.glob("*.cif"):
+            old.unlink()
+    chosen = [cifs[name] for name in ranked["name"]]
+    symmetric = map_in_order(_symmetrized, [each.relaxed for each in chosen], workers=workers, lost=lambda _: None)
+    for place, (each, cif, formula) in enumerate(
+        zip(chosen, symmetric, ranked["reduced_formula"], strict=True), start=1
+    ):
+        name = f"{place:05d}_{formula}.cif"
+        (folder / name).write_text(cif or each.final, encoding="utf-8")
+        (folder / "generated" / name).write_text(each.generated, encoding="utf-8")
+        if each.relaxed is not None:
+            (folder / "p1" / name).write_text(each.relaxed, encoding="utf-8")
+
+
+def _symmetrized(cif: str | None) -> str | None:
+    structure = parse(Entry("", cif)).structure if cif else None
+    return symmetrized_cif(structure, symprec=SYMPREC) if structure else None
 
 
 def missing_for_a_rank(metrics: Mapping[str, object]) -> str | None:
@@ -99,4 +139,4 @@ def missing_for_a_rank(metrics: Mapping[str, object]) -> str | None:
         return None
     if "relaxed" in metrics:
         return "not ranked: there is no convex hull; pass --hull=FILE (docs/METRICS.md says where to get one)"
-    return "not ranked: there are no energies; pass --energy_model=m3gnet and --hull=FILE (docs/METRICS.md)"
+    return "not ranked: there are no energies; pass --energy_model=m3gnet"

@@ -48,6 +48,7 @@ COLUMNS = {
     "energy_per_atom": "float64",  # eV, relaxed, with the MP2020 corrections
     "formation_energy_per_atom": "float64",  # eV, relaxed
     "e_above_hull": "float64",  # eV/atom, relaxed
+    "e_above_model_hull": "float64",  # the same above the hull of the potential's own energies, beside a DFT hull
     "known_in_system": "Int64",  # number of the hull's materials with exactly these elements
     "stable_in_system": "Int64",  # stable compounds of these elements in the Materials Project
     "stable_missing": "Int64",  # how many of these compounds the hull lacks

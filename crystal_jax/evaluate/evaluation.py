@@ -17,7 +17,7 @@ import pandas as pd
 
 from crystal_jax import old_names
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.candidates import candidates, write_cifs
+from crystal_jax.evaluate.candidates import CandidateCifs, candidates, write_cifs
 from crystal_jax.evaluate.columns import COLUMNS, empty_column
 from crystal_jax.evaluate.metrics.rates import summary
 from crystal_jax.json_files import JsonObject, read_object
@@ -59,13 +59,15 @@ class Evaluation:
         return summary(self.metrics)
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, cifs: Mapping[str, str] | None = None) -> Evaluation:
+def write_evaluation(
+    folder: Path, evaluation: Evaluation, cifs: Mapping[str, CandidateCifs] | None = None
+) -> Evaluation:
     """Writes an evaluation, `metrics.json` last, and returns it with the digests of its tables among the metrics.
 
     Args:
         folder: created if it does not exist.
         evaluation: the evaluation.
-        cifs: CIFs by sample name, of the relaxed crystal if there is one; None leaves `candidates/` as it is.
+        cifs: CIFs by sample name; None leaves `candidates/` as it is.
 
     Raises:
         UserError: the folder cannot be written to.

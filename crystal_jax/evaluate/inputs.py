@@ -13,6 +13,7 @@ from pymatgen.core import Structure
 
 from crystal_jax import arguments
 from crystal_jax.energy.convex_hull.choose import choose_hull
+from crystal_jax.energy.convex_hull.embedded import embedded_hull
 from crystal_jax.energy.convex_hull.hull import Hull
 from crystal_jax.energy.model import load_model
 from crystal_jax.errors import UserError
@@ -42,6 +43,7 @@ class Inputs:
         oxidation: the table of oxidation states.
         known: the list of known materials, if its package is installed.
         hull: the known materials with energies, if there are any.
+        model_hull: the hull of the potential's own energies, if `hull` is one of DFT.
     """
 
     config: EvaluateConfig
@@ -54,6 +56,7 @@ class Inputs:
     oxidation: OxidationTable
     known: KnownMaterials | None
     hull: Hull | None
+    model_hull: Hull | None
 
     @classmethod
     def read(cls, config: EvaluateConfig) -> Inputs:
@@ -63,6 +66,7 @@ class Inputs:
             UserError: an input is missing or unreadable, or the energy model cannot be loaded.
         """
         entries = _entries(config.samples, "samples")
+        hull = _energies(config) if config.has_energies else None
         return cls(
             config,
             entries,
@@ -73,7 +77,8 @@ class Inputs:
             infilled=[read_infilled(Path(folder)) for folder in config.infill],
             oxidation=load_oxidation_table(config.oxidation_states, zr_as_in_paper=config.mode == "paper"),
             known=load_known_materials(),
-            hull=_energies(config) if config.has_energies else None,
+            hull=hull,
+            model_hull=embedded_hull(config.energy_model) if hull and hull.energy_model is None else None,
         )
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from crystal_jax.evaluate.candidates import CandidateCifs
 from crystal_jax.evaluate.columns import COLUMNS
 from crystal_jax.evaluate.config import EvaluateConfig
 from crystal_jax.evaluate.evaluation import Evaluation, write_evaluation
@@ -34,5 +35,8 @@ def run_evaluation(config: EvaluateConfig, *, command: str | None = None) -> Eva
     if config.output is None:
         return evaluation
     relaxed = table["relaxed_cif"].to_dict()
-    cifs = {s.name: s.cif if pd.isna(relaxed[i]) else str(relaxed[i]) for i, s in enumerate(inputs.samples)}
+    cifs = {
+        sample.name: CandidateCifs(sample.cif, None if pd.isna(relaxed[i]) else str(relaxed[i]))
+        for i, sample in enumerate(inputs.samples)
+    }
     return write_evaluation(Path(config.output), evaluation, cifs)

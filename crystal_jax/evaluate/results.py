@@ -126,7 +126,11 @@ def _energy_settings(inputs: Inputs) -> dict[str, Any] | None:
     if not inputs.config.has_energies:
         return None
     corrected = includes_corrections(inputs.config.energy_model)
-    return stability.settings_of(inputs.config.relax_job, inputs.hull, corrected=corrected)
+    settings = stability.settings_of(inputs.config.relax_job, inputs.hull, corrected=corrected)
+    if inputs.hull is not None:
+        files = {"path": _text(inputs.config.hull), "elements_path": _text(inputs.config.hull_elements)}
+        settings["hull"] |= files  # so that the report can draw the hull
+    return settings
 
 
 def _energy_packages(inputs: Inputs) -> tuple[str, ...]:

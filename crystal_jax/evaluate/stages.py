@@ -178,6 +178,7 @@ def _energies(table: pd.DataFrame, inputs: Inputs) -> Columns:
         inputs.samples,
         inputs.hull,
         inputs.known,
+        model_hull=inputs.model_hull,
         corrected=includes_corrections(inputs.config.energy_model),
         progress=inputs.config.progress,
     )

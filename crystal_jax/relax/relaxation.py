@@ -105,7 +105,7 @@ def relax_structures(config: RelaxConfig) -> Relaxation:
     )
     facts = [_facts(sample, found.get(i)) for i, sample in enumerate(samples)]
     result = pd.concat([pd.DataFrame(facts), energies.reindex(range(len(samples)))], axis=1)
-    whole = {name: "Int64" for name in ("steps", "spacegroup", "relaxed_spacegroup", "known_in_system")}
+    whole = dict.fromkeys(("steps", "spacegroup", "relaxed_spacegroup", "known_in_system"), "Int64")
     relaxation = Relaxation(result.reindex(columns=list(COLUMNS)).astype(whole))
     if config.output is not None:
         _write(Path(config.output), relaxation, symprec=config.symprec)

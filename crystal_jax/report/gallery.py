@@ -10,16 +10,19 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from pymatgen.core import Element, Structure
 from pymatgen.util.string import unicodeify
 
+from crystal_jax.energy.convex_hull.hull import Hull
 from crystal_jax.energy.relaxation.journal import key_of, read_journals
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.candidates import candidates
-from crystal_jax.report import elements
+from crystal_jax.evaluate.candidates import SYMPREC, candidates
+from crystal_jax.report import elements, hull_diagram, xrd
 from crystal_jax.report.groups import symbol
 from crystal_jax.structures import Entry, parse
 from crystal_jax.structures.read import collect
+from crystal_jax.structures.symmetrized import symmetrized_cif
 
 GALLERY_SIZE = 12
 FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are also drawn on the opposite face
@@ -27,13 +30,14 @@ BOND_SLACK = 0.25  # Å; two atoms are drawn as bonded up to the sum of their at
 MAX_DRAWN_ATOMS = 400  # larger cells would make the page heavy and the drawing unreadable
 
 
-def gallery(rows: pd.DataFrame, samples: Path, relaxations: Path) -> list[dict[str, Any]]:
+def gallery(rows: pd.DataFrame, samples: Path, relaxations: Path, hull: Hull | None = None) -> list[dict[str, Any]]:
     """Returns cards of the best candidates, with relaxed crystals if available; empty if the samples file is missing.
 
     Args:
         rows: `structures.csv`.
         samples: the evaluated file or folder.
         relaxations: the folder of relaxed crystals.
+        hull: the hull that the energies were compared with, if it can still be read.
     """
     table = candidates(rows).head(GALLERY_SIZE)
     try:
@@ -51,11 +55,13 @@ def gallery(rows: pd.DataFrame, samples: Path, relaxations: Path) -> list[dict[s
         cif = (found and found["relaxed_cif"]) or sample.cif
         structure = parse(Entry(sample.name, cif)).structure
         if structure is not None:
-            cards.append(_card(row, structure, cif, generated=sample.cif if cif != sample.cif else None))
+            cards.append(_card(row, structure, cif, hull, generated=sample.cif if cif != sample.cif else None))
     return cards
 
 
-def _card(row: Mapping[Hashable, Any], structure: Structure, cif: str, *, generated: str | None) -> dict[str, Any]:
+def _card(
+    row: Mapping[Hashable, Any], structure: Structure, cif: str, hull: Hull | None, *, generated: str | None
+) -> dict[str, Any]:
     lattice = structure.lattice
     number = None if pd.isna(row["spacegroup"]) else int(row["spacegroup"])
     before = None if pd.isna(row["generated_spacegroup"]) else int(row["generated_spacegroup"])
@@ -71,13 +77,27 @@ def _card(row: Mapping[Hashable, Any], structure: Structure, cif: str, *, genera
         "e_above_hull": None if pd.isna(row["e_above_hull"]) else row["e_above_hull"],
         "lower_bound": row["lower_bound"] is True,
         "elements": [(name, elements.color(name)) for name in sorted(structure.symbol_set)],
-        "cif": _link(cif),
+        "cif": _link(symmetrized_cif(structure, symprec=SYMPREC) or cif),
+        "p1_cif": generated and _link(cif),
         "generated_cif": generated and _link(generated),
         "generated_file": f"{row['reduced_formula']}-{row['name']}-generated.cif",
         "generated_spacegroup": before and f"{symbol(before)} ({before})",
         "generated_density": row["generated_density"],
+        "xrd": xrd.pattern(structure),
+        "hull_diagram": _diagram(row, structure, hull),
+        "decomposes_to": None if pd.isna(row["decomposes_to"]) else row["decomposes_to"],
+        "new": None if pd.isna(row["new"]) else bool(row["new"]),
         "drawing": drawing(structure) if len(structure) <= MAX_DRAWN_ATOMS else None,
     }
+
+
+def _diagram(row: Mapping[Hashable, Any], structure: Structure, hull: Hull | None) -> Markup | None:
+    """Returns the hull of the crystal's chemical system; None without a hull, and for single elements."""
+    if hull is None or pd.isna(row["e_above_hull"]) or len(structure.symbol_set) == 1:
+        return None
+    shares = structure.composition.fractional_composition.get_el_amt_dict()
+    energies = (float(row["formation_energy_per_atom"]), float(row["e_above_hull"]))
+    return hull_diagram.hull_diagram(hull, str(row["reduced_formula"]), shares, *energies)
 
 
 def _link(cif: str) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from pymatgen.util.string import unicodeify
 
+from crystal_jax.energy.convex_hull.choose import choose_hull
+from crystal_jax.energy.convex_hull.hull import Hull
 from crystal_jax.energy.settings import METASTABLE
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import candidates, missing_for_a_rank
@@ -49,6 +51,7 @@ MORE_RATE_TITLES = {
     "metastable": ("Metastable", "relaxed, below 0.1 eV/atom above the hull"),
     "stable": ("On the hull", "relaxed, below 0 eV/atom, by the energy model"),
     "stable_complete_hull": ("On a complete hull", "the same, where the hull has the competing phases"),
+    "metastable_model_hull": ("Metastable, own hull", "the same above the hull of the potential's own energies"),
     "stable_dft": ("Stable by DFT", "below 0 eV/atom, by density-functional theory"),
     "msun": ("MetaS.U.N.", "metastable, unique and novel"),
     "formula_match": ("Formula as asked", "of the samples that were asked for one"),
@@ -160,8 +163,19 @@ def _figures(data: Evaluation, folder: Path) -> dict[str, Any]:
         "made": _made(metrics),
         "tiles": elements.heat_map(valid["formula"]),
         "failures": metrics["failures"],
-        "cards": gallery.gallery(rows, Path(metrics["samples"]["path"]), folder / "relaxations"),
+        "cards": gallery.gallery(rows, Path(metrics["samples"]["path"]), folder / "relaxations", _hull(metrics)),
     }
+
+
+def _hull(metrics: Mapping[str, Any]) -> Hull | None:
+    """Returns the hull of the evaluation; None if it has none, or its file is no longer there or another one."""
+    settings = metrics["settings"].get("energies") or {}
+    stated = settings.get("hull") or {}
+    try:
+        hull = choose_hull(settings["model"], stated.get("path"), stated.get("elements_path")) if stated else None
+    except UserError:
+        return None
+    return hull if hull is not None and hull.source == stated["source"] else None
 
 
 def _stability(rows: pd.DataFrame) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
 import pandas as pd
+from pymatgen.core import Structure
 
-from crystal_jax.evaluate.candidates import COLUMNS, candidates, missing_for_a_rank, write_cifs
+from crystal_jax.evaluate.candidates import COLUMNS, CandidateCifs, candidates, missing_for_a_rank, write_cifs
 from crystal_jax.evaluate.columns import COLUMNS as ALL
+from tests.energy.conftest import rock_salt
 
 
 def table(**columns):
@@ -33,11 +35,29 @@ def test_each_candidate_has_a_file_and_earlier_ones_are_gone(tmp_path):
     rows = table(name=["a", "b"], valid=[True, True], unique=[True, True], reduced_formula=["NaCl", "K2O"])
     rows["e_above_hull"] = [0.2, 0.1]
     (tmp_path / "00009_old.cif").write_text("")
-    write_cifs(candidates(rows.assign(valid=True)), {"a": "salt", "b": "oxide"}, tmp_path)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "00001_K2O.cif": "oxide",
-        "00002_NaCl.cif": "salt",
-    }
+    write_cifs(
+        candidates(rows.assign(valid=True)),
+        {"a": CandidateCifs("salt", None), "b": CandidateCifs("oxide", None)},
+        tmp_path,
+    )
+    written = {"00001_K2O.cif": "oxide", "00002_NaCl.cif": "salt"}
+    for folder in (tmp_path, tmp_path / "generated"):
+        assert {path.name: path.read_text() for path in folder.glob("*.cif")} == written
+    assert not list((tmp_path / "p1").iterdir())  # none was relaxed
+
+
+def test_relaxed_candidates_are_written_in_their_space_group(tmp_path):
+    rows = table(name=["a"], valid=[True], unique=[True], reduced_formula=["NaCl"])
+    relaxed = rock_salt(5.6).to(fmt="cif")
+    assert "'P 1'" in relaxed
+    write_cifs(candidates(rows.assign(valid=True)), {"a": CandidateCifs("as sampled", relaxed)}, tmp_path)
+    (path,) = tmp_path.glob("*.cif")
+    text = path.read_text()
+    assert "Fm-3m" in text
+    assert "_cell_length_a   5.59999" in text  # the conventional cell
+    assert Structure.from_str(text, "cif").composition.formula == "Na4 Cl4"
+    assert (tmp_path / "p1" / path.name).read_text() == relaxed
+    assert (tmp_path / "generated" / path.name).read_text() == "as sampled"
 
 
 def ranked(**columns):

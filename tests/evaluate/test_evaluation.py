@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from crystal_jax.errors import UserError
+from crystal_jax.evaluate.candidates import CandidateCifs
 from crystal_jax.evaluate.columns import COLUMNS
 from crystal_jax.evaluate.evaluation import Evaluation, read_evaluation, write_evaluation
 
@@ -28,14 +29,18 @@ def rows():
 
 
 def test_what_is_written_is_read_back(rows, tmp_path):
-    write_evaluation(tmp_path, Evaluation({"validity": 1}, rows), {"NaN": "a", "=cmd()": "b"})
+    write_evaluation(
+        tmp_path,
+        Evaluation({"validity": 1}, rows),
+        {"NaN": CandidateCifs("a", None), "=cmd()": CandidateCifs("b", None)},
+    )
     found = read_evaluation(tmp_path)
     assert found.table["name"].tolist() == ["NaN", "=cmd()"]
     assert found.metrics["validity"] == 1
     assert found.table.dtypes.astype(str).to_dict() == rows.dtypes.astype(str).to_dict()
     cells = (tmp_path / "structures.csv").read_text()
     assert "'=cmd()" in cells  # a spreadsheet shows it, and does not run it
-    assert sorted(path.name for path in (tmp_path / "candidates").iterdir()) == ["00001_NaN.cif", "00002_NaN.cif"]
+    assert sorted(path.name for path in (tmp_path / "candidates").glob("*.cif")) == ["00001_NaN.cif", "00002_NaN.cif"]
 
 
 def test_tables_of_another_run_are_refused(rows, tmp_path):

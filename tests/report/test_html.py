@@ -87,7 +87,7 @@ def test_shows_what_was_measured(evaluation):
     text = page(write_report(evaluation)).text
     for words in ("Recall", "Coverage precision", "Space groups", "Candidates", "LM-AC (published)", "ZnCu (b)"):
         assert words in text, words
-    assert "not ranked: there are no energies; pass --energy_model=m3gnet and --hull=FILE" in text
+    assert "not ranked: there are no energies; pass --energy_model=m3gnet" in text
     assert "is the nearest of 4 crystals of" in text
     assert text.index("Candidates") < text.index("Structure valid")  # candidates are what is seen first
     assert "have no symmetry (P1); of the reference crystals" in text

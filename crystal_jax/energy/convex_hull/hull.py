@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,23 @@ class HullResult:
     formation_energy: float
     known_in_system: int
     decomposition: tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class HullMaterial:
+    """Known material of a chemical system.
+
+    Attributes:
+        formula: reduced formula.
+        shares: shares of the elements in its atoms.
+        formation_energy: eV/atom.
+        above: energy above the hull, eV/atom.
+    """
+
+    formula: str
+    shares: Mapping[str, float]
+    formation_energy: float
+    above: float
 
 
 class Hull:
@@ -103,6 +120,23 @@ class Hull:
         """Returns the number of materials with exactly these elements."""
         return len(self._by_system.get(frozenset(elements), ()))
 
+    def materials(self, elements: Iterable[str]) -> list[HullMaterial]:
+        """Returns the elements and the known materials of these elements or some of them, one a composition."""
+        symbols = sorted(set(elements))
+        found: list[Material] = [({symbol: 1.0}, 0.0) for symbol in symbols] + self._within(symbols)
+        return [
+            HullMaterial(_formula(mix), mix, energy, max(0.0, energy - self._lowest(mix)[0])) for mix, energy in found
+        ]
+
+    def _within(self, symbols: Sequence[str]) -> list[Material]:
+        """Returns the known compounds of these elements or some of them."""
+        return [
+            material
+            for size in range(2, len(symbols) + 1)
+            for system in itertools.combinations(sorted(symbols), size)
+            for material in self._by_system.get(frozenset(system), ())
+        ]
+
     def height(self, composition: Composition, energy: float) -> HullResult:
         """Returns the energy above the hull of a composition with the given corrected energy (eV/atom).
 
@@ -121,13 +155,7 @@ class Hull:
         symbols = sorted(shares)
         if len(symbols) == 1:
             return 0.0, ((symbols[0], 1.0),)
-        rows = [
-            row
-            for size in range(2, len(symbols) + 1)
-            for system in itertools.combinations(symbols, size)
-            for row in self._by_system.get(frozenset(system), ())
-        ]
-        corners: list[Material] = [({symbol: 1.0}, 0.0) for symbol in symbols] + rows
+        corners: list[Material] = [({symbol: 1.0}, 0.0) for symbol in symbols] + self._within(symbols)
         energies = np.array([energy for _, energy in corners])
         amounts = np.array([[mix.get(symbol, 0.0) for mix, _ in corners] for symbol in symbols])
         solved = linprog(energies, A_eq=amounts, b_eq=[shares[symbol] for symbol in symbols], method="highs")

@@ -33,6 +33,8 @@ RATES = (
     "stable",
     "metastable_complete_hull",
     "stable_complete_hull",
+    "metastable_model_hull",
+    "stable_model_hull",
     "sun",
     "msun",
     "formula_match",

@@ -32,6 +32,7 @@ ENERGY_COLUMNS = (
     "energy_per_atom",
     "formation_energy_per_atom",
     "e_above_hull",
+    "e_above_model_hull",
     "known_in_system",
     "stable_in_system",
     "stable_missing",
@@ -99,6 +100,7 @@ def energy_columns(
     hull: Hull | None,
     known: KnownMaterials | None = None,
     *,
+    model_hull: Hull | None = None,
     corrected: bool,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -109,12 +111,13 @@ def energy_columns(
         samples: the samples.
         hull: the known materials with energies.
         known: a list of known materials, which decides whether the hull is complete.
+        model_hull: the potential's own hull beside another one, for `e_above_model_hull`.
         corrected: whether the energies contain the MP2020 corrections already.
         progress: whether to show a progress bar.
     """
     relaxed = table[table["relaxed_energy"].notna()]
     rows = {
-        i: _energy_facts(samples[i], cif, energy, hull, known, corrected=corrected)
+        i: _energy_facts(samples[i], cif, energy, hull, known, model_hull=model_hull, corrected=corrected)
         for i, cif, energy in tqdm(
             list(zip(relaxed.index, relaxed["relaxed_cif"], relaxed["relaxed_energy"], strict=True)),
             "energies above the hull",
@@ -126,7 +129,14 @@ def energy_columns(
 
 
 def _energy_facts(
-    sample: Sample, cif: str, energy: float, hull: Hull | None, known: KnownMaterials | None, *, corrected: bool
+    sample: Sample,
+    cif: str,
+    energy: float,
+    hull: Hull | None,
+    known: KnownMaterials | None,
+    *,
+    model_hull: Hull | None,
+    corrected: bool,
 ) -> dict[str, Any]:
     """Returns the columns of one relaxed crystal; without corrections or a hull that cover it, some are missing."""
     structure = parse(Entry(sample.name, cif)).structure
@@ -138,6 +148,8 @@ def _energy_facts(
         facts |= {"energy_per_atom": per_atom}
         if hull is not None:
             facts |= _height_facts(structure, per_atom, hull, known)
+        if model_hull is not None:
+            facts |= {"e_above_model_hull": model_hull.height(structure.composition, per_atom).above}
     except ValueError as reason:
         facts |= {"hull_failure": f"no energy above the hull: {reason}"}
     return facts
@@ -222,6 +234,9 @@ def metrics_of(rows: pd.DataFrame, scored: pd.DataFrame, *, has_hull: bool, pape
     complete = ~of["lower_bound"].fillna(False).astype(bool)
     found["metastable_complete_hull"] = Rate.of(metastable & complete).as_dict()
     found["stable_complete_hull"] = Rate.of(stable & complete).as_dict()
+    if (own := of["e_above_model_hull"]).notna().any():
+        found["metastable_model_hull"] = Rate.of(own < METASTABLE).as_dict()
+        found["stable_model_hull"] = Rate.of(own < STABLE).as_dict()
     found["metastable_of_valid"] = Rate(int(metastable.sum()), len(valid)).as_dict()
     if rows["novel"].notna().any():
         new = of["unique"].fillna(False) & of["novel"].fillna(False)
@@ -245,6 +260,11 @@ def hull_coverage(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
     }
 
 
+def _described(hull: Hull) -> dict[str, Any]:
+    energies = hull.energy_model or "DFT, MP2020-corrected"
+    return {"source": hull.source, "materials": hull.size, "energies": energies}
+
+
 def settings_of(job: RelaxJob, hull: Hull | None, *, corrected: bool) -> dict[str, Any]:
     """Returns the settings of the energies, for `metrics.json`."""
     return {
@@ -253,7 +273,7 @@ def settings_of(job: RelaxJob, hull: Hull | None, *, corrected: bool) -> dict[st
         "corrections": "the model's own" if corrected else SCHEME,
         "metastable_below": METASTABLE,
         "stable_below": STABLE,
-        "hull": hull and {"source": hull.source, "materials": hull.size},
+        "hull": hull and _described(hull),
         "min_completeness": MIN_COMPLETENESS,
         "min_phases": MIN_PHASES,
     }

@@ -6,8 +6,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax import cli
-from crystal_jax.energy.relaxation import runner
 from crystal_jax.energy.model import Prediction
+from crystal_jax.energy.relaxation import runner
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate import inputs
 from crystal_jax.evaluate.columns import COLUMNS
