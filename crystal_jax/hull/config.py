@@ -43,7 +43,7 @@ class HullConfig(EnergyConfig):
         object.__setattr__(self, "structures", tuple(arguments.path("structures", path) for path in paths))
         if not self.structures and not self.materials_project:
             raise UserError("no known crystals: give --structures=FILE or --materials_project")
-        if self.materials_project and not self.elements:
+        if self.elements is None and self.materials_project:
             raise UserError("--materials_project needs --chemical_system, such as --chemical_system=Li-P-S")
         if self.energy_model == NO_MODEL:
             raise UserError("a hull needs energies: --energy_model=m3gnet")
