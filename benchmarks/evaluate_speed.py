@@ -1,12 +1,9 @@
-"""How long an evaluation takes: metrics against a plain loop with matminer, relaxations against ASE's, one by one.
+"""How long an evaluation takes, and its fingerprints against a plain loop with matminer.
 
-(a) All metrics without energies of N crystals against 1,590 or fewer real ones, wall time and peak memory, with an
+All metrics without energies of N crystals against 1,590 or fewer real ones, wall time and peak memory, with an
 empty cache; and the fingerprints alone against `matminer`'s, crystal after crystal. matminer wants an older pandas than
 this project, so it lives in an interpreter of its own (--peer), which runs this same file. With --sizes=1000,10000 the
 growth.
-
-(b) Relaxations an hour by the batched FIRE against ASE's FIRE, same potential, same settings, one thread each; the
-final energies are compared.
 
     python -m venv peer && peer/bin/pip install matminer
     PYTHONPATH=. python benchmarks/evaluate_speed.py --samples=train.csv.gz --reference=test.csv.gz
@@ -32,13 +29,11 @@ from pathlib import Path
 
 _parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 _parser.add_argument("--samples", type=Path, required=True, help="CSV with a column cif")
-_parser.add_argument("--reference", type=Path, help="CSV with a column cif, for (a)")
-_parser.add_argument("--sizes", default="1000", help="numbers of crystals of (a), with commas")
-_parser.add_argument("--peer", type=Path, help="an interpreter with matminer, for (a)")
+_parser.add_argument("--reference", type=Path, help="CSV with a column cif")
+_parser.add_argument("--sizes", default="1000", help="numbers of crystals of the metrics, with commas")
+_parser.add_argument("--peer", type=Path, help="an interpreter with matminer")
 _parser.add_argument("--peer_crystals", type=int, default=50, help="crystals of matminer's loop, which is slow")
-_parser.add_argument("--relaxations", type=int, default=0, help="crystals of (b); 0 leaves it out")
-_parser.add_argument("--weights", type=Path, help="folder of M3GNet's checkpoint, for (b)")
-_parser.add_argument("--threads", type=int, default=2, help="processes of (a)")
+_parser.add_argument("--threads", type=int, default=2, help="processes of the metrics")
 _parser.add_argument("--as_peer", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -53,8 +48,6 @@ def main() -> None:
             whole_evaluation(cifs[:size], args.reference, args.threads)
     if args.peer:
         against_matminer(cifs[: args.peer_crystals], args.peer, args.threads)
-    if args.relaxations:
-        against_ase(cifs[: args.relaxations], args.weights)
     print(f"load average at the end {os.getloadavg()[0]:.2f}")
 
 
@@ -137,53 +130,6 @@ def against_matminer(cifs: list[str], peer: Path, workers: int) -> None:
 def cpu_seconds() -> float:
     """Of this process and of those that it waited for."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-
-def against_ase(cifs: list[str], weights: Path | None) -> None:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        if os.environ.get(name) != "1":
-            raise SystemExit(f"set {name}=1: both sides get one thread")
-    import numpy as np
-    import torch
-
-    from crystal_jax.energy.relaxation.ase_reference import relax_with_ase
-    from crystal_jax.energy.potentials.m3gnet import M3GNet
-    from crystal_jax.energy.potentials.m3gnet_weights import m3gnet_folder
-    from crystal_jax.energy.model import Cell
-    from crystal_jax.energy.relaxation.relax import relax
-    from crystal_jax.energy.settings import RelaxSettings
-    from crystal_jax.structures import Entry, parse
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    model, settings = M3GNet(m3gnet_folder(weights)), RelaxSettings(timeout=1e9)
-    rng, cells = np.random.default_rng(0), []
-    for i, cif in enumerate(cifs):
-        structure = parse(Entry("", cif)).structure
-        if structure is not None:
-            structure.apply_strain(rng.uniform(-0.03, 0.03, 3))
-            shifts = rng.normal(scale=0.06, size=(len(structure), 3))
-            cells.append((str(i), Cell(*_numbers(structure), structure.cart_coords + shifts, structure.lattice.matrix)))
-    begin = time.process_time()
-    ours = {result.key: result for result in relax(model, cells, settings)}
-    middle = time.process_time()
-    theirs = {key: relax_with_ase(model, key, cell, settings) for key, cell in cells}
-    end = time.process_time()
-    done = [key for key in ours if ours[key].status == theirs[key].status == "converged"]
-    gaps = [
-        1000 * abs((ours[key].energy or 0) - (theirs[key].energy or 0)) / len(ours[key].cell.numbers) for key in done
-    ]
-    rates = [3600 * len(cells) / seconds for seconds in (middle - begin, end - middle)]
-    print(f"relaxations of {len(cells)} perturbed crystals, one thread, by CPU time: ours {rates[0]:,.0f} an hour,")
-    print(f"  ASE FIRE {rates[1]:,.0f} an hour, ratio {rates[0] / rates[1]:.1f}; both converged: {len(done)}")
-    print(f"  final energies differ by {np.median(gaps):.2f} meV/atom in the median, {max(gaps):.1f} at most")
-    print(f"  within 5 meV/atom: {sum(gap < 5 for gap in gaps)} of {len(gaps)}")
-
-
-def _numbers(structure):
-    import numpy as np
-
-    return (np.array([site.specie.Z for site in structure]),)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ _CALLS = 32  # evaluations before the host looks at time-outs
 _MAX_SHARE_IDLE = {"cpu": 0.02}
 _DEFAULT_MAX_SHARE_IDLE = 0.15
 # How much longer than the cut-off listed bonds are, Å. On CPUs finding bonds costs less than computing more of them.
-_SKIN = {"cpu": 0.1}
-_DEFAULT_SKIN = 0.5
+SKIN = {"cpu": 0.1}
+DEFAULT_SKIN = 0.5
 
 
 class Stepper(Protocol):
@@ -120,7 +120,7 @@ class DeviceStepper:
         devices = jax.local_devices()
         self._mesh = Mesh(np.array(devices), ("batch",))
         platform = devices[0].platform
-        self._skin = _SKIN.get(platform, _DEFAULT_SKIN)
+        self._skin = SKIN.get(platform, DEFAULT_SKIN)
         self._max_share_idle = _MAX_SHARE_IDLE.get(platform, _DEFAULT_MAX_SHARE_IDLE)
         self._buckets = buckets(batch_atoms, platform)
         self._listed: dict[str, _Listed] = {}
@@ -204,7 +204,7 @@ class DeviceStepper:
         if bucket not in self._programs:
             split, whole = PartitionSpec("batch"), PartitionSpec()
             run = functools.partial(
-                _relax_batch, self._model.potential.energies, self._model.potential.cutoff, self._skin
+                relax_batch, self._model.potential.energies, self._model.potential.cutoff, self._skin
             )
 
             def on_device(params: Any, batch: Batch, limits: Limits, max_idle: Array) -> FireState:
@@ -225,7 +225,7 @@ class DeviceStepper:
         return self._programs[bucket]
 
 
-def _relax_batch(
+def relax_batch(
     energies: Any,
     cutoff: float,
     skin: float,
@@ -234,7 +234,17 @@ def _relax_batch(
     limits: Limits,
     max_share_idle: Float[Array, ""],
 ) -> FireState:
-    """Takes steps until a share of the atoms has ended or needs new bonds, or for `_CALLS` evaluations."""
+    """Takes steps until a share of the atoms has ended or needs new bonds, or for `_CALLS` evaluations.
+
+    Args:
+        energies: see `Potential.energies`.
+        cutoff: see `Potential.cutoff`.
+        skin: how much longer than the cut-off listed bonds are, Å.
+        params: see `Potential.params`.
+        batch: the crystals of one device.
+        limits: when relaxations end.
+        max_share_idle: share of the atoms that may wait.
+    """
     graph, state, crystals, built = batch
     # The last crystal is padding.
     size = jnp.asarray(crystals.num_atoms).at[-1].set(0)
