@@ -75,9 +75,9 @@ def load_model(name: str, *, weights: Path | None = None) -> EnergyModel:
     """Loads a model. Models whose weights have no known hash are checked on known compounds (see `sanity_check`).
 
     Args:
-        name: "m3gnet", the paper's model; "chgnet"; "matgl:NAME", a model of matgl by name or folder; or
+        name: "m3gnet", the paper's model; "nequix"; "chgnet"; "matgl:NAME", a model of matgl by name or folder; or
             "ase:MODULE:FACTORY", a function that returns an ASE calculator.
-        weights: folder of M3GNet's checkpoint, instead of the cache.
+        weights: folder of M3GNet's checkpoint, or Nequix's file or its folder, instead of the cache.
 
     Raises:
         UserError: the model does not exist, a package or the weights are missing, or the model's energies are wrong.
@@ -142,7 +142,8 @@ def _family(name: str) -> _Family:
     kind, _, rest = name.partition(":")
     if kind not in _FAMILIES or _FAMILIES[kind].takes_name != bool(rest):
         raise UserError(
-            f"no energy model {name!r}; --energy_model is m3gnet, chgnet, matgl:NAME, ase:MODULE:FACTORY or none"
+            f"no energy model {name!r}; "
+            "--energy_model is m3gnet, nequix, chgnet, matgl:NAME, ase:MODULE:FACTORY or none"
         )
     return _FAMILIES[kind]
 
@@ -153,6 +154,14 @@ def _m3gnet(_: str, weights: Path | None) -> EnergyModel:
     from crystal_jax.energy.potentials.m3gnet_weights import m3gnet_folder
 
     return JaxModel(load(m3gnet_folder(weights)))
+
+
+def _nequix(_: str, weights: Path | None) -> EnergyModel:
+    from crystal_jax.energy.potentials.jax_model import JaxModel
+    from crystal_jax.energy.potentials.nequix import load
+    from crystal_jax.energy.potentials.nequix_weights import nequix_file
+
+    return JaxModel(load(nequix_file(weights)))
 
 
 def _chgnet(_: str, __: Path | None) -> EnergyModel:
@@ -175,6 +184,7 @@ def _ase(name: str, _: Path | None) -> EnergyModel:
 
 _FAMILIES = {
     "m3gnet": _Family(_m3gnet, corrected=False, is_jax=True),
+    "nequix": _Family(_nequix, corrected=False, is_jax=True),
     "chgnet": _Family(_chgnet, corrected=True),
     "matgl": _Family(_matgl, corrected=False, takes_name=True),
     "ase": _Family(_ase, corrected=False, takes_name=True),

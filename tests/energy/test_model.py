@@ -110,7 +110,9 @@ def test_a_folder_with_code_in_its_pickle_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["m4gnet", "matgl", "m3gnet:x", ""])
 def test_unknown_models(name):
-    with pytest.raises(UserError, match="--energy_model is m3gnet, chgnet, matgl:NAME, ase:MODULE:FACTORY or none"):
+    with pytest.raises(
+        UserError, match="--energy_model is m3gnet, nequix, chgnet, matgl:NAME, ase:MODULE:FACTORY or none"
+    ):
         load_model(name)
 
 
