@@ -21,6 +21,7 @@ from crystal_jax.energy.relaxation.journal import key_of
 from crystal_jax.energy.relaxation.runner import relax_all
 from crystal_jax.errors import UserError
 from crystal_jax.hull.config import HullConfig
+from crystal_jax.hull.elements import SPARSE_ELEMENTS, element_crystals
 from crystal_jax.hull.materials_project import fetch_crystals
 from crystal_jax.json_files import read_json
 from crystal_jax.provenance import versions
@@ -70,7 +71,8 @@ def build_hull(config: HullConfig) -> Path:
         if found is not None
     ]
     embedded = _embedded(config)
-    lowest = _lowest([*own, *embedded])
+    unseen = _unseen([*own, *embedded], config)
+    lowest = _lowest([*own, *embedded, *unseen])
     write_bytes(output / FILE, _table(lowest, config.energy_model))
     card = {
         "energy_model": config.energy_model,
@@ -83,6 +85,7 @@ def build_hull(config: HullConfig) -> Path:
         "relaxations": dict(statuses.most_common()),
         "not_covered_by_corrections": len(converged) - len(own),
         "embedded_materials": len(embedded),
+        "energies_of_dft": [material.id for material in unseen],
         "materials": len(lowest),
         "versions": versions(("crystal_jax", "jax", "pymatgen")),
     }
@@ -110,6 +113,8 @@ def _known_crystals(config: HullConfig) -> list[Entry]:
     if config.materials_project:
         assert config.elements is not None  # checked by `HullConfig`
         found += fetch_crystals(config.elements, max_e_above_hull=config.max_e_above_hull)
+    if config.elementary:
+        found += element_crystals()
     elements = config.elements
     kept: dict[str, Entry] = {}
     symbols_of = map_in_order(_symbols, found, workers=config.workers, lost=lambda _: None)
@@ -160,6 +165,16 @@ def _embedded(config: HullConfig) -> list[_Material]:
         _Material(row["composition"], float(row["energy_per_atom"]), row["id"])
         for row in read_rows(path).records()
         if elements is None or elements >= set(Composition(row["composition"]).get_el_amt_dict())
+    ]
+
+
+def _unseen(materials: Sequence[_Material], config: HullConfig) -> list[_Material]:
+    """Returns elements that the potential sees no crystal of, with their energies by DFT."""
+    found = {material.formula for material in materials}
+    return [
+        _Material(symbol, energy, source)
+        for symbol, (energy, source) in SPARSE_ELEMENTS.items()
+        if symbol not in found and (config.elements is None or symbol in config.elements)
     ]
 
 

@@ -33,6 +33,9 @@ class HullConfig(EnergyConfig):
         0.1, "eV/atom by DFT, of crystals of the Materials Project: higher ones cannot be on the hull."
     )
     chemical_system: str | None = setting(None, "Keep crystals of these elements only, such as Li-P-S.")
+    elementary: bool = setting(
+        True, "Include the stable crystals of the elements, which this package builds and relaxes."
+    )
     embedded: bool = setting(True, "Include the materials in the package, if their energies are of the same potential.")
     fmax: float = setting(0.05, "eV/Å at which a relaxation is done.")
 

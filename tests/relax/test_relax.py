@@ -68,7 +68,7 @@ def test_heights_above_a_hull_of_the_same_potential(weights, tmp_path):  # noqa:
         structure.to(filename=str(known / f"{name}.cif"))
     settings = dict(energy_weights=weights, progress=False, workers=1)
     path = hull_run.hull(
-        tmp_path / "hull", structures=[known], chemical_system="Na-Cl", embedded=False, fmax=0.05, **settings
+        tmp_path / "hull", structures=[known], chemical_system="Na-Cl", embedded=False, elementary=False, **settings
     )
     rows = pd.read_csv(path)
     assert sorted(rows["composition"]) == ["Cl2", "Na", "NaCl"]  # the oxide is of another system
@@ -79,6 +79,25 @@ def test_heights_above_a_hull_of_the_same_potential(weights, tmp_path):  # noqa:
     assert result.table["decomposes_to"].tolist() == ["1 NaCl"] * 2
     with pytest.raises(UserError, match="its energies are of m3gnet, not of chgnet"):
         crystal_jax.relax([rock_salt(5.9)], hull=path, energy_model="chgnet", progress=False)
+
+
+def test_a_hull_without_files_has_the_elements(weights, tmp_path):  # noqa: F811
+    """Energies of the elements by M3GNet, and of caesium, whose atoms it does not see, by DFT."""
+    rock_salt(7.1, "Cs", "Cl").to(filename=str(tmp_path / "POSCAR"), fmt="poscar")
+    path = crystal_jax.hull(
+        tmp_path / "hull",
+        structures=[tmp_path / "POSCAR"],
+        chemical_system="Cs-Cl-Na-Fe-Si",
+        embedded=False,
+        energy_weights=weights,
+        progress=False,
+    )
+    energies = pd.read_csv(path, index_col="composition")["energy_per_atom"]
+    assert energies["Fe"] == pytest.approx(-8.470, abs=0.02)  # the Materials Project's by DFT
+    assert energies["Na"] == pytest.approx(-1.323, abs=0.03)
+    assert energies["Si"] == pytest.approx(-5.359, abs=0.01)  # M3GNet is 66 meV/atom too high here
+    assert energies["Cs"] == pytest.approx(-0.8954, abs=1e-4)
+    assert energies["CsCl"] < (energies["Cs"] + energies["Cl2"]) / 2 - 1.5  # it is an ionic crystal
 
 
 def test_impossible_hulls(tmp_path):

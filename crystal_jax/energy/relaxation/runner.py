@@ -171,6 +171,7 @@ def _relax_and_write(cifs: Sequence[str], job: RelaxJob, folder: Path) -> Iterat
 
 def relax_rows(cifs: Sequence[str], job: RelaxJob) -> Iterator[dict[str, Any]]:
     """Relaxes crystals in this process and yields each row as it finishes."""
+    keep_freed_memory()
     model = _loaded(job.model, job.weights)
     parsed = ((cif, parse(Entry("", cif)).structure) for cif in cifs)
     cells = ((key_of(cif), Cell.of(structure)) for cif, structure in parsed if structure is not None)
@@ -181,7 +182,6 @@ def relax_rows(cifs: Sequence[str], job: RelaxJob) -> Iterator[dict[str, Any]]:
 def _use_one_thread() -> None:
     """Limits this process to one thread, before JAX or PyTorch start theirs."""
     os.environ["NPROC"] = "1"  # read by XLA's CPU client
-    keep_freed_memory()
     os.environ["OMP_NUM_THREADS"] = "1"  # read by PyTorch
 
 
