@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,9 +9,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.energy.model import Cell, includes_corrections, load_model
-from crystal_jax.energy.potentials.graph import Graph
 from crystal_jax.energy.potentials.jax_model import JaxModel
-from crystal_jax.energy.potentials.nequix import ELEMENTS, energies, load, params_of
+from crystal_jax.energy.potentials.nequix import ELEMENTS, load, params_of
 from crystal_jax.energy.potentials.nequix_checkpoint import Checkpoint, read_checkpoint
 from crystal_jax.errors import UserError
 from crystal_jax.structures import Entry, parse
@@ -123,21 +123,21 @@ def test_atoms_without_bonds_have_energies_of_their_own(nequix):
 
 
 def test_bonds_at_the_cutoff_and_beyond_contribute_nothing(file):
-    @jax.value_and_grad
-    def atomic(vectors):
-        source, target = np.array([0, 1], np.int32), np.array([1, 0], np.int32)
-        graph = Graph(np.array([11, 17], np.int32), np.zeros(2, np.int32), source, target, np.zeros((2, 3), np.int32))
-        return energies(params, graph, vectors).sum()
+    def pair(distance):
+        return Cell(np.array([11, 17]), np.array([[0, 0, 0], [0, 0, distance]]), 20 * np.eye(3))
 
-    with jax.enable_x64(True), jax.disable_jit():
-        params = load(file, dtype=np.float64).params
-        far, at, near, close = (atomic(np.array([[0, 0, z], [0, 0, -z]])) for z in (9.0, 6.0, 5.999, 3.0))
-    assert float(far[0]) == float(at[0])
-    assert not np.any(far[1])
-    assert not np.any(at[1])
-    assert float(near[0]) == pytest.approx(float(at[0]), abs=1e-6)
-    assert np.abs(near[1]).max() < 1e-4
-    assert np.abs(close[1]).max() > 1e-2
+    with jax.enable_x64(True):
+        potential = load(file, dtype="float64")
+        model, longer = (JaxModel(dataclasses.replace(potential, cutoff=cutoff)) for cutoff in (6.0, 7.0))
+        apart, at, inside = predict_each(longer, [pair(distance) for distance in (6.5, 6.0, 5.999)])
+        crystal = Cell.of(distorted(1))
+        short_list, long_list = (each.predict([crystal])[0] for each in (model, longer))
+    assert apart.energy == at.energy
+    assert inside.energy == pytest.approx(at.energy, abs=1e-6)
+    for prediction, largest in ((apart, 0), (at, 0), (inside, 1e-4)):
+        assert abs(prediction.forces).max() <= largest
+    assert short_list.energy == pytest.approx(long_list.energy, abs=1e-12)
+    np.testing.assert_allclose(short_list.forces, long_list.forces, atol=1e-12)
 
 
 def test_the_checkpoint_is_read_in_full(file):
