@@ -28,6 +28,7 @@ from crystal_jax.provenance import versions
 from crystal_jax.storage.files import write_bytes, write_text
 from crystal_jax.storage.worker_pool import map_in_order
 from crystal_jax.structures import Entry, parse, read_entries
+from crystal_jax.suppress_warnings import quiet
 from crystal_jax.tables import read_rows, to_text
 
 CARD = "hull.json"
@@ -131,12 +132,14 @@ def _known_crystals(config: HullConfig) -> list[Entry]:
     ]
 
 
+@quiet()
 def _symbols(entry: Entry) -> frozenset[str] | None:
     """Returns the elements of a crystal; None if it cannot be read."""
     structure = parse(entry).structure
     return None if structure is None else frozenset(structure.composition.get_el_amt_dict())
 
 
+@quiet()
 def _corrected(relaxed: tuple[str, float]) -> tuple[str, float] | None:
     """Returns reduced formula and corrected energy per atom; None if the corrections do not cover the crystal."""
     structure = parse(Entry("", relaxed[0])).structure

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pymatgen.core import Element, Lattice, Structure
 
 from crystal_jax.structures import Entry, entry_of_structure
+from crystal_jax.suppress_warnings import quiet
 
 # Elements whose atoms are so far apart (caesium: 5.3 Å) that a potential may not see them as neighbours: energy in
 # eV/atom by DFT, and the crystal of the Materials Project that has it.
@@ -97,6 +98,7 @@ def element_crystals() -> Iterator[Entry]:
                 yield entry_of_structure(_simple(symbol, kind), name=f"element-{symbol}-{kind}")
 
 
+@quiet()
 def _measured(symbol: str) -> Structure:
     crystal = _MEASURED[symbol]
     lattice = Lattice.from_parameters(*crystal.lattice)
@@ -104,6 +106,7 @@ def _measured(symbol: str) -> Structure:
     return Structure.from_spacegroup(crystal.spacegroup, lattice, species, crystal.positions).get_primitive_structure()
 
 
+@quiet()
 def _simple(symbol: str, kind: str) -> Structure:
     """Builds a crystal with ASE's lattice constant, or where it has none with the radius of the metal's atoms."""
     from ase.build import bulk
