@@ -3,14 +3,15 @@
 A candidate is valid, repeats no earlier sample and, if a training set was given, is not in it. If it was relaxed, its
 columns describe the relaxed crystal, and columns named `generated_` describe the crystal that the model wrote.
 
-Plausible crystals come first, then crystals with a complete hull before those with a lower bound, then low energies
-above the hull. At equal energies, crystals with a symmetry come first. A candidate without an energy above the hull has
-no rank.
+Plausible crystals come first, then crystals with a complete hull before those with a lower bound, and these by how much
+of the competition the hull lacks, then low energies above the hull. At equal energies, crystals with a symmetry come
+first. A candidate without an energy above the hull has no rank.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def candidates(rows: pd.DataFrame) -> pd.DataFrame:
             "implausible": ~table["plausible"].fillna(False).astype(bool),
             "unranked": table["e_above_hull"].isna(),
             "lower_bound": table["lower_bound"].fillna(False).astype(bool),
+            "incompleteness": _incompleteness(table),
             "energy": (table["e_above_hull"] / _SAME_ENERGY).round(),
             "no_symmetry": (table["spacegroup"].fillna(1) == 1).astype(bool),
         }
@@ -82,6 +84,18 @@ def candidates(rows: pd.DataFrame) -> pd.DataFrame:
     table = table.loc[order.sort_values(list(order.columns), kind="stable").index]
     ranked = table["e_above_hull"].notna()
     return table.assign(rank=ranked.cumsum().where(ranked).astype("Int64"))[list(COLUMNS)]
+
+
+def _incompleteness(table: pd.DataFrame) -> pd.Series:
+    """Returns how much of the competition the hull lacks where heights are lower bounds, in quarters; 0 elsewhere.
+
+    It is the share of the stable compounds that the hull lacks. Without a list of these, it is all or nothing: whether
+    the hull has a material of exactly these elements.
+    """
+    missing = table["stable_missing"].astype("float64") / table["stable_in_system"].astype("float64")
+    unlisted = (table["known_in_system"].fillna(0) == 0).astype("float64")
+    quarters = (4 * missing.fillna(unlisted)).apply(math.ceil)
+    return quarters.where(table["lower_bound"].fillna(False).astype(bool), 0)
 
 
 @dataclasses.dataclass(frozen=True)

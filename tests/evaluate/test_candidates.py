@@ -112,3 +112,16 @@ def test_a_known_formula_is_not_new():
         "b": True,
         "c": None,
     }
+
+
+def test_lower_bounds_are_ranked_by_what_the_hull_lacks():
+    """A height above a hull of the elements alone is very low, and says nothing."""
+    found = ranked(
+        name=["elements only", "half", "nearly complete", "complete"],
+        e_above_hull=[-4.0, -0.5, 0.05, 0.2],
+        lower_bound=[True, True, True, False],
+        stable_in_system=[7, 8, 8, 4],
+        stable_missing=[7, 4, 1, 0],
+        known_in_system=[0, 1, 1, 1],
+    )
+    assert found["name"].tolist() == ["complete", "nearly complete", "half", "elements only"]
