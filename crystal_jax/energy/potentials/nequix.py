@@ -1,11 +1,11 @@
 """Nequix-OAM in JAX: the equivariant network of the checkpoint nequix-oam-1.
 
 Koker, Kotak and Smidt, Training a Foundation Model for Materials on a Budget (arXiv 2508.16067, 2025). The network is a
-NequIP (Batzner et al., Nat. Commun. 13, 2453, 2022) with a normalisation in each layer. The features of an atom are tensors of degrees
-l = 0 to 3; the components of a degree rotate as its spherical harmonics do. A message multiplies the features of a
-neighbour with the spherical harmonics of the bond's direction, and each product of degrees l1 and l2 is projected on
-each degree l3 of the right parity: (l1, l2, l3) is a path. Functions of the bond's length, one for each path and
-channel, weight the message.
+NequIP (Batzner et al., Nat. Commun. 13, 2453, 2022) with a normalisation in each layer. The features of an atom are
+tensors of degrees l = 0 to 3; the components of a degree rotate as its spherical harmonics do. A message multiplies the
+features of a neighbour with the spherical harmonics of the bond's direction, and each product of degrees l1 and l2 is
+projected on each degree l3 of the right parity: (l1, l2, l3) is a path. Functions of the bond's length, one for each
+path and channel, weight the message.
 
 Axis letters: e bonds (directed, from the source atom to the target atom), a atoms, m and n components of a degree, u
 and w channels.
