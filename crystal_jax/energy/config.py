@@ -27,7 +27,7 @@ class EnergyConfig:
         "function that returns an ASE calculator.",
     )
     energy_weights: str | Path | None = setting(
-        None, "Folder of the potential's weights; by default they are fetched once."
+        None, "Folder or file of the potential's weights; by default they are fetched once."
     )
     fmax: float = setting(_RELAX.fmax, "eV/Å at which a relaxation is done.")
     max_steps: int = setting(_RELAX.max_steps, "Of the relaxation of a crystal.")
