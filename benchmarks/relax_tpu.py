@@ -1,8 +1,8 @@
 """Compiles a relaxation step for a TPU chip that is not there: memory, operations, and a bound on its speed.
 
 The bound is the longer of two times: products at the chip's peak, which for the float32 that energies need is a sixth
-of the published bfloat16 rate (six passes), and HBM traffic at its published bandwidth. Looking up atoms for bonds takes
-longer on a TPU than its traffic says, so a real step takes longer.
+of the published bfloat16 rate (six passes), and HBM traffic at its published bandwidth. Looking up atoms for bonds
+takes longer on a TPU than its traffic says, so a real step takes longer.
 
     JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/relax_tpu.py \
         --energy_weights=../shared/weights/m3gnet/MP-2021.2.8-EFS

@@ -98,7 +98,8 @@ def flags_of(command):
 
 # What a flag that names a file or folder is called; a new flag of this kind belongs here.
 PATHS = {
-    "samples", "output", "structures", "reference", "train_reference", "energy_weights", "hull", "hull_elements", "targets", "scores",
+    "samples", "output", "structures", "reference", "train_reference", "energy_weights", "hull", "hull_elements",
+    "targets", "scores",
     "infill", "evaluation", "runs", "training_log", "compare", "checkpoint", "cif", "requests", "sweep",
     "markdown_file", "workdir", "manual_dir", "data_dir", "input", "base", "architecture", "partition_rules",
 }  # fmt: skip

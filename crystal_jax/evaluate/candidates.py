@@ -3,9 +3,10 @@
 A candidate is valid, repeats no earlier sample and, if a training set was given, is not in it. If it was relaxed, its
 columns describe the relaxed crystal, and columns named `generated_` describe the crystal that the model wrote.
 
-Plausible crystals come first, then crystals with a complete hull before those with a lower bound, and these by how much
-of the competition the hull lacks, then low energies above the hull. At equal energies, crystals with a symmetry come
-first. A candidate without an energy above the hull has no rank.
+Plausible crystals come first, and compounds before elements, whose crystals are known. Crystals with a complete hull
+come before those with a lower bound, and these are ordered by how much of the competition the hull lacks; then low
+energies above the hull come first. At equal energies, crystals with a symmetry come first. A candidate without an
+energy above the hull has no rank.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def candidates(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "implausible": ~table["plausible"].fillna(False).astype(bool),
             "unranked": table["e_above_hull"].isna(),
+            "element": ~table["reduced_formula"].astype(str).str.contains("[A-Z].*[A-Z]", regex=True),
             "lower_bound": table["lower_bound"].fillna(False).astype(bool),
             "incompleteness": _incompleteness(table),
             "energy": (table["e_above_hull"] / _SAME_ENERGY).round(),

@@ -114,6 +114,7 @@ def _simple(symbol: str, kind: str) -> Structure:
     try:
         atoms = bulk(symbol, kind)
     except ValueError:
-        distance = 2 * float(Element(symbol).metallic_radius or Element(symbol).atomic_radius)
-        atoms = bulk(symbol, kind, a=_PER_DISTANCE[kind] * distance)
+        radius = Element(symbol).metallic_radius or Element(symbol).atomic_radius
+        assert radius is not None  # all of these elements have one
+        atoms = bulk(symbol, kind, a=_PER_DISTANCE[kind] * 2 * float(radius))
     return Structure(atoms.cell.array, [symbol] * len(atoms), atoms.get_scaled_positions())

@@ -26,7 +26,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines the flags of `crystal-jax search`."""
     define_model_flags(flag_values)
     flags.DEFINE_string(
-        "reward", "validity", "validity, or an energy model: m3gnet, nequix, chgnet, matgl:NAME.", flag_values=flag_values
+        "reward", "validity", "validity, or an energy model: m3gnet, nequix, chgnet.", flag_values=flag_values
     )
     flag_fields.define(flag_values, SearchConfig, names=("budget", "num_samples"))
     define_request_flags(flag_values)

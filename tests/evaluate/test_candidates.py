@@ -125,3 +125,8 @@ def test_lower_bounds_are_ranked_by_what_the_hull_lacks():
         known_in_system=[0, 1, 1, 1],
     )
     assert found["name"].tolist() == ["complete", "nearly complete", "half", "elements only"]
+
+
+def test_elements_come_after_compounds():
+    found = ranked(name=["hydrogen", "salt"], reduced_formula=["H2", "NaCl"], e_above_hull=[-0.07, 0.02])
+    assert found["name"].tolist() == ["salt", "hydrogen"]

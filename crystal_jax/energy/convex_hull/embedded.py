@@ -1,7 +1,7 @@
 """The hulls in the package: energies of known materials, relaxed with the potential that is asked about.
 
-`crystal_jax/energy/hulls/MODEL/` has the table, which 'crystal-jax hull' wrote, and a card with source, licence, settings
-and the command.
+`crystal_jax/energy/hulls/MODEL/` has the table, which 'crystal-jax hull' wrote, and a card with source, licence,
+settings and the command.
 """
 
 from __future__ import annotations
