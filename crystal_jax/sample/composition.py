@@ -13,10 +13,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from crystal_jax.config import ModelConfig
+from crystal_jax.model.parameters import ModelGraph, Params
 from crystal_jax.sample.composition_programs import STREAM, CompositionPrograms, DrawSettings
 from crystal_jax.sharding import row_parts
 from crystal_jax.text.grammar.composition import CompositionGrammar, ParserState
@@ -106,7 +106,7 @@ class CompositionSampler:
 
     def __init__(
         self,
-        graph: nnx.GraphDef,
+        graph: ModelGraph,
         cfg: ModelConfig,
         language: CompositionGrammar,
         mesh: Mesh,
@@ -130,7 +130,7 @@ class CompositionSampler:
         self._read, self._step = programs.compiled()
 
     def __call__(
-        self, params: nnx.State, asked: Sequence[CompositionRequest], *, temperature: float, top_p: float
+        self, params: Params, asked: Sequence[CompositionRequest], *, temperature: float, top_p: float
     ) -> Iterator[CompositionDraw]:
         """Yields the composition line of each request, in order.
 
@@ -205,7 +205,7 @@ class CompositionSampler:
         return None
 
     def _write(
-        self, params: nnx.State, tries: Sequence[tuple[CompositionRequest, int]], settings: DrawSettings
+        self, params: Params, tries: Sequence[tuple[CompositionRequest, int]], settings: DrawSettings
     ) -> list[_Row]:
         """Decodes one line for each request and number of its attempt."""
         language = self._language

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import ModelConfig
 from crystal_jax.model.kv_cache import Cache, empty_cache, put_rows
+from crystal_jax.model.parameters import ModelGraph, Params
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.program_cache import ProgramCache
 from crystal_jax.sample.engine.draw import draw
@@ -51,7 +52,7 @@ class CompositionPrograms:
         capacity: Positions of the cache.
     """
 
-    graph: nnx.GraphDef
+    graph: ModelGraph
     cfg: ModelConfig
     mesh: Mesh
     columns: Int[np.ndarray, " c"]
@@ -69,17 +70,17 @@ class CompositionPrograms:
         cache = empty_cache(self.cfg, batch=self.rows, capacity=self.capacity, layout=self.layout)
         return LineState(cache, jnp.zeros((self.rows, len(self.columns) + 1)))
 
-    def read(self, params: nnx.State, tokens: Int[Array, "b p"], count: Int[Array, " b"]) -> LineState:
+    def read(self, params: Params, tokens: Int[Array, "b p"], count: Int[Array, " b"]) -> LineState:
         """Reads prompts."""
         with on_mesh(self.mesh):
-            model: Transformer = nnx.merge(self.graph, params)
+            model = nnx.merge(self.graph, params)
             hidden, past = model.prefill(tokens, count, layout=self.layout)
             last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)
             return LineState(put_rows(self.empty().cache, past, jnp.arange(self.rows)), self._logits(model, last))
 
     def step(
         self,
-        params: nnx.State,
+        params: Params,
         past: LineState,
         masks: Bool[Array, "2 b k"],
         numbers: Int[Array, "b 3"],
@@ -87,7 +88,7 @@ class CompositionPrograms:
     ) -> tuple[LineState, tuple[Array, Array, Array, Array]]:
         """Draws a column per row and runs the model on it; `masks` are the grammar's and the constraints'."""
         with on_mesh(self.mesh):
-            model: Transformer = nnx.merge(self.graph, params)
+            model = nnx.merge(self.graph, params)
             logits = past.logits
             log_probs = jax.nn.log_softmax(jnp.where(masks[0], logits, -jnp.inf))
             kept = jax.nn.logsumexp(jnp.where(masks[1], log_probs, -jnp.inf), axis=-1)

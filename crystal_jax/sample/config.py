@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from crystal_jax import arguments
-from crystal_jax.checkpoint.model_flags import ALL_ON_DATA
+from crystal_jax.checkpoint.model_flags import ModelSettings
 from crystal_jax.errors import UserError
 from crystal_jax.flag_fields import setting
-from crystal_jax.sample.request_flags import MAX_ATOMS, check_numbers
+from crystal_jax.sample.request_flags import MAX_ATOMS, LimitSettings, check_numbers
 from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, Asked, parse_request, parse_requests
 
 MIN_RADIUS_FACTOR = 0.7  # of evaluate/chemistry/validity.py, which is not imported for --help
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(ModelSettings, LimitSettings):
     """The settings of `crystal-jax sample`; the help of the flags says what each of them does.
 
     Types are those after construction. A single number or request, a list, or words separated by commas become tuples.
 
     Attributes that are no flags, or that take more than their flags do:
-        checkpoint: A workdir, an exported folder, or the name of a released model.
         output: Directory for the samples; continued if it holds some of the same request.
-        step: A checkpoint's step, or the best one; the last by default.
-        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the samples.
         conditions: Properties to ask for, by the names of `CONDITIONS` in `text/prompts.py`; or several such requests.
             A request may also have limits of its own, by the names of `CONSTRAINT_COLUMNS`, which add to those of the
             run. A space group is a number or a symbol.
-        chemical_system, elements, exclude_elements, min_elements, max_elements, min_atoms, max_atoms: Limits on every
-            sample, as the flags of these names.
         temperature, top_p: A number or several; several make one folder for each pair.
         constraints: None is the default of the text format; () or "none" is none.
 
@@ -40,10 +35,7 @@ class SampleConfig:
         UserError: a setting has the wrong type, or is impossible.
     """
 
-    checkpoint: str | Path
     output: str | Path
-    step: int | Literal["best"] | None = None
-    mesh: str = ALL_ON_DATA
     num_samples: int = setting(1000, "How many crystals there will be, for each line of --requests.")
     temperature: tuple[float, ...] = setting(
         (1.0,), "Lower is more likely and less diverse; 0 is greedy. 0.7,1.0 draws with both.", several=float
@@ -52,13 +44,6 @@ class SampleConfig:
         (1.0,), "Nucleus: draw from this share of the probability; or several.", several=float
     )
     conditions: tuple[Asked, ...] = ()
-    chemical_system: str | Sequence[str] | None = None
-    elements: Sequence[str] | None = None
-    exclude_elements: Sequence[str] | None = None
-    min_elements: int | None = None
-    max_elements: int | None = None
-    min_atoms: int | None = None
-    max_atoms: int = MAX_ATOMS
     hints_only: bool = setting(
         False, "A formula that you ask for is a hint as well: the composition need not be a multiple of it."
     )
@@ -90,7 +75,7 @@ class SampleConfig:
     seed: int = setting(0, "The same seed gives the same samples; sample i depends on it and on i alone.")
     extxyz: bool = setting(False, "Write samples.extxyz as well.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_numbers(
             num_samples=self.num_samples,
             batch_size=self.batch_size,

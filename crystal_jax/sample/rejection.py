@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple
 
-from flax import nnx
-
+from crystal_jax.model.parameters import Params
 from crystal_jax.sample.composition import CompositionSampler
 from crystal_jax.sample.engine.engine import Engine
 from crystal_jax.sample.engine.request import MAX_ATTEMPTS, Completion, GenerationRequest
@@ -88,7 +87,7 @@ class RejectionSampler:
     def __init__(
         self,
         engine: Engine,
-        params: nnx.State,
+        params: Params,
         specs: SampleSpecBuilder,
         compositions: CompositionSampler | None,
         *,

@@ -1,7 +1,9 @@
-"""The flags that say what crystals are asked for, which `sample` and `search` share."""
+"""The flags and settings that say what crystals are asked for, which `sample` and `search` share."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -28,6 +30,19 @@ _BOUNDS = {
     "width": (1, 1 << 20),
     "max_atoms": (1, 500),  # the grammar has states for every atom
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitSettings:
+    """Limits on every crystal, as the flags of these names."""
+
+    chemical_system: str | Sequence[str] | None = None
+    elements: Sequence[str] | None = None
+    exclude_elements: Sequence[str] | None = None
+    min_elements: int | None = None
+    max_elements: int | None = None
+    min_atoms: int | None = None
+    max_atoms: int = MAX_ATOMS
 
 
 def define_request_flags(flag_values: flags.FlagValues) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from flax import nnx
 from jax.sharding import Mesh
 from pymatgen.core import Composition
 
 from crystal_jax.config import ModelConfig
 from crystal_jax.errors import RequestError
+from crystal_jax.model.parameters import ModelGraph
 from crystal_jax.sample.composition import NOTHING, Admit, CompositionDraw, CompositionRequest, CompositionSampler
 from crystal_jax.sample.constraints.guide import Guide
 from crystal_jax.sample.constraints.masks import CompositionLimits, exactly, limits_of
@@ -218,7 +218,7 @@ class SampleSpecBuilder:
 
     def make_compositions(
         self,
-        graph: nnx.GraphDef,
+        graph: ModelGraph,
         cfg: ModelConfig,
         mesh: Mesh,
         *,

@@ -135,7 +135,7 @@ def _number_of(symbol: str) -> int | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns if it has no full symbol
         try:
-            return SpaceGroup(symbol).int_number
+            return int(SpaceGroup(symbol).int_number)
         except ValueError:
             return None
 

@@ -141,7 +141,7 @@ class TextFormat:
     coordinates: Literal["fractional", "cartesian"] = "fractional"
     decimals: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.version not in ("plain", "composition_first", "paper", "cif"):
             raise ValueError(
                 f"Unknown format version {self.version!r}; expected 'plain', 'composition_first', 'paper' or 'cif'"
@@ -184,9 +184,11 @@ class TextFormat:
         return (*values, "1.00") if self.version == "paper" and self.coordinates == "fractional" else values
 
     def _positions(self, crystal: Crystal) -> Float[np.ndarray, "n 3"]:
-        if self.coordinates == "cartesian":
-            return crystal.frac_coords @ crystal.matrix
-        return np.mod(crystal.frac_coords, 1)
+        cartesian = self.coordinates == "cartesian"
+        positions: Float[np.ndarray, "n 3"] = (
+            crystal.frac_coords @ crystal.matrix if cartesian else np.mod(crystal.frac_coords, 1)
+        )
+        return positions
 
     def _printed(self, x: float) -> str:
         text, zero = f"{x:.{self.decimals}f}", f"{0:.{self.decimals}f}"

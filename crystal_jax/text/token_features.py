@@ -58,7 +58,8 @@ def _waves(phase: Float[np.ndarray, " n"], waves: Sequence[int]) -> Float[np.nda
 
 def _elements() -> Float[np.ndarray, "e f"]:
     rows = np.array([_element(Element(symbol)) for symbol in ELEMENTS])
-    return rows - rows.mean(axis=0)
+    centred: Float[np.ndarray, "e f"] = rows - rows.mean(axis=0)
+    return centred
 
 
 def _element(element: Element) -> list[float]:

@@ -68,10 +68,12 @@ class Llama2Tokenizer:
         self.bos_id, self.eos_id = self._pieces.bos_id(), self._pieces.eos_id()
 
     def encode(self, text: str) -> list[int]:
-        return self._pieces.encode(text)
+        ids: list[int] = self._pieces.encode(text)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._pieces.decode([i for i in ids if i not in (self.bos_id, self.eos_id)])
+        text: str = self._pieces.decode([i for i in ids if i not in (self.bos_id, self.eos_id)])
+        return text
 
     def spell(self, separator: str, value: str) -> tuple[int, ...]:
         return _spell_in_context(self, separator, value)
@@ -173,7 +175,7 @@ class CharacterTokenizer:
     name = "character"
     bos_id, eos_id = 0, 1
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._ids = {c: i for i, c in enumerate(_PRINTABLE, start=2)}
         self.vocab_size = 2 + len(self._ids)
 
@@ -199,7 +201,7 @@ class AtomCoordinateTokenizer:
     name = "atom_coordinate"
     bos_id, eos_id = 0, 1
 
-    def __init__(self):
+    def __init__(self) -> None:
         texts = [*PHRASES, *_PRINTABLE]
         # The angle "5" and the character "5" of a formula are different tokens; an element has one token for both.
         self._field_ids = {field: i for i, field in enumerate(FIELDS, start=2)}

@@ -48,9 +48,11 @@ def structure_fingerprint(structure: Structure) -> np.ndarray:
         NoFingerprint: a Voronoi cell cannot be built.
     """
     try:
-        return np.mean([_site_fingerprint(structure, index) for index in range(len(structure))], axis=0)
+        sites = [_site_fingerprint(structure, index) for index in range(len(structure))]
+        mean: np.ndarray = np.mean(sites, axis=0)
     except (QhullError, ValueError, ArithmeticError) as error:
         raise NoFingerprint(str(error).strip().split("\n")[0] or type(error).__name__) from error
+    return mean
 
 
 def _site_fingerprint(structure: Structure, index: int) -> np.ndarray:

@@ -34,7 +34,8 @@ def composition_fingerprints(compositions: Sequence[Mapping[str, float]]) -> np.
     """
     means, stds = _scaler()
     scaled = (raw_fingerprints(compositions) - means) / stds
-    return np.nan_to_num(scaled, nan=0.0)
+    filled: np.ndarray = np.nan_to_num(scaled, nan=0.0)
+    return filled
 
 
 def raw_fingerprints(compositions: Sequence[Mapping[str, float]]) -> np.ndarray:

@@ -128,7 +128,8 @@ def _gauss(theta: np.ndarray, target: float | np.ndarray, inverse_width: float) 
 
 
 def _cos_squared(neighbours: Neighbours, p: Mapping[Any, float]) -> np.ndarray:
-    return np.cos(p["fac_AA"] * np.arccos(neighbours.cos_phi)) ** p["exp_cos_AA"]
+    raised: np.ndarray = np.cos(p["fac_AA"] * np.arccos(neighbours.cos_phi)) ** p["exp_cos_AA"]
+    return raised
 
 
 Kind = Callable[[Neighbours, Mapping[Any, float]], tuple[np.ndarray, np.ndarray]]

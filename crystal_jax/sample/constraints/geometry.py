@@ -94,7 +94,8 @@ def _coefficient_products(largest: tuple[int, ...]) -> Float[np.ndarray, "9 v"]:
     """
     every = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in largest), indexing="ij"), axis=-1).reshape(-1, 3)
     vectors = every[len(every) // 2 + 1 :].astype(float)
-    return (vectors[:, :, None] * vectors[:, None]).reshape(-1, 9).T
+    products: Float[np.ndarray, "9 v"] = (vectors[:, :, None] * vectors[:, None]).reshape(-1, 9).T
+    return products
 
 
 class KeepsDistance:

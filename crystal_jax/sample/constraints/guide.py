@@ -8,7 +8,7 @@ which it needs an answer waits there, while the other slots go on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -36,6 +36,7 @@ class AllowedValues(NamedTuple):
     until: int
 
 
+@runtime_checkable
 class Guide(Protocol):
     """A constraint on sequences."""
 

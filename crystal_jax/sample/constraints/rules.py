@@ -65,7 +65,7 @@ class Rules:
     min_radius_factor: float = MIN_RADIUS_FACTOR
     hints_only: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if unknown := self.constraints - CONSTRAINTS.keys():
             raise RequestError(f"unknown constraints {', '.join(sorted(unknown))}; there are: {', '.join(CONSTRAINTS)}")
         for name in ("min_distance", "min_radius_factor"):

@@ -5,11 +5,11 @@ The prompt's keys and values are still in the cache, so that an attempt needs ne
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt
 
 from crystal_jax.model.kv_cache import grow
 from crystal_jax.sample.constraints.masks import AllowedValueMask, CompositionLimits, DeviceAutomaton, init_parse_state
@@ -17,6 +17,8 @@ from crystal_jax.sample.engine.decode_state import DecodeState, PrefillResult, S
 from crystal_jax.sharding import BATCH
 
 RULES = ((r"(mask|begin)/(open|until)$", BATCH), (r"retries/(key|first|number|strict|limit|length|logits)$", BATCH))
+
+Tree = TypeVar("Tree")
 
 
 class Retries(NamedTuple):
@@ -114,9 +116,8 @@ def place(tables: DeviceAutomaton, slots: Slots, prompts: PrefillResult, placed:
         placed: Where each sequence starts, and its settings.
     """
     fresh, taken = placed.source >= 0, jnp.maximum(placed.source, 0)
-    sample_key = jax.vmap(lambda seed, sample: jax.random.fold_in(jax.random.key(seed), sample))
     new = Retries(
-        key=sample_key(placed.seed, placed.sample),
+        key=jax.vmap(_sample_key)(placed.seed, placed.sample),
         first=placed.first,
         number=placed.number,
         strict=placed.strict,
@@ -175,6 +176,10 @@ def restart(tables: DeviceAutomaton, slots: Slots) -> Slots:
     return slots._replace(rows=restarted, mask=_choose(again, slots.begin, slots.mask), retries=retries)
 
 
+def _sample_key(seed: UInt[Array, ""], sample: Int[Array, ""]) -> Key[Array, ""]:
+    return jax.random.fold_in(jax.random.key(seed), sample)
+
+
 def _attempt_keys(retries: Retries) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in)(retries.key, retries.first + retries.number)
 
@@ -184,6 +189,11 @@ def _rejects(retries: Retries, temperature: Float[Array, " b"]) -> Bool[Array, "
     return (retries.number < retries.strict) & (temperature > 0)
 
 
-def _choose(rows: Bool[Array, " b"], new: object, old: object) -> Any:
+def _choose(rows: Bool[Array, " b"], new: Tree, old: Tree) -> Tree:
     """Returns the leaves of `new` in the chosen rows, and those of `old` in the others."""
-    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *(1,) * (b.ndim - 1)), a, b), new, old)
+
+    def choose(a: Shaped[Array, "b ..."], b: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+        return jnp.where(rows.reshape(-1, *(1,) * (b.ndim - 1)), a, b)
+
+    chosen: Tree = jax.tree.map(choose, new, old)
+    return chosen

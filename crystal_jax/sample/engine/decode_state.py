@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from crystal_jax.config import ModelConfig
 from crystal_jax.model.kv_cache import Cache, empty_cache, put_rows
@@ -160,7 +160,7 @@ def insert(
     """
     fresh, taken = source >= 0, jnp.maximum(source, 0)
 
-    def choose(old: Array, new: Array) -> Array:
+    def choose(old: Shaped[Array, "b ..."], new: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
         return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
     return DecodeState(
@@ -180,9 +180,11 @@ def insert(
 def is_full(tables: DeviceAutomaton, rows: DecodeState) -> Bool[Array, " b"]:
     """Returns True for slots that are not finished and whose cache has no room for another step."""
     longest = 1 + tables.forced.shape[1]
-    return (rows.state != tables.end) & (rows.cache.length + longest > rows.cache.capacity)
+    full: Bool[Array, " b"] = (rows.state != tables.end) & (rows.cache.length + longest > rows.cache.capacity)
+    return full
 
 
 def is_active(tables: DeviceAutomaton, rows: DecodeState, grants: AllowedValueMask) -> Bool[Array, " b"]:
     """Returns True for slots that are neither finished, nor rejected, nor waiting for their guide."""
-    return (rows.state != tables.end) & ~rows.rejected & (tables.turn[rows.state] < grants.until)
+    active: Bool[Array, " b"] = (rows.state != tables.end) & ~rows.rejected & (tables.turn[rows.state] < grants.until)
+    return active

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from crystal_jax.config import ModelConfig, check_length
+from crystal_jax.model.parameters import ModelGraph, Params
 from crystal_jax.sample.constraints.masks import to_device
 from crystal_jax.sample.engine.capacities import cache_capacities
 from crystal_jax.sample.engine.decode_threads import decode_threads, run_threads
@@ -38,7 +38,7 @@ class Engine:
 
     def __init__(
         self,
-        graph: nnx.GraphDef,
+        graph: ModelGraph,
         cfg: ModelConfig,
         automaton: TokenAutomaton,
         *,
@@ -100,7 +100,7 @@ class Engine:
         )
         self.programs = make_programs(shape, tables)
 
-    def run(self, params: nnx.State, requests: Iterable[GenerationRequest]) -> Generator[Completion, None, None]:
+    def run(self, params: Params, requests: Iterable[GenerationRequest]) -> Generator[Completion, None, None]:
         """Yields the completion of each request as soon as it is finished, in no particular order.
 
         Args:

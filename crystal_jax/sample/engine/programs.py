@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import ModelConfig
+from crystal_jax.model.parameters import ModelGraph, Params
 from crystal_jax.program_cache import ProgramCache
 from crystal_jax.sample.constraints.masks import DeviceAutomaton
 from crystal_jax.sample.engine.attempts import (
@@ -33,7 +34,7 @@ from crystal_jax.sample.engine.decode_state import PrefillResult, decode_rules, 
 from crystal_jax.sample.engine.decode_step import decode_step, max_batched_tokens, prefill
 from crystal_jax.sharding import LAYOUTS, Layout, on_mesh, platform_of, tree_shardings
 
-Layers = list[nnx.State]
+Layers = list[Params]
 
 # The host answers guides when no more than this share of the slots goes on without an answer: a decode step takes as
 # long for few active slots as for many, and the host takes less than a step.
@@ -80,11 +81,11 @@ class Programs:
     """
 
     begin: Callable[[], Slots]
-    prefill: Callable[[nnx.State, np.ndarray, np.ndarray], PrefillResult]
+    prefill: Callable[[Params, np.ndarray, np.ndarray], PrefillResult]
     place: Callable[[Slots, PrefillResult, Placement], Slots]
-    advance: Callable[[nnx.State, Layers | None, Slots, Answers], tuple[Slots, StepOutput]]
+    advance: Callable[[Params, Layers | None, Slots, Answers], tuple[Slots, StepOutput]]
     grow: Callable[[Slots], Slots]
-    layers: Callable[[nnx.State], Layers | None]
+    layers: Callable[[Params], Layers | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +106,7 @@ class EngineShape:
         packed: Compute the tokens of all slots side by side, without padding (model/ragged.py).
     """
 
-    graph: nnx.GraphDef
+    graph: ModelGraph
     cfg: ModelConfig
     mesh: Mesh
     rows: int
@@ -137,25 +138,25 @@ class EngineShape:
         return init_slots(state, num_values=self.num_values)
 
     def prefill(
-        self, params: nnx.State, tables: DeviceAutomaton, tokens: Int[Array, "n t"], count: Int[Array, " n"]
+        self, params: Params, tables: DeviceAutomaton, tokens: Int[Array, "n t"], count: Int[Array, " n"]
     ) -> PrefillResult:
         """Reads prompts."""
         with on_mesh(self.mesh):
             return prefill(nnx.merge(self.graph, params), tables, tokens, count, layout=self.layout)
 
     def advance(
-        self, params: nnx.State, layers: Layers | None, tables: DeviceAutomaton, slots: Slots, answers: Answers
+        self, params: Params, layers: Layers | None, tables: DeviceAutomaton, slots: Slots, answers: Answers
     ) -> tuple[Slots, StepOutput]:
         """Runs decode steps until the host is needed."""
         model = nnx.merge(self.graph, params)
         budget = max_batched_tokens(self.rows, tables) if self.packed else None
 
-        def unfinished(carry: tuple[Array, Slots]) -> Array:
+        def unfinished(carry: tuple[Int[Array, ""], Slots]) -> Bool[Array, ""]:
             number, slots = carry
             has_room = ~(is_full(tables, slots.rows) & _is_running(slots)).any()
             return (number < self.steps) & has_room & (_share_active(tables, slots) > MIN_SHARE_ACTIVE)
 
-        def step(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
+        def step(carry: tuple[Int[Array, ""], Slots]) -> tuple[Int[Array, ""], Slots]:
             number, slots = carry
             stepped = decode_step(model, tables, slots.rows, slots.mask, layers=layers, budget=budget)
             return number + 1, restart(tables, slots._replace(rows=stepped))
@@ -165,7 +166,7 @@ class EngineShape:
             _, slots = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), begun))
         return slots, _output(tables, slots)
 
-    def layers(self, params: nnx.State) -> Layers:
+    def layers(self, params: Params) -> Layers:
         """Returns the parameters of each layer."""
         return nnx.merge(self.graph, params).layers()
 
@@ -200,8 +201,11 @@ def make_programs(shape: EngineShape, tables: DeviceAutomaton) -> Programs:
     # Called once per run: unstacking the layers within the loop of decode steps would copy the weights in each call.
     run_layers = cached("layers", jax.jit(shape.layers))
 
-    def advance(params: nnx.State, layers: Layers | None, slots: Slots, answers: Answers) -> tuple[Slots, StepOutput]:
-        return run_advance[slots.rows.cache.capacity](params, layers, tables, slots, answers)
+    def advance(params: Params, layers: Layers | None, slots: Slots, answers: Answers) -> tuple[Slots, StepOutput]:
+        stepped: tuple[Slots, StepOutput] = run_advance[slots.rows.cache.capacity](
+            params, layers, tables, slots, answers
+        )
+        return stepped
 
     return Programs(
         begin=lambda: run_begin(tables),
@@ -213,12 +217,13 @@ def make_programs(shape: EngineShape, tables: DeviceAutomaton) -> Programs:
     )
 
 
-def _is_running(slots: Slots) -> Array:
+def _is_running(slots: Slots) -> Bool[Array, " b"]:
     """Returns True for slots whose sequence was neither rejected nor stopped."""
-    return ~slots.rows.rejected & (slots.mask.until >= 0)
+    running: Bool[Array, " b"] = ~slots.rows.rejected & (slots.mask.until >= 0)
+    return running
 
 
-def _share_active(tables: DeviceAutomaton, slots: Slots) -> Array:
+def _share_active(tables: DeviceAutomaton, slots: Slots) -> Float[Array, ""]:
     """Returns the share of active slots among those that are active or wait for their guide; 0 if there are none."""
     active = is_active(tables, slots.rows, slots.mask)
     waits = (slots.rows.state != tables.end) & _is_running(slots) & ~active

@@ -43,7 +43,7 @@ class GenerationRequest:
     attempts: int = MAX_ATTEMPTS
     max_retries: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
         if not 0 < self.top_p <= 1:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from flax import nnx
 
+from crystal_jax.model.parameters import Params
 from crystal_jax.sample.constraints.guide import NEVER, AllowedValues
 from crystal_jax.sample.constraints.masks import AllowedValueMask, CompositionLimits
 from crystal_jax.sample.engine.attempts import Answers, Placement
@@ -92,7 +92,7 @@ class Scheduler:
     def __init__(
         self,
         programs: Programs,
-        params: nnx.State,
+        params: Params,
         layers: Layers | None,
         automaton: TokenAutomaton,
         *,
@@ -163,7 +163,8 @@ class Scheduler:
         self._answers.limit[:] = [0 if run is None else run.limit for run in self._runs]
         self._state, output = self._programs.advance(self._params, self._layers, self._state, self._answers)
         self._answers = self._no_answers()
-        return jax.device_get(output)
+        on_host: StepOutput = jax.device_get(output)
+        return on_host
 
     def _take(self, output: StepOutput) -> Iterator[Completion]:
         """Answers guides, records attempts that ended, and yields the requests that are decided."""

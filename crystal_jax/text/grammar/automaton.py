@@ -69,7 +69,8 @@ class TokenAutomaton:
     @property
     def allowed(self) -> Bool[np.ndarray, "n_states k"]:
         """Tokens that each state allows."""
-        return self.next_state != FORBIDDEN
+        allowed: Bool[np.ndarray, "n_states k"] = self.next_state != FORBIDDEN
+        return allowed
 
     @property
     def elements(self) -> frozenset[str]:
@@ -248,7 +249,7 @@ class _Meanings:
 
     def tables(self) -> dict[str, Any]:
         """Returns the attributes of a `TokenAutomaton` that describe the meaning of tokens."""
-        kinds: dict[frozenset, int] = {}
+        kinds: dict[frozenset[tuple[int, _TokenMeaning]], int] = {}
         kind = np.zeros(len(self._next_state), np.int32)
         for state, meaning in self._meanings.items():
             kind[state] = kinds.setdefault(frozenset(meaning.items()), len(kinds) + 1)
@@ -256,8 +257,8 @@ class _Meanings:
         first, last, done = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
         last[0] = len(self._number)
         for meanings, number in kinds.items():
-            for column, meaning in meanings:
-                first[number, column], last[number, column], done[number, column] = meaning
+            for column, (begin, end, completed) in meanings:
+                first[number, column], last[number, column], done[number, column] = begin, end, completed
         names = [field for field, _ in self._number]
         fields = {
             name: slice(names.index(name), names.index(name) + names.count(name)) for name in dict.fromkeys(names)

@@ -93,12 +93,13 @@ class CompositionGrammar:
         values = (
             wanted.next_elements(place.parts) if place.symbol is None else wanted.next_counts(place.parts, place.symbol)
         )
-        found = self._next(kind, values, place.written)
+        found: Bool[np.ndarray, " k"] = self._next(kind, values, place.written)
         value = self._values[kind].get(place.written)
         if value is None or value not in values:
             return found
         if place.symbol is None:
-            return found | self._next("number", wanted.next_counts(place.parts, str(value)), ())
+            found = found | self._next("number", wanted.next_counts(place.parts, str(value)), ())
+            return found
         parts = (*place.parts, (place.symbol, int(value)))
         found = found | self._next("later", wanted.next_elements(parts), ())
         found[self.end] = wanted.is_met(parts)

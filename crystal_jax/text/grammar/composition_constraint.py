@@ -46,7 +46,7 @@ class CompositionConstraint:
     formula: str | None = None
     unit: Parts = dataclasses.field(init=False, default=())
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if unknown := {*self.elements, *self.required} - set(ELEMENTS):
             raise RequestError(f"Not elements: {', '.join(sorted(unknown))}")
         if not self.elements:
