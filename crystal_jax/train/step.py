@@ -38,6 +38,7 @@ class TrainState(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]
+Gradients = Callable[[nnx.State, nnx.State, Batch, Array | None], tuple[Array, Array, nnx.State]]
 EvalStep = Callable[[nnx.State, nnx.State, Batch], tuple[Array, Array]]
 
 
@@ -135,6 +136,44 @@ def weighted_losses(model: Transformer, batch: Batch, dropout: Dropout | None = 
     return losses * batch["weights"]
 
 
+def _make_gradients(graph: nnx.GraphDef, mesh: Mesh, *, accumulate: int, dropout: float) -> Gradients:
+    """Returns `gradients(params, frozen, batch, key)`, which goes through the micro-batches one after another.
+
+    It gives the sum of the losses, the number of counted targets, and the gradient of that sum. `key` is the random key
+    of the dropout masks; None without dropout.
+    """
+
+    def of_micro_batch(
+        params: nnx.State, frozen: nnx.State, batch: Batch, key: Array | None
+    ) -> tuple[Array, Array, nnx.State]:
+        def objective(params: nnx.State) -> tuple[Array, Array]:
+            dropped = None if key is None else Dropout(key, dropout)
+            return loss_sum(nnx.merge(graph, params, frozen), batch, dropped)
+
+        (total, count), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return total, count, grads
+
+    def accumulated(
+        params: nnx.State, frozen: nnx.State, batch: Batch, key: Array | None
+    ) -> tuple[Array, Array, nnx.State]:
+        if accumulate == 1:
+            return of_micro_batch(params, frozen, batch, key)
+
+        def micro_batches(x: Array) -> Array:
+            # Every micro-batch takes rows from all devices, so no device idles.
+            rows = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+            return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, jax.P(None, *BATCH)))
+
+        def add(sums: tuple, micro: tuple[Batch, Array | None]) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, sums, of_micro_batch(params, frozen, *micro)), None
+
+        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(accumulate))
+        return jax.lax.scan(add, zeros, (jax.tree.map(micro_batches, batch), keys))[0]
+
+    return accumulated
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -155,44 +194,11 @@ def make_train_step(
     The dropout mask depends only on `dropout_seed` (None: no dropout), the step and the micro-batch, so a resumed run
     repeats an uninterrupted one without any random state in its checkpoints. `dropout` is `Dropout.rate`.
     """
-
-    def gradients(
-        params: nnx.State, frozen: nnx.State, batch: Batch, key: Array | None
-    ) -> tuple[Array, Array, nnx.State]:
-        def objective(params: nnx.State) -> tuple[Array, Array]:
-            dropped = None if key is None else Dropout(key, dropout)
-            return loss_sum(nnx.merge(graph, params, frozen), batch, dropped)
-
-        (total, count), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return total, count, grads
-
-    def accumulated(
-        params: nnx.State, frozen: nnx.State, batch: Batch, key: Array | None
-    ) -> tuple[Array, Array, nnx.State]:
-        if accumulate == 1:
-            return gradients(params, frozen, batch, key)
-
-        def micro_batches(x: Array) -> Array:
-            # Every micro-batch takes rows from all devices, so no device idles.
-            rows = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
-            return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, jax.P(None, *BATCH)))
-
-        def add(sums: tuple, micro: tuple[Batch, Array | None]) -> tuple[tuple, None]:
-            return jax.tree.map(jnp.add, sums, gradients(params, frozen, *micro)), None
-
-        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(accumulate))
-        return jax.lax.scan(add, zeros, (jax.tree.map(micro_batches, batch), keys))[0]
-
-    def dropout_key(step: Array) -> Array | None:
-        if dropout_seed is None:
-            return None
-        # Threefry independent of JAX's default: its bits do not depend on how an array is sharded.
-        return jax.random.fold_in(jax.random.key(dropout_seed, impl="threefry2x32"), step)
+    gradients = _make_gradients(graph, mesh, accumulate=accumulate, dropout=dropout)
 
     def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         with on_mesh(mesh):
-            total, count, grads = accumulated(state.params, frozen, batch, dropout_key(state.step))
+            total, count, grads = gradients(state.params, frozen, batch, _dropout_key(dropout_seed, state.step))
         grads = jax.tree.map(lambda g: g / count, grads)
         loss, norm = total / count, optax.tree.norm(grads)
         believed, guarded = skip_if_spike(guard, state.guard, loss, norm)
@@ -205,6 +211,14 @@ def make_train_step(
 
     options = TPU_OPTIONS if platform_of(mesh) == "tpu" else None
     return jax.jit(step, donate_argnums=0, out_shardings=(where, None), compiler_options=options)
+
+
+def _dropout_key(seed: int | None, step: Array) -> Array | None:
+    """Returns the random key of a step's dropout masks; None without dropout."""
+    if seed is None:
+        return None
+    # Threefry independent of JAX's default: its bits do not depend on how an array is sharded.
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
 
 
 def make_eval_step(graph: nnx.GraphDef, mesh: Mesh) -> EvalStep:
