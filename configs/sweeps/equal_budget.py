@@ -10,16 +10,16 @@ Command:  crystal-jax sweep --sweep=configs/sweeps/equal_budget.py --output=runs
 CONFIG = "configs/equal_budget.py"
 TITLE = "Baselines and ablations at an equal budget"
 
-NOTE = """Each run is judged by 500 samples; nats a crystal and IPT are of 200 crystals of the test split, drawn by lot,
-with 4 translations of each. A cell is empty where a run is not finished, or not judged, yet.
+NOTE = """Each run is judged by 500 samples. Nats a crystal and IPT are means over 200 random crystals of the test
+split, with 4 translations of each. A cell is empty where a run is not finished, or not yet evaluated.
 
-The paper's ablations, structure and composition valid, per cent: fractional coordinates 91.4 and 83.2, absolute ones
-90.8 and 80.5; without permutation 92.5 and 82.9, with it 89.2 and 81.7. Losses of epochs 1 to 5: GPT-2 from nothing
-0.946 to 0.740, special tokens 0.783 to 0.588, LLaMA-2 13B with its own tokens 0.457 to 0.385; they count the prompt,
-and compare with none here."""
+The paper's ablations, structural and compositional validity, in per cent: fractional coordinates 91.4 and 83.2,
+absolute coordinates 90.8 and 80.5; without permutation 92.5 and 82.9, with permutation 89.2 and 81.7. Its losses of
+epochs 1 to 5: GPT-2 trained from scratch 0.946 to 0.740, special tokens 0.783 to 0.588, LLaMA-2 13B with its own
+tokens 0.457 to 0.385. These losses count the prompt, so they cannot be compared with the losses in this table."""
 
-# The paper's figures for the same quantities, in per cent and, for distances, as they are (table 1; appendix). Of other
-# data, larger models and longer training: what compares is the difference between rows, not their height.
+# The paper's figures for the same quantities (table 1; appendix): rates in per cent, distances in their own units. The
+# paper has other data, larger models and longer training, so only differences between rows can be compared.
 PUBLISHED = {
     "lm_ac": dict(
         structural_validity=95.8,
