@@ -1,7 +1,9 @@
-"""Defines the flags for the model and its devices, shared by all commands that load a model."""
+"""The flags and settings of a trained model and its devices, shared by all commands that load a model."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from absl import flags
@@ -12,6 +14,21 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 ALL_ON_DATA = "-1,1,1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """A trained model and its devices.
+
+    Attributes:
+        checkpoint: A workdir, an exported folder, or the name of a released model.
+        step: A checkpoint's step, or the best one; the last by default.
+        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the results.
+    """
+
+    checkpoint: str | Path
+    step: int | Literal["best"] | None = None
+    mesh: str = ALL_ON_DATA
 
 
 def define_model_flags(flag_values: flags.FlagValues) -> None:

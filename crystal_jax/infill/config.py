@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 from crystal_jax import arguments
-from crystal_jax.checkpoint.model_flags import ALL_ON_DATA
+from crystal_jax.checkpoint.model_flags import ModelSettings
 from crystal_jax.errors import UserError
 from crystal_jax.flag_fields import setting
 from crystal_jax.infill.radii import TOLERANCE
@@ -16,15 +15,13 @@ CONSTRAINTS = ("charge", "radius")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InfillConfig:
+class InfillConfig(ModelSettings):
     """The settings of `crystal-jax infill`; the help of the flags says what each of them does.
 
     Attributes that are no flags, or of which the help says less:
-        checkpoint: A workdir, an exported folder, or the name of a released model; trained with infilling.
+        checkpoint: See `ModelSettings`; trained with infilling.
         cif: The crystal. Its sites are sorted if the model was trained on sorted sites; they are not translated.
         output: Directory, new or of the same request.
-        step: A checkpoint's step, or the best one; the last by default.
-        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the results.
         element, site: One of the two says which element is replaced.
         constraints: `radius` allows the elements that `elements_of_similar_radius` returns; `charge` allows those with
             which the whole composition is valid by the evaluator's rule.
@@ -34,11 +31,8 @@ class InfillConfig:
         UserError: a setting has the wrong type, or is impossible.
     """
 
-    checkpoint: str | Path
     cif: Path
     output: Path
-    step: int | Literal["best"] | None = None
-    mesh: str = ALL_ON_DATA
     element: str | None = setting(None, "The element to replace, such as Fe.")
     site: int | None = setting(None, "Or a site whose element it is: its number from 0, as pymatgen reads the file.")
     temperature: float = setting(1.0, "Probabilities are raised to 1/temperature, then normalised.")

@@ -101,20 +101,7 @@ def write_report(
     training_log: Path | None = None,
     beside: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Writes the report of an evaluation.
-
-    Args:
-        evaluation: folder with `metrics.json` and `structures.csv`.
-        output: the HTML file; by default `report.html` in that folder.
-        training_log: JSON lines with `step` and any of `loss`, `val_loss` and `tokens_per_second`.
-        beside: folders of other evaluations, by the names of their rows in the table of comparisons.
-
-    Returns:
-        The path of the file written.
-
-    Raises:
-        UserError: an input is missing or malformed, or the output cannot be written.
-    """
+    """Writes the report of an evaluation and returns its path; arguments and errors are those of `report/run.py`."""
     evaluation = Path(evaluation).expanduser()
     data = read_evaluation(evaluation)
     others = [(name, dict(read_evaluation(Path(folder)).metrics)) for name, folder in (beside or {}).items()]

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 from crystal_jax import arguments
-from crystal_jax.checkpoint.model_flags import ALL_ON_DATA
+from crystal_jax.checkpoint.model_flags import ModelSettings
 from crystal_jax.errors import UserError
 from crystal_jax.flag_fields import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(ModelSettings):
     """The settings of `crystal-jax score`; the help of the flags says what each of them does.
 
     Attributes that are no flags, or of which the help says less:
-        checkpoint: A workdir, an exported folder, or the name of a released model.
         samples: A CSV with a column `cif`, or another source of crystals (`crystal_jax.structures.read`).
         output: Directory for the scores; continued if it holds some of the same request.
-        step: A checkpoint's step, or the best one; the last by default.
-        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the results.
         translations: Those of the i-th crystal depend on the seed and on i alone.
         batch_size: No influence on the scores beyond rounding.
 
@@ -29,11 +25,8 @@ class ScoreConfig:
         UserError: a setting has the wrong type, or is impossible.
     """
 
-    checkpoint: str | Path
     samples: Path
     output: Path
-    step: int | Literal["best"] | None = None
-    mesh: str = ALL_ON_DATA
     translations: int = setting(20, "Random translations of each crystal.")
     batch_size: int = setting(64, "Texts scored side by side.")
     seed: int = setting(0, "Of the translations.", bounds=(0, 2**32 - 1))

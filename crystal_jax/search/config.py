@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from crystal_jax import arguments
-from crystal_jax.checkpoint.model_flags import ALL_ON_DATA
+from crystal_jax.checkpoint.model_flags import ModelSettings
 from crystal_jax.errors import UserError
 from crystal_jax.flag_fields import setting
-from crystal_jax.sample.request_flags import MAX_ATOMS, check_numbers
+from crystal_jax.sample.request_flags import LimitSettings, check_numbers
 from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, Asked, parse_request
 
 if TYPE_CHECKING:
@@ -19,20 +19,15 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(ModelSettings, LimitSettings):
     """The settings of `crystal-jax search`; the help of the flags says what each of them does.
 
     Attributes that are no flags, or of which the help says less:
-        checkpoint: A workdir, an exported folder, or the name of a released model.
         output: A new directory.
         reward: Maps a crystal to its reward, a finite number.
         reward_name: Name of the reward, recorded in `run.json`.
-        step: A checkpoint's step, or the best one; the last by default.
-        mesh: Devices along the axes data, fsdp and tensor (`MeshConfig.parse`); no influence on the results.
         conditions: Conditions of the prompt, by the names of `CONDITIONS` in `text/prompts.py`. A formula is enforced,
             too.
-        chemical_system, elements, exclude_elements, min_elements, max_elements, min_atoms, max_atoms: Limits on every
-            crystal, as the flags of these names.
         exploration: c in `search/tree.py`.
         temperature: Temperature of the tokens that complete a prefix, and of the composition line.
         width: Crystals decoded side by side; the flag is --batch_size.
@@ -41,22 +36,12 @@ class SearchConfig:
         UserError: a setting has the wrong type, or is impossible.
     """
 
-    checkpoint: str | Path
     output: str | Path
     reward: Reward
     reward_name: str
-    step: int | Literal["best"] | None = None
-    mesh: str = ALL_ON_DATA
     budget: int = setting(10_000, "Model calls; a sampled crystal takes one for each of its tokens.")
     num_samples: int = setting(20, "How many of the best go into samples.csv.")
     conditions: Asked | None = None
-    chemical_system: str | Sequence[str] | None = None
-    elements: Sequence[str] | None = None
-    exclude_elements: Sequence[str] | None = None
-    min_elements: int | None = None
-    max_elements: int | None = None
-    min_atoms: int | None = None
-    max_atoms: int = MAX_ATOMS
     exploration: float = setting(1.0, "Weight of the model's probabilities against rewards.")
     temperature: float = setting(1.0, "Of what is written beyond the tree; 0 is greedy.")
     width: int = setting(16, "Crystals written side by side.", flag="batch_size")
