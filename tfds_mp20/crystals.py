@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from crystal_jax.errors import UserError
 from crystal_jax.storage.worker_pool import available_workers, map_in_order
-from crystal_jax.structures.cif import read_cif, write_cif
+from crystal_jax.structures.formats.cif import read_cif, write_cif
 from crystal_jax.suppress_warnings import quiet
 
 Example = dict[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crystal_jax import structures
 from crystal_jax.errors import UserError
-from crystal_jax.structures.csv_table import CIF_COLUMNS, entries_of_table
+from crystal_jax.structures.formats.csv_table import CIF_COLUMNS, entries_of_table
 from crystal_jax.tables import parse_rows
 from tfds_mp20.crystals import Entry
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
 
-from crystal_jax.structures.cif import write_cif
 from crystal_jax.structures.entry import Entry
+from crystal_jax.structures.formats.cif import write_cif
 from crystal_jax.structures.lattice import matrix_fault
 
 

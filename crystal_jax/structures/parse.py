@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from crystal_jax.structures.cif import read_cif, write_cif
 from crystal_jax.structures.entry import Entry, Sample
+from crystal_jax.structures.formats.cif import read_cif, write_cif
 
 
 def parse(entry: Entry) -> Sample:

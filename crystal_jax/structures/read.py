@@ -22,13 +22,13 @@ from pathlib import Path, PurePosixPath
 
 from crystal_jax.errors import UserError
 from crystal_jax.structures import bundle
-from crystal_jax.structures.cif import blocks
-from crystal_jax.structures.csv_table import entries_of_table
 from crystal_jax.structures.entry import Entry
-from crystal_jax.structures.extxyz import read_extxyz
-from crystal_jax.structures.plain_json import read_json
-from crystal_jax.structures.poscar import is_poscar, read_poscar
-from crystal_jax.structures.tensors import read_tensors
+from crystal_jax.structures.formats.cif import blocks
+from crystal_jax.structures.formats.csv_table import entries_of_table
+from crystal_jax.structures.formats.extxyz import read_extxyz
+from crystal_jax.structures.formats.plain_json import read_json
+from crystal_jax.structures.formats.poscar import is_poscar, read_poscar
+from crystal_jax.structures.formats.tensors import read_tensors
 from crystal_jax.tables import check_is_file, parse_rows, read_bytes
 
 KINDS = ".csv, .cif, POSCAR, .vasp, .extxyz, .xyz or .json file (or .gz of one), a .pt file, a .zip or .tar.gz archive"

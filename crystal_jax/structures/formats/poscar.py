@@ -8,8 +8,8 @@ from pymatgen.io.vasp import Poscar
 from pymatgen.io.vasp.inputs import BadPoscarWarning
 
 from crystal_jax.structures.build import entry_of
-from crystal_jax.structures.cif import of_elements, one_line
 from crystal_jax.structures.entry import Entry
+from crystal_jax.structures.formats.cif import of_elements, one_line
 from crystal_jax.suppress_warnings import quiet
 
 

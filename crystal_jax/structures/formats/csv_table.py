@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crystal_jax.errors import UserError
-from crystal_jax.structures.cif import blocks
 from crystal_jax.structures.entry import Entry
-from crystal_jax.structures.plain_json import entry_of_text
+from crystal_jax.structures.formats.cif import blocks
+from crystal_jax.structures.formats.plain_json import entry_of_text
 from crystal_jax.tables import Table
 
 CIF_COLUMNS = ("cif", "cif_str")  # both are in use in published files

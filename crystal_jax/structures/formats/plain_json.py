@@ -14,8 +14,8 @@ import numpy as np
 
 from crystal_jax.errors import UserError
 from crystal_jax.structures.build import entry_of
-from crystal_jax.structures.cif import one_line
 from crystal_jax.structures.entry import Entry
+from crystal_jax.structures.formats.cif import one_line
 from crystal_jax.suppress_warnings import quiet
 
 _NAMES = ("material_id", "entry_id", "mat_id", "name")

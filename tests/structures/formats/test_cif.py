@@ -5,7 +5,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystal_jax.structures import Entry, parse
-from crystal_jax.structures.cif import blocks, read_cif
+from crystal_jax.structures.formats.cif import blocks, read_cif
 from crystal_jax.suppress_warnings import quiet
 
 ROCK_SALT = """data_salt

@@ -17,8 +17,8 @@ from pymatgen.core import Element, Lattice
 
 from crystal_jax.errors import UserError
 from crystal_jax.structures.build import entry_of, formula_of
-from crystal_jax.structures.cif import one_line
 from crystal_jax.structures.entry import Entry
+from crystal_jax.structures.formats.cif import one_line
 from crystal_jax.structures.lattice import cell_fault
 from crystal_jax.suppress_warnings import quiet
 
