@@ -21,8 +21,8 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import SingleDeviceSharding
 
-from crystal_jax.compile.cost import count
-from crystal_jax.compile.hlo import parse
+from crystal_jax.compile.analysis.cost import count
+from crystal_jax.compile.analysis.hlo import parse
 from crystal_jax.compile.topology import topology
 from crystal_jax.energy.model import load_model
 from crystal_jax.energy.potentials.graph import pack

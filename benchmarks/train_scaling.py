@@ -30,8 +30,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from configs import mp20_open  # noqa: E402
-from crystal_jax.compile.cost import count  # noqa: E402
-from crystal_jax.compile.hlo import parse  # noqa: E402
+from crystal_jax.compile.analysis.cost import count  # noqa: E402
+from crystal_jax.compile.analysis.hlo import parse  # noqa: E402
 from crystal_jax.config import Experiment, from_config_dict  # noqa: E402
 from crystal_jax.model.flops import train_flops_per_token  # noqa: E402
 from crystal_jax.model.lora import count_parameters  # noqa: E402

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 
 from crystal_jax.checkpoint.models import abstract_parameters
+from crystal_jax.compile.analysis.cost import Cost, count
+from crystal_jax.compile.analysis.hlo import parse
+from crystal_jax.compile.analysis.roofline import bytes_on_a_chip
 from crystal_jax.compile.chips import GPU_MEMORY_FRACTION, Chip
-from crystal_jax.compile.cost import Cost, count
-from crystal_jax.compile.hlo import parse
 from crystal_jax.compile.options import CompileOptions
 from crystal_jax.compile.programs import MEAN_COMPLETION, Lowered, lower, sampling_mesh, sampling_rows
-from crystal_jax.compile.roofline import bytes_on_a_chip
 from crystal_jax.compile.topology import Topology
 from crystal_jax.config import Experiment, MeshConfig
 from crystal_jax.errors import UserError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from crystal_jax.compile.analysis.cost import Cost
 from crystal_jax.compile.aot_report import Estimate, Floors, Report
 from crystal_jax.compile.chips import GPU_MEMORY_FRACTION
-from crystal_jax.compile.cost import Cost
 
 _GIB = 2**30
 

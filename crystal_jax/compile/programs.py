@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from crystal_jax.checkpoint.models import abstract_parameters
-from crystal_jax.compile import roofline
+from crystal_jax.compile.analysis import roofline
 from crystal_jax.config import Experiment, MeshConfig, ModelConfig
 from crystal_jax.sample.constraints.masks import AllowedValueMask, DeviceAutomaton
 from crystal_jax.sample.engine.decode_state import DecodeState, PrefillResult, decode_rules, init_decode_state

@@ -7,11 +7,11 @@ import pytest
 
 from crystal_jax.cli import main
 from crystal_jax.compile import programs
+from crystal_jax.compile.analysis.roofline import bytes_on_a_chip, train_flops
 from crystal_jax.compile.aot_report import compile_case
 from crystal_jax.compile.options import CompileOptions
 from crystal_jax.compile.print_report import show
 from crystal_jax.compile.programs import sampling_mesh
-from crystal_jax.compile.roofline import bytes_on_a_chip, train_flops
 from crystal_jax.compile.topology import topology
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError

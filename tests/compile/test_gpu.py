@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from crystal_jax.compile.analysis.roofline import bytes_on_a_chip, train_flops
 from crystal_jax.compile.aot_report import compile_case
 from crystal_jax.compile.chips import CHIPS, GPUS
 from crystal_jax.compile.options import CompileOptions
 from crystal_jax.compile.print_report import show
-from crystal_jax.compile.roofline import bytes_on_a_chip, train_flops
 from crystal_jax.compile.topology import topology
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError

@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from crystal_jax.compile.cost import count
-from crystal_jax.compile.device_groups import replica_groups, source_target_pairs
-from crystal_jax.compile.hlo import parse
-from crystal_jax.compile.products import product_flops, splash_flops
+from crystal_jax.compile.analysis.cost import count
+from crystal_jax.compile.analysis.device_groups import replica_groups, source_target_pairs
+from crystal_jax.compile.analysis.hlo import parse
+from crystal_jax.compile.analysis.products import product_flops, splash_flops
 from crystal_jax.config import MeshConfig
 from crystal_jax.sharding import make_mesh
 

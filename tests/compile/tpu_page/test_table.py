@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from crystal_jax.compile.table import document, experiment_of, load_or_compile
-from crystal_jax.compile.targets import CHOICES, ROWS, SAMPLING, TRAINING
+from crystal_jax.compile.tpu_page.table import document, experiment_of, load_or_compile
+from crystal_jax.compile.tpu_page.targets import CHOICES, ROWS, SAMPLING, TRAINING
 
 CASES = (*TRAINING, *SAMPLING, *CHOICES, *ROWS)
 REFUSED = "it needs 99.9GiB of a chip's memory, which has 15.75GiB"

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from crystal_jax.compile.hlo import Instruction
+from crystal_jax.compile.analysis.hlo import Instruction
 
 _SUB_AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from crystal_jax.compile.hlo import COLLECTIVES, Computation, Instruction, Program, Shape, operand_shapes
+from crystal_jax.compile.analysis.hlo import COLLECTIVES, Computation, Instruction, Program, Shape, operand_shapes
 
 # Renamed or regrouped values, and ends of operations that are counted at their start.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from crystal_jax.compile.device_groups import replica_groups, source_target_pairs
-from crystal_jax.compile.hbm_traffic import bytes_in_hbm, hbm_bytes
-from crystal_jax.compile.hlo import COLLECTIVES, Computation, Instruction, Program, operand_shapes, trip_count
-from crystal_jax.compile.products import product_flops, splash_flops
+from crystal_jax.compile.analysis.device_groups import replica_groups, source_target_pairs
+from crystal_jax.compile.analysis.hbm_traffic import bytes_in_hbm, hbm_bytes
+from crystal_jax.compile.analysis.hlo import COLLECTIVES, Computation, Instruction, Program, operand_shapes, trip_count
+from crystal_jax.compile.analysis.products import product_flops, splash_flops
 
 
 @dataclasses.dataclass

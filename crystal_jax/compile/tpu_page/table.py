@@ -1,6 +1,6 @@
 """Writes docs/TPU.md: every shipped LLaMA-2 configuration compiled for the slices it is meant for.
 
-python -m crystal_jax.compile.table --work=build/tpu --output=docs/TPU.md
+python -m crystal_jax.compile.tpu_page.table --work=build/tpu --output=docs/TPU.md
 
 Each program takes half a minute to some minutes. Its report is kept in the work folder, and after an interruption the
 same command continues from there.
@@ -19,12 +19,12 @@ from typing import Any
 
 import jax
 
-from crystal_jax.compile import table_text
 from crystal_jax.compile.aot_report import compile_case, usable_links
 from crystal_jax.compile.chips import CHIPS
 from crystal_jax.compile.options import CompileOptions
-from crystal_jax.compile.targets import CHOICES, ROWS, SAMPLING, SLICES, TRAINING, Case
 from crystal_jax.compile.topology import topology
+from crystal_jax.compile.tpu_page import text as table_text
+from crystal_jax.compile.tpu_page.targets import CHOICES, ROWS, SAMPLING, SLICES, TRAINING, Case
 from crystal_jax.config import Experiment, MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.storage.files import write_text

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crystal_jax.compile.hlo import Computation, Instruction, operand_shapes
+from crystal_jax.compile.analysis.hlo import Computation, Instruction, operand_shapes
 
 # JAX's splash kernels by name, and their number of products over all pairs of positions: q·k and weights·v forward;
 # backward each kernel computes q·k and values·gradient again, besides the gradients.
