@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from crystal_jax import flag_fields
-from crystal_jax.checkpoint.convert_config import READ, WRITE, ConvertConfig
+from crystal_jax.checkpoint.conversion.config import READ, WRITE, ConvertConfig
 from crystal_jax.storage.files import as_path
 
 
@@ -79,6 +79,6 @@ def convert(read_as: str, write_as: str, *, input: Path | str, output: Path | st
     source, target = as_path(input, "input"), as_path(output, "output")
     config = ConvertConfig(read_as=read_as, write_as=write_as, input=source, output=target, **settings)
     # Late, so that --help and bad flags answer at once.
-    from crystal_jax.checkpoint.conversion import convert_checkpoint
+    from crystal_jax.checkpoint.conversion.convert import convert_checkpoint
 
     convert_checkpoint(config)

@@ -63,7 +63,7 @@ def read_meta(folder):
 
 def gguf_folder(folder):
     pytest.importorskip("gguf")
-    from tests.checkpoint.gguf_files import WIDE, tensors_of, write_gguf
+    from tests.checkpoint.formats.gguf_files import WIDE, tensors_of, write_gguf
 
     folder.mkdir()
     write_easylm(folder / "easylm", RandomSource(WIDE))

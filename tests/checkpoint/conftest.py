@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
+from crystal_jax.checkpoint.conversion.import_export import import_model
 from crystal_jax.checkpoint.formats.easylm import write_easylm
 from crystal_jax.checkpoint.formats.hf import read_config
-from crystal_jax.checkpoint.import_export import import_model
 from tests.checkpoint.sources import RandomSource, writable_copy
 from tests.experiments import training_config
 
@@ -31,7 +31,7 @@ def folder(shared, tmp_path):
 def wide(tmp_path_factory):
     """Random tensors under llama.cpp's names, of widths that quantised rows need."""
     pytest.importorskip("gguf")
-    from tests.checkpoint.gguf_files import WIDE, tensors_of
+    from tests.checkpoint.formats.gguf_files import WIDE, tensors_of
 
     path = tmp_path_factory.mktemp("wide") / "easylm"
     write_easylm(path, RandomSource(WIDE))

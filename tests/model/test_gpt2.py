@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crystal_jax.checkpoint.import_export import merged_source
+from crystal_jax.checkpoint.conversion.import_export import merged_source
 from crystal_jax.config import from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.architectures import make_model

@@ -12,9 +12,9 @@ peft = pytest.importorskip("peft")
 import torch
 import transformers
 
+from crystal_jax.checkpoint.conversion.import_export import export_adapter, import_model, merged_source
 from crystal_jax.checkpoint.formats.hf import HfSource, write_hf
 from crystal_jax.checkpoint.formats.peft import MergedSource, read_peft
-from crystal_jax.checkpoint.import_export import export_adapter, import_model, merged_source
 from crystal_jax.checkpoint.models import load_trained
 from crystal_jax.config import MeshConfig
 from crystal_jax.errors import UserError

@@ -3,8 +3,8 @@
 HEAD = """
 # On TPUs, by the compiler's figures
 
-Written by `python -m crystal_jax.compile.tpu_page.table`; not measured on a TPU. The programs of training and sampling are
-compiled for slices that are not there, by the TPU's own compiler:
+Written by `python -m crystal_jax.compile.tpu_page.table`; not measured on a TPU. The programs of training and sampling
+are compiled for slices that are not there, by the TPU's own compiler:
 {packages}; {levels}.
 What is known of them then:
 

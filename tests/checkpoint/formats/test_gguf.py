@@ -7,7 +7,7 @@ from crystal_jax.checkpoint.formats.gguf import GgufSource
 from crystal_jax.checkpoint.formats.hf import HfSource
 from crystal_jax.checkpoint.tensors import check, expected_shapes
 from crystal_jax.errors import UserError
-from tests.checkpoint.gguf_files import WIDE, tensors_of, write_gguf
+from tests.checkpoint.formats.gguf_files import WIDE, tensors_of, write_gguf
 from tests.checkpoint.sources import RandomSource, assert_same
 
 gguf = pytest.importorskip("gguf")

@@ -18,7 +18,7 @@ from tests.text.test_crystal_text import HALITE
 
 pytest.importorskip("gguf")
 
-from tests.checkpoint.gguf_files import WIDE, write_gguf
+from tests.checkpoint.formats.gguf_files import WIDE, write_gguf
 
 # Spaces at the edges and in runs, other scripts, characters that are no piece, special tokens spelled out.
 TEXTS = (

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from crystal_jax.checkpoint.conversion.tokenizer_files import copy_tokenizer
 from crystal_jax.checkpoint.formats.hf import HfSource, is_hf, write_hf
 from crystal_jax.checkpoint.formats.peft import Adapter, MergedSource, adapter_of, read_peft, write_peft
 from crystal_jax.checkpoint.formats.peft_config import EMBEDDING
@@ -19,7 +20,6 @@ from crystal_jax.checkpoint.layout import PartSource, StateSource, load, path_of
 from crystal_jax.checkpoint.models import abstract_parameters, base_source, load_trained, write_exported
 from crystal_jax.checkpoint.pretrained import locate
 from crystal_jax.checkpoint.tensors import Source
-from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
 from crystal_jax.checkpoint.workdir import (
     claim,
     existing_step,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from crystal_jax.checkpoint import import_export
-from crystal_jax.checkpoint.convert_config import ConvertConfig
+from crystal_jax.checkpoint.conversion import import_export
+from crystal_jax.checkpoint.conversion.config import ConvertConfig
+from crystal_jax.checkpoint.conversion.tokenizer_files import copy_tokenizer
 from crystal_jax.checkpoint.formats import (
     easylm,
     easylm_rules,
@@ -19,7 +20,6 @@ from crystal_jax.checkpoint.formats import (
     quantized,
 )
 from crystal_jax.checkpoint.tensors import Source
-from crystal_jax.checkpoint.tokenizer_files import copy_tokenizer
 from crystal_jax.config import QuantizationConfig
 from crystal_jax.model.presets import LLAMA2
 from crystal_jax.storage.files import as_path
