@@ -25,11 +25,11 @@ from crystal_jax.errors import Preempted, UserError
 from crystal_jax.model.flops import train_flops_per_token
 from crystal_jax.processes import is_first
 from crystal_jax.sharding import put_batch
-from crystal_jax.train.goodput import GoodputTimer
-from crystal_jax.train.logs import MetricsLog
+from crystal_jax.train.monitoring.goodput import GoodputTimer
+from crystal_jax.train.monitoring.logs import MetricsLog
+from crystal_jax.train.monitoring.profiler import Profiler
 from crystal_jax.train.optimizer import learning_rate
 from crystal_jax.train.preemption import Preemption
-from crystal_jax.train.profiler import Profiler
 from crystal_jax.train.step import TrainSetup, TrainState
 from crystal_jax.train.validation import validate
 

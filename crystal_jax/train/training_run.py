@@ -25,7 +25,7 @@ from crystal_jax.model.lora import count_parameters
 from crystal_jax.sharding import make_mesh, rows_by_process
 from crystal_jax.text.tokenizer import Tokenizer, load_tokenizer
 from crystal_jax.train.loop import TrainingParts, fit
-from crystal_jax.train.profiler import parse_steps
+from crystal_jax.train.monitoring.profiler import parse_steps
 from crystal_jax.train.sample_eval import SampleEval
 from crystal_jax.train.step import setup
 

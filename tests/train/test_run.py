@@ -10,7 +10,7 @@ from crystal_jax.data.mp20 import open_split
 from crystal_jax.errors import UserError
 from crystal_jax.model.flops import train_flops_per_token
 from crystal_jax.sharding import make_mesh
-from crystal_jax.train.profiler import parse_steps
+from crystal_jax.train.monitoring.profiler import parse_steps
 from crystal_jax.train.run import train
 from tests.experiments import training_config
 

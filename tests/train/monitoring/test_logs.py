@@ -1,6 +1,6 @@
 import json
 
-from crystal_jax.train.logs import MetricsLog
+from crystal_jax.train.monitoring.logs import MetricsLog
 
 
 def rows(path):

@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from crystal_jax.train import goodput
-from crystal_jax.train.goodput import GoodputTimer
+from crystal_jax.train.monitoring import goodput
+from crystal_jax.train.monitoring.goodput import GoodputTimer
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What a training run reports of itself: curves, goodput and profiler traces."""
