@@ -216,7 +216,7 @@ def load_base(path: Path, depth: int) -> int:
     from crystal_jax.checkpoint.layout import load
     from crystal_jax.checkpoint.models import base_source
     from crystal_jax.config import UNQUANTIZED, MeshConfig
-    from crystal_jax.model.base_memory import abstract_base
+    from crystal_jax.model.frozen_base.memory import abstract_base
     from crystal_jax.sharding import make_mesh
 
     where = NamedSharding(make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1]), PartitionSpec())

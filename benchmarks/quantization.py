@@ -24,11 +24,11 @@ from jaxtyping import Array
 from crystal_jax.checkpoint.formats.hf import HfSource
 from crystal_jax.checkpoint.layout import load
 from crystal_jax.config import ExecutionConfig, LoraConfig, QuantizationConfig
-from crystal_jax.model.base_memory import abstract_base, gigabytes
-from crystal_jax.model.kv_cache import empty_cache
+from crystal_jax.model.attention.kv_cache import empty_cache
+from crystal_jax.model.frozen_base.memory import abstract_base, gigabytes
+from crystal_jax.model.frozen_base.quantize import dequantize, quantize, quantize_state
 from crystal_jax.model.llama import Llama
 from crystal_jax.model.presets import LLAMA2
-from crystal_jax.model.quantize import dequantize, quantize, quantize_state
 
 # Of the FP16 and INT4 files, in GB.
 _PUBLISHED = {"7b": (13.5, 3.9), "13b": (26.1, 7.3), "70b": (138.0, 40.7)}

@@ -36,7 +36,7 @@ from benchmarks.peer import begin, hugging_face_twin  # noqa: E402
 from crystal_jax.checkpoint.models import Trained, load_trained  # noqa: E402
 from crystal_jax.config import MeshConfig  # noqa: E402
 from crystal_jax.data.mp20 import open_split  # noqa: E402
-from crystal_jax.model.lora import count_parameters, merge_adapters  # noqa: E402
+from crystal_jax.model.frozen_base.lora import count_parameters, merge_adapters  # noqa: E402
 from crystal_jax.sample.engine.engine import Engine  # noqa: E402
 from crystal_jax.sample.engine.request import GenerationRequest  # noqa: E402
 from crystal_jax.sharding import make_mesh  # noqa: E402

@@ -34,7 +34,7 @@ from crystal_jax.compile.analysis.cost import count  # noqa: E402
 from crystal_jax.compile.analysis.hlo import parse  # noqa: E402
 from crystal_jax.config import Experiment, from_config_dict  # noqa: E402
 from crystal_jax.model.flops import train_flops_per_token  # noqa: E402
-from crystal_jax.model.lora import count_parameters  # noqa: E402
+from crystal_jax.model.frozen_base.lora import count_parameters  # noqa: E402
 from crystal_jax.sharding import make_mesh, put_batch  # noqa: E402
 from crystal_jax.text.tokenizer import load_tokenizer  # noqa: E402
 from crystal_jax.train.step import Batch, plan, setup  # noqa: E402

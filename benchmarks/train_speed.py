@@ -38,7 +38,7 @@ from crystal_jax.config import Experiment, LlamaConfig, from_config_dict  # noqa
 from crystal_jax.data.examples import ExampleMaker  # noqa: E402
 from crystal_jax.data.mp20 import open_split  # noqa: E402
 from crystal_jax.data.pipeline import Batch, fitting, train_batches  # noqa: E402
-from crystal_jax.model.lora import count_parameters  # noqa: E402
+from crystal_jax.model.frozen_base.lora import count_parameters  # noqa: E402
 from crystal_jax.text.tokenizer import load_tokenizer  # noqa: E402
 
 _MODEL = dict(embed_dim=384, mlp_dim=1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64)

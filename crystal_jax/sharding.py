@@ -21,12 +21,14 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 HEADS = P(("data", "fsdp"), "tensor")  # rows, then the axis of heads of q, k and v
 Platform = Literal["cpu", "gpu", "tpu"]
-Layout = Literal["head_major", "stacked", "position_major"]  # the layouts of a KV cache: see model/kv_cache.py
+# The layouts of a KV cache: see model/attention/kv_cache.py.
+Layout = Literal["head_major", "stacked", "position_major"]
 LAYOUTS: dict[Platform, Layout] = {"cpu": "head_major", "tpu": "stacked", "gpu": "position_major"}
 
 # The first match wins. The leading None of a block's arrays is the layer axis. A quantised kernel is stored as codes
-# and scales with its axes (model/quantize.py), so one rule holds for all three. Adapters are replicated, except the
-# output side of q, k and v: if A were sharded over fsdp, the compiler would split its small products into many loops.
+# and scales with its axes (model/frozen_base/quantize.py), so one rule holds for all three. Adapters are replicated,
+# except the output side of q, k and v: if A were sharded over fsdp, the compiler would split its small products into
+# many loops.
 RULES: tuple[tuple[str, P], ...] = (
     (r"position_embedding$", P(None, "fsdp")),
     (r"embedding$", P("tensor", "fsdp")),

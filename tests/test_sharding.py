@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
-from crystal_jax.model.kv_cache import empty_cache
+from crystal_jax.model.attention.kv_cache import empty_cache
 from crystal_jax.sample.constraints.masks import to_device
 from crystal_jax.sample.engine.decode_state import decode_rules, init_decode_state
 from crystal_jax.sharding import RULES, make_mesh, on_mesh, split_rows, split_width, tree_shardings

@@ -17,8 +17,8 @@ from absl import flags
 
 from benchmarks.gpu import numbers
 from benchmarks.gpu.case import Case
-from crystal_jax.model.attention import attend, attend_packed, attend_positions
-from crystal_jax.model.kv_cache import empty_cache
+from crystal_jax.model.attention.dot_product import attend, attend_packed, attend_positions
+from crystal_jax.model.attention.kv_cache import empty_cache
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.sharding import LAYOUTS, target_platform
 

@@ -28,8 +28,8 @@ from crystal_jax.errors import UserError
 from crystal_jax.json_files import JsonObject
 from crystal_jax.model.architectures import make_model
 from crystal_jax.model.feature_init import feature_init
-from crystal_jax.model.lora import split
-from crystal_jax.model.quantize import quantize_each
+from crystal_jax.model.frozen_base.lora import split
+from crystal_jax.model.frozen_base.quantize import quantize_each
 from crystal_jax.provenance import provenance
 from crystal_jax.sharding import abstract, tree_shardings
 from crystal_jax.storage.files import write_text

@@ -178,7 +178,7 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizationConfig:
-    """How the frozen kernels of the blocks are kept under adapters (`model/quantize.py`).
+    """How the frozen kernels of the blocks are kept under adapters (`model/frozen_base/quantize.py`).
 
     Attributes:
         kind: `none`, `int8`, `int4` or `nf4` (QLoRA: Dettmers et al., arXiv:2305.14314).

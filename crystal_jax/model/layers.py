@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from crystal_jax.config import PROJECTIONS, UNQUANTIZED, LoraConfig, ModelConfig, QuantizationConfig
-from crystal_jax.model.quantize import Quantized, dequantize, quantize
+from crystal_jax.model.frozen_base.quantize import Quantized, dequantize, quantize
 
 
 class Dropout(NamedTuple):

@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from crystal_jax.config import LlamaConfig, LoraConfig, QuantizationConfig
+from crystal_jax.model.attention.rotary import rotary, rotate
 from crystal_jax.model.layers import Dropout, Projection, RMSNorm, projecting
-from crystal_jax.model.rotary import rotary, rotate
 from crystal_jax.model.transformer import Attention, Transformer
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import SPLASH_TOKENS, UNQUANTIZED, ExecutionConfig, LoraConfig, ModelConfig, QuantizationConfig
-from crystal_jax.model.attention import (
+from crystal_jax.model.attention.dot_product import (
     Past,
     attend,
     attend_after,
@@ -24,11 +24,11 @@ from crystal_jax.model.attention import (
     attend_positions,
     fits_cudnn,
 )
+from crystal_jax.model.attention.kv_cache import AXES, Cache, append, append_layer, arrange, dequantize_kv, quantize_kv
+from crystal_jax.model.attention.splash import KEPT, attend_segments
 from crystal_jax.model.cross_entropy import chunked_cross_entropy
-from crystal_jax.model.kv_cache import AXES, Cache, append, append_layer, arrange, dequantize_kv, quantize_kv
 from crystal_jax.model.layers import Dropout
 from crystal_jax.model.ragged import ragged_index
-from crystal_jax.model.splash import KEPT, attend_segments
 from crystal_jax.sharding import Layout, split_rows, split_width, target_platform
 
 # Attention of a block: from q [b, t, n, h], k and v [b, t, k, h] to the result [b, t, n, h], and the keys and values to

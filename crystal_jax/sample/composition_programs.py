@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from crystal_jax.config import ModelConfig
-from crystal_jax.model.kv_cache import Cache, empty_cache, put_rows
+from crystal_jax.model.attention.kv_cache import Cache, empty_cache, put_rows
 from crystal_jax.model.parameters import ModelGraph, Params
 from crystal_jax.model.transformer import Transformer
 from crystal_jax.program_cache import ProgramCache

@@ -20,8 +20,8 @@ from crystal_jax.data.mp20 import Record, open_split
 from crystal_jax.data.pipeline import fitting, train_batches, validation_batches
 from crystal_jax.data.selection import selected
 from crystal_jax.errors import UserError
-from crystal_jax.model.base_memory import gigabytes
-from crystal_jax.model.lora import count_parameters
+from crystal_jax.model.frozen_base.lora import count_parameters
+from crystal_jax.model.frozen_base.memory import gigabytes
 from crystal_jax.sharding import make_mesh, rows_by_process
 from crystal_jax.text.tokenizer import Tokenizer, load_tokenizer
 from crystal_jax.train.loop import TrainingParts, fit

@@ -1,7 +1,7 @@
 from flax import nnx
 
 from crystal_jax.model.flops import train_flops_per_token
-from crystal_jax.model.lora import count_parameters
+from crystal_jax.model.frozen_base.lora import count_parameters
 from tests.experiments import LORA, NO_LORA, TINY, build
 
 # The embedding is looked up, and norms are no products.

@@ -13,9 +13,9 @@ from crystal_jax.checkpoint.conversion.import_export import merged_source
 from crystal_jax.config import from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model.architectures import make_model
+from crystal_jax.model.attention.kv_cache import empty_cache
 from crystal_jax.model.flops import train_flops_per_token
-from crystal_jax.model.kv_cache import empty_cache
-from crystal_jax.model.lora import count_parameters, merge_adapters, split
+from crystal_jax.model.frozen_base.lora import count_parameters, merge_adapters, split
 from crystal_jax.sample.run import sample
 from crystal_jax.score.run import score
 from crystal_jax.sharding import LAYOUTS

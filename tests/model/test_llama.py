@@ -10,8 +10,8 @@ import sentencepiece
 from flax import nnx
 
 from crystal_jax.config import MeshConfig
-from crystal_jax.model.attention import attend
-from crystal_jax.model.kv_cache import dequantize_kv, empty_cache, quantize_kv
+from crystal_jax.model.attention.dot_product import attend
+from crystal_jax.model.attention.kv_cache import dequantize_kv, empty_cache, quantize_kv
 from crystal_jax.sharding import LAYOUTS, make_mesh
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, extend, from_hugging_face, logits
 

@@ -15,7 +15,7 @@ import transformers
 from crystal_jax.checkpoint.layout import path_of
 from crystal_jax.config import Gpt2Config
 from crystal_jax.model.architectures import make_model
-from crystal_jax.model.kv_cache import empty_cache
+from crystal_jax.model.attention.kv_cache import empty_cache
 from crystal_jax.sharding import LAYOUTS
 from tests.experiments import NO_LORA, SCANNED, TINY_GPT2, UNROLLED, extend, logits
 from tests.parity.models import WEIGHT_SCALE, logits_of

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from crystal_jax.config import LlamaConfig, MeshConfig
 from crystal_jax.errors import UserError
-from crystal_jax.model.kv_cache import empty_cache
+from crystal_jax.model.attention.kv_cache import empty_cache
 from crystal_jax.sharding import make_mesh
 from tests.experiments import SCANNED, UNROLLED, extend, from_hugging_face, logits
 from tests.parity.models import BASE, hugging_face, logits_of

@@ -7,9 +7,9 @@ from flax import nnx
 from crystal_jax.checkpoint.models import abstract_parameters, initial_parameters, load_trained
 from crystal_jax.config import MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
+from crystal_jax.model.frozen_base.lora import count_parameters
+from crystal_jax.model.frozen_base.quantize import dequantize_state
 from crystal_jax.model.layers import Dropout
-from crystal_jax.model.lora import count_parameters
-from crystal_jax.model.quantize import dequantize_state
 from crystal_jax.sharding import make_mesh, put_batch
 from crystal_jax.text.tokenizer import AtomCoordinateTokenizer
 from crystal_jax.train.run import train

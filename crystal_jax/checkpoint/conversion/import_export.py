@@ -29,7 +29,7 @@ from crystal_jax.checkpoint.workdir import (
 )
 from crystal_jax.config import Experiment, LlamaConfig, MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
-from crystal_jax.model.lora import merge_adapters
+from crystal_jax.model.frozen_base.lora import merge_adapters
 from crystal_jax.sharding import make_mesh
 from crystal_jax.text.tokenizer import load_tokenizer
 

@@ -3,7 +3,7 @@
 A quantised base needs half or a quarter of the bytes on disk and when a run starts, and nothing is rounded at start. A
 folder contains `quantized.json` (architecture, kind, block size) and safetensors. Tensors have Hugging Face's names and
 axes, except the kernels of the blocks. Each kernel is stored as `….codes` and `….scales`, one per layer, in the axes of
-`model/quantize.py`.
+`model/frozen_base/quantize.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from crystal_jax.config import UNQUANTIZED, LlamaConfig, QuantizationConfig, inp
 from crystal_jax.config.check import build
 from crystal_jax.errors import RequestError, UserError
 from crystal_jax.json_files import read_object
-from crystal_jax.model.base_memory import abstract_base
-from crystal_jax.model.quantize import Quantized, quantize
+from crystal_jax.model.frozen_base.memory import abstract_base
+from crystal_jax.model.frozen_base.quantize import Quantized, quantize
 from crystal_jax.storage.files import write_text
 
 _STATED = "quantized.json"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt
 
-from crystal_jax.model.kv_cache import grow
+from crystal_jax.model.attention.kv_cache import grow
 from crystal_jax.sample.constraints.masks import AllowedValueMask, CompositionLimits, DeviceAutomaton, init_parse_state
 from crystal_jax.sample.engine.decode_state import DecodeState, PrefillResult, SamplingParams, insert
 from crystal_jax.sharding import BATCH

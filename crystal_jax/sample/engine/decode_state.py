@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from crystal_jax.config import ModelConfig
-from crystal_jax.model.kv_cache import Cache, empty_cache, put_rows
+from crystal_jax.model.attention.kv_cache import Cache, empty_cache, put_rows
 from crystal_jax.sample.constraints.masks import (
     AllowedValueMask,
     CompositionLimits,

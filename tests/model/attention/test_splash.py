@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from crystal_jax.config import ExecutionConfig, MeshConfig, from_config_dict
 from crystal_jax.errors import UserError
 from crystal_jax.model import transformer
-from crystal_jax.model.attention import attend
-from crystal_jax.model.splash import attend_segments
+from crystal_jax.model.attention.dot_product import attend
+from crystal_jax.model.attention.splash import attend_segments
 from crystal_jax.sharding import make_mesh, on_mesh, target_platform
 from tests.experiments import SCANNED, TINY, build, training_config
 

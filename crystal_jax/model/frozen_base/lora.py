@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crystal_jax.config import UNQUANTIZED, LoraConfig, QuantizationConfig
-from crystal_jax.model.quantize import dequantize_state, is_quantized
+from crystal_jax.model.frozen_base.quantize import dequantize_state, is_quantized
 from crystal_jax.model.transformer import Transformer
 
 

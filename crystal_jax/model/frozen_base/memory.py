@@ -9,7 +9,7 @@ from flax import nnx
 
 from crystal_jax.config import ExecutionConfig, LoraConfig, ModelConfig, QuantizationConfig
 from crystal_jax.model.architectures import make_model
-from crystal_jax.model.lora import split
+from crystal_jax.model.frozen_base.lora import split
 
 
 def abstract_base(cfg: ModelConfig, quantization: QuantizationConfig) -> nnx.State:

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from crystal_jax.config import PROJECTIONS, LoraConfig, QuantizationConfig
+from crystal_jax.model.frozen_base.lora import count_parameters, merge_adapters, split
+from crystal_jax.model.frozen_base.quantize import quantize_state
 from crystal_jax.model.layers import Dropout, drop
 from crystal_jax.model.llama import Llama
-from crystal_jax.model.lora import count_parameters, merge_adapters, split
 from crystal_jax.model.presets import LLAMA2
-from crystal_jax.model.quantize import quantize_state
 from tests.experiments import LORA, NO_LORA, SCANNED, TINY, UNROLLED, build, logits
 
 TOKENS = jnp.arange(14).reshape(2, 7)

@@ -10,11 +10,9 @@ from flax import nnx
 
 from crystal_jax.config import UNQUANTIZED, MeshConfig, QuantizationConfig
 from crystal_jax.errors import UserError
-from crystal_jax.model.base_memory import abstract_base, gigabytes
-from crystal_jax.model.llama import Llama
-from crystal_jax.model.lora import split
-from crystal_jax.model.presets import LLAMA2
-from crystal_jax.model.quantize import (
+from crystal_jax.model.frozen_base.lora import split
+from crystal_jax.model.frozen_base.memory import abstract_base, gigabytes
+from crystal_jax.model.frozen_base.quantize import (
     NF4,
     dequantize,
     dequantize_state,
@@ -22,6 +20,8 @@ from crystal_jax.model.quantize import (
     quantize,
     quantize_state,
 )
+from crystal_jax.model.llama import Llama
+from crystal_jax.model.presets import LLAMA2
 from crystal_jax.sharding import make_mesh, tree_shardings
 from tests.experiments import LORA, SCANNED, TINY, UNROLLED, build, logits
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from crystal_jax.model import transformer
-from crystal_jax.model.attention import attend_packed, fits_cudnn
-from crystal_jax.model.kv_cache import empty_cache
+from crystal_jax.model.attention.dot_product import attend_packed, fits_cudnn
+from crystal_jax.model.attention.kv_cache import empty_cache
 from tests.experiments import SCANNED, TINY, build, extend, logits
-from tests.model.test_splash import SEGMENTS, TOKENS, einsums, losses, values_and_gradients
+from tests.model.attention.test_splash import SEGMENTS, TOKENS, einsums, losses, values_and_gradients
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", answered)
     monkeypatch.setattr(transformer, "target_platform", lambda: "gpu")
     monkeypatch.setattr(transformer, "fits_cudnn", lambda q: True)  # the tests' models are in float32
-    monkeypatch.setattr("crystal_jax.model.attention.fits_cudnn", lambda q: True)
+    monkeypatch.setattr("crystal_jax.model.attention.dot_product.fits_cudnn", lambda q: True)
     return seen
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from crystal_jax.model.kv_cache import QuantizedKV
+from crystal_jax.model.attention.kv_cache import QuantizedKV
 
 
 def attend(

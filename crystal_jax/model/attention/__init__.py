@@ -1,0 +1,1 @@
+"""Attention: dot products, TPU kernels, rotary position embeddings, and the KV cache."""

@@ -1,0 +1,1 @@
+"""A frozen base model: quantisation, its memory, and LoRA adapters beside it."""
