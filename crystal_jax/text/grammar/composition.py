@@ -99,10 +99,10 @@ class CompositionGrammar:
             return found
         if place.symbol is None:
             found = found | self._next("number", wanted.next_counts(place.parts, str(value)), ())
-            return found
-        parts = (*place.parts, (place.symbol, int(value)))
-        found = found | self._next("later", wanted.next_elements(parts), ())
-        found[self.end] = wanted.is_met(parts)
+        else:
+            parts = (*place.parts, (place.symbol, int(value)))
+            found = found | self._next("later", wanted.next_elements(parts), ())
+            found[self.end] = wanted.is_met(parts)
         return found
 
     def step(self, place: ParserState, column: int) -> ParserState:
