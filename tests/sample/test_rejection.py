@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from crystal_jax.sample import rejection
+from crystal_jax.sample.constraints.masks import CompositionLimits, make_limits
 from crystal_jax.sample.engine.request import Completion
 
 # The toy writes one of three compositions, then one of three crystals of it; some pairs violate a constraint.
 COMPOSITIONS = {"A": 0.5, "B": 0.3, "C": 0.2}
 CRYSTALS = {"x": 0.6, "y": 0.3, "z": 0.1}
 SEED, NUMBER = 0, 12_000
+LIMITS = make_limits()
 
 
 class Line(NamedTuple):
@@ -31,7 +33,7 @@ class Spec(NamedTuple):
 
     stated: Line
     rejected: int = 0
-    limits: None = None
+    limits: CompositionLimits = LIMITS
     guide: None = None
 
     @property
