@@ -1,4 +1,4 @@
-"""How long an evaluation takes, and its fingerprints against a plain loop with matminer.
+"""Measures how long an evaluation takes, and its fingerprints against a plain loop with matminer.
 
 All metrics without energies of N crystals against 1,590 or fewer real ones, wall time and peak memory, with an
 empty cache; and the fingerprints alone against `matminer`'s, crystal after crystal. matminer wants an older pandas than

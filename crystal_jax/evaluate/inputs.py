@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pymatgen.core import Structure
 
-from crystal_jax import arguments
 from crystal_jax.energy.convex_hull.choose import choose_hull
 from crystal_jax.energy.convex_hull.embedded import embedded_hull
 from crystal_jax.energy.convex_hull.hull import Hull
 from crystal_jax.energy.model import load_model
-from crystal_jax.errors import UserError
 from crystal_jax.evaluate.chemistry import symmetry
 from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, load_known_materials
 from crystal_jax.evaluate.chemistry.oxidation import OxidationTable, load_oxidation_table
@@ -25,7 +22,7 @@ from crystal_jax.evaluate.config import EvaluateConfig
 from crystal_jax.evaluate.crystals import parse_all, properties
 from crystal_jax.evaluate.fingerprints.fingerprints import Fingerprints, fingerprints
 from crystal_jax.evaluate.metrics.external_results import Infilled, Scores, read_infilled, read_scores
-from crystal_jax.structures import Entry, Sample, entry_of_structure, read_entries, read_reference
+from crystal_jax.structures import Entry, Sample, entries_of, read_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Inputs:
         Raises:
             UserError: an input is missing or unreadable, or the energy model cannot be loaded.
         """
-        entries = _entries(config.samples, "samples")
+        entries = entries_of(config.samples, name="samples")
         hull = _energies(config) if config.has_energies else None
         return cls(
             config,
@@ -159,26 +156,12 @@ class Inputs:
         )
 
 
-def _entries(source: Any, name: str) -> list[Entry]:
-    """Returns the crystals of a path, or structures in memory as entries."""
-    if isinstance(source, Sequence) and not isinstance(source, str):
-        return _of_memory(source, name)
-    return read_entries(arguments.path(name, source))
-
-
 def _reference(source: Any, name: str, default_split: str) -> list[Entry] | None:
     if source is None:
         return None
     if isinstance(source, Sequence) and not isinstance(source, str):
-        return _of_memory(source, name)
+        return entries_of(source, name=name)
     return read_reference(str(source), default_split=default_split)
-
-
-def _of_memory(structures: Sequence[Any], name: str) -> list[Entry]:
-    for i, structure in enumerate(structures):
-        if not isinstance(structure, Structure):
-            raise UserError(f"{name}[{i}] is {type(structure).__name__}; give a path or pymatgen's structures")
-    return [entry_of_structure(structure, name=f"{i:06d}") for i, structure in enumerate(structures)]
 
 
 def _energies(config: EvaluateConfig) -> Hull | None:

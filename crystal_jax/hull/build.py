@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import json
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Composition
 
-from crystal_jax.energy.convex_hull.corrections import SCHEME, corrected_energy
+from crystal_jax.energy.convex_hull.corrections import SCHEME, energy_per_atom
 from crystal_jax.energy.convex_hull.embedded import embedded_path
 from crystal_jax.energy.convex_hull.hull import COLUMNS, FILE
 from crystal_jax.energy.model import includes_corrections
@@ -61,7 +62,7 @@ def build_hull(config: HullConfig) -> Path:
     converged = [(name, rows[key_of(cif)]) for name, cif in cifs.items() if rows[key_of(cif)]["status"] == "converged"]
     is_corrected = includes_corrections(config.energy_model)
     energies = map_in_order(
-        _corrected if not is_corrected else _uncorrected,
+        functools.partial(_formula_and_energy, is_corrected=is_corrected),
         [(row["relaxed_cif"], row["energy"]) for _, row in converged],
         workers=config.workers,
         lost=lambda _: None,
@@ -114,7 +115,7 @@ def _known_crystals(config: HullConfig) -> list[Entry]:
     if config.materials_project:
         assert config.elements is not None  # checked by `HullConfig`
         found += fetch_crystals(config.elements, max_e_above_hull=config.max_e_above_hull)
-    if config.elementary:
+    if config.elemental_references:
         found += element_crystals()
     elements = config.elements
     kept: dict[str, Entry] = {}
@@ -140,22 +141,18 @@ def _symbols(entry: Entry) -> frozenset[str] | None:
 
 
 @quiet()
-def _corrected(relaxed: tuple[str, float]) -> tuple[str, float] | None:
-    """Returns reduced formula and corrected energy per atom; None if the corrections do not cover the crystal."""
+def _formula_and_energy(relaxed: tuple[str, float], *, is_corrected: bool) -> tuple[str, float] | None:
+    """Returns the reduced formula and the corrected energy per atom of a relaxed CIF with the energy of its cell.
+
+    Returns None if the corrections do not cover the crystal.
+    """
     structure = parse(Entry("", relaxed[0])).structure
     if structure is None:
         return None
     try:
-        energy = corrected_energy(structure, relaxed[1])
+        return structure.composition.reduced_formula, energy_per_atom(structure, relaxed[1], is_corrected=is_corrected)
     except ValueError:
         return None
-    return structure.composition.reduced_formula, energy / len(structure)
-
-
-def _uncorrected(relaxed: tuple[str, float]) -> tuple[str, float] | None:
-    """Returns reduced formula and energy per atom."""
-    structure = parse(Entry("", relaxed[0])).structure
-    return None if structure is None else (structure.composition.reduced_formula, relaxed[1] / len(structure))
 
 
 def _embedded(config: HullConfig) -> list[_Material]:

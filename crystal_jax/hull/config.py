@@ -33,7 +33,7 @@ class HullConfig(EnergyConfig):
         0.1, "eV/atom by DFT, of crystals of the Materials Project: higher ones cannot be on the hull."
     )
     chemical_system: str | None = setting(None, "Keep crystals of these elements only, such as Li-P-S.")
-    elementary: bool = setting(
+    elemental_references: bool = setting(
         True, "Include the stable crystals of the elements, which this package builds and relaxes."
     )
     embedded: bool = setting(True, "Include the materials in the package, if their energies are of the same potential.")

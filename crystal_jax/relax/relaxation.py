@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from crystal_jax.energy.model import includes_corrections
 from crystal_jax.energy.relaxation.journal import key_of
 from crystal_jax.energy.relaxation.runner import relax_all
 from crystal_jax.energy.settings import METASTABLE
-from crystal_jax.errors import UserError
 from crystal_jax.evaluate.chemistry.known_materials import load_known_materials
 from crystal_jax.evaluate.chemistry.symmetry import spacegroup
 from crystal_jax.evaluate.metrics import stability
 from crystal_jax.relax.config import RelaxConfig
 from crystal_jax.storage.files import write_text
-from crystal_jax.structures import Entry, Sample, entry_of_structure, parse, read_entries
+from crystal_jax.structures import Entry, Sample, entries_of, parse
 from crystal_jax.structures.symmetrized import symmetrized_cif
 from crystal_jax.tables import to_csv
 
@@ -75,7 +73,7 @@ class Relaxation:
 
 def relax_structures(config: RelaxConfig) -> Relaxation:
     """Relaxes crystals; see `relax.run.relax`."""
-    samples = [parse(entry) for entry in _entries(config.structures)]
+    samples = [parse(entry) for entry in entries_of(config.structures, name="structures")]
     hull = choose_hull(config.energy_model, config.hull, config.hull_elements)
     readable = [i for i, sample in enumerate(samples) if sample.structure is not None]
     with tempfile.TemporaryDirectory() as temporary:
@@ -110,15 +108,6 @@ def relax_structures(config: RelaxConfig) -> Relaxation:
     if config.output is not None:
         _write(Path(config.output), relaxation, symprec=config.symprec)
     return relaxation
-
-
-def _entries(source: str | Path | Sequence[Structure]) -> list[Entry]:
-    if isinstance(source, str | Path):
-        return read_entries(Path(source))
-    for i, structure in enumerate(source):
-        if not isinstance(structure, Structure):
-            raise UserError(f"structures[{i}] is {type(structure).__name__}; give a path or pymatgen's structures")
-    return [entry_of_structure(structure, name=f"{i:06d}") for i, structure in enumerate(source)]
 
 
 def _facts(sample: Sample, row: dict[str, Any] | None) -> dict[str, Any]:

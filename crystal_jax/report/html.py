@@ -157,12 +157,14 @@ def _figures(data: Evaluation, folder: Path) -> dict[str, Any]:
 def _hull(metrics: Mapping[str, Any]) -> Hull | None:
     """Returns the hull of the evaluation; None if it has none, or its file is no longer there or another one."""
     settings = metrics["settings"].get("energies") or {}
-    stated = settings.get("hull") or {}
+    described = settings.get("hull") or {}
     try:
-        hull = choose_hull(settings["model"], stated.get("path"), stated.get("elements_path")) if stated else None
+        hull = (
+            choose_hull(settings["model"], described.get("path"), described.get("elements_path")) if described else None
+        )
     except UserError:
         return None
-    return hull if hull is not None and hull.source == stated["source"] else None
+    return hull if hull is not None and hull.source == described["source"] else None
 
 
 def _stability(rows: pd.DataFrame) -> dict[str, Any] | None:

@@ -20,8 +20,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from pymatgen.core import Structure
+
+from crystal_jax import arguments
 from crystal_jax.errors import UserError
 from crystal_jax.structures import bundle
+from crystal_jax.structures.build import entry_of_structure
 from crystal_jax.structures.entry import Entry
 from crystal_jax.structures.formats.cif import blocks
 from crystal_jax.structures.formats.csv_table import entries_of_table
@@ -56,6 +60,24 @@ class Collected:
             shown = ", ".join(self.not_read[:_SHOWN]) + (", ..." if len(self.not_read) > _SHOWN else "")
             files = "file is" if len(self.not_read) == 1 else "files are"
             print(f"{path}: {len(self.not_read)} {files} no crystals: {shown}", file=sys.stderr)
+
+
+def entries_of(source: str | Path | Sequence[Structure], *, name: str) -> list[Entry]:
+    """Returns the crystals of a path, or structures in memory, named by their numbers.
+
+    Args:
+        source: a path that `read_entries` reads, or structures.
+        name: name of the argument, for error messages.
+
+    Raises:
+        UserError: the path holds no crystals, or something in memory is not a structure.
+    """
+    if not isinstance(source, Sequence) or isinstance(source, str):
+        return read_entries(arguments.path(name, source))
+    for i, structure in enumerate(source):
+        if not isinstance(structure, Structure):
+            raise UserError(f"{name}[{i}] is {type(structure).__name__}; give a path or pymatgen's structures")
+    return [entry_of_structure(structure, name=f"{i:06d}") for i, structure in enumerate(source)]
 
 
 def read_entries(path: Path) -> list[Entry]:

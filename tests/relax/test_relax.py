@@ -68,7 +68,12 @@ def test_heights_above_a_hull_of_the_same_potential(weights, tmp_path):  # noqa:
         structure.to(filename=str(known / f"{name}.cif"))
     settings = dict(energy_weights=weights, progress=False, workers=1)
     path = hull_run.hull(
-        tmp_path / "hull", structures=[known], chemical_system="Na-Cl", embedded=False, elementary=False, **settings
+        tmp_path / "hull",
+        structures=[known],
+        chemical_system="Na-Cl",
+        embedded=False,
+        elemental_references=False,
+        **settings,
     )
     rows = pd.read_csv(path)
     assert sorted(rows["composition"]) == ["Cl2", "Na", "NaCl"]  # the oxide is of another system

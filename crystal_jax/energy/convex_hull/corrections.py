@@ -17,6 +17,20 @@ from crystal_jax.suppress_warnings import quiet
 SCHEME = "MaterialsProject2020Compatibility"
 
 
+def energy_per_atom(structure: Structure, energy: float, *, is_corrected: bool) -> float:
+    """Returns a model's energy as hulls have it, in eV/atom, with the corrections.
+
+    Args:
+        structure: the relaxed structure.
+        energy: the model's energy of its cell, eV.
+        is_corrected: whether the energy contains the corrections already.
+
+    Raises:
+        ValueError: the correction scheme does not cover the structure.
+    """
+    return (energy if is_corrected else corrected_energy(structure, energy)) / len(structure)
+
+
 @quiet()
 def corrected_energy(structure: Structure, energy: float) -> float:
     """Returns the energy of the cell with the corrections, in eV.

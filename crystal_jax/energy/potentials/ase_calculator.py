@@ -40,21 +40,26 @@ class ASECalculator:
 
     def predict(self, cells: Sequence[Cell]) -> list[Prediction]:
         """See `EnergyModel`."""
-        return [self._predict_one(cell) for cell in cells]
+        return predict_with(self._calculator, cells)
 
-    def _predict_one(self, cell: Cell) -> Prediction:
-        # Late, because importing it takes long.
-        from ase import Atoms
-        from ase.stress import voigt_6_to_full_3x3_stress
 
+def predict_with(calculator: Any, cells: Sequence[Cell]) -> list[Prediction]:
+    """Calls an ASE calculator on each crystal.
+
+    Args:
+        calculator: of class `ase.calculators.calculator.Calculator`.
+        cells: the crystals.
+    """
+    # Late, because importing it takes long.
+    from ase import Atoms
+
+    predictions = []
+    for cell in cells:
         atoms = Atoms(cell.numbers, positions=cell.positions, cell=cell.lattice, pbc=True)
-        atoms.calc = self._calculator
-        stress = np.asarray(atoms.get_stress(), float)
-        return Prediction(
-            float(atoms.get_potential_energy()),
-            np.asarray(atoms.get_forces(), float),
-            voigt_6_to_full_3x3_stress(stress) if stress.ndim == 1 else stress,
-        )
+        atoms.calc = calculator
+        energy, forces = atoms.get_potential_energy(), np.asarray(atoms.get_forces(), float)
+        predictions.append(Prediction(float(energy), forces, np.asarray(atoms.get_stress(voigt=False), float)))
+    return predictions
 
 
 def _make(module_name: str, factory: str) -> Any:

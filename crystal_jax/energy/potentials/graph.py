@@ -47,6 +47,52 @@ class Bucket:
     crystals: int
 
 
+class Packing:
+    """The room that is left in padded batches of one size, one batch for each device."""
+
+    def __init__(self, bucket: Bucket, num_batches: int = 1):
+        # One atom and one crystal of each batch are padding.
+        self._free = np.tile([bucket.atoms - 1, bucket.bonds, bucket.crystals - 1], (num_batches, 1))
+
+    def place(self, num_atoms: int, num_bonds: int) -> int | None:
+        """Puts a crystal into the batch with the most room for bonds.
+
+        Returns:
+            The number of the batch; None if the crystal does not fit.
+        """
+        batch, needed = int(self._free[:, 1].argmax()), (num_atoms, num_bonds, 1)
+        if (self._free[batch] < needed).any():
+            return None
+        self._free[batch] -= needed
+        return batch
+
+
+def choose_bucket(
+    sizes: Sequence[tuple[int, int]], buckets: Sequence[Bucket], num_batches: int = 1
+) -> tuple[Bucket, list[int | None]]:
+    """Returns the smallest bucket that holds all crystals, and the batch of each crystal.
+
+    If no bucket holds all, the largest one does, and crystals that do not fit have no batch. If not even the first
+    crystal fits, it is alone in a bucket that is doubled until it does.
+
+    Args:
+        sizes: numbers of atoms and bonds of the crystals.
+        buckets: the sizes of batches to choose from, ascending.
+        num_batches: number of batches, one for each device.
+    """
+    for bucket in buckets:
+        packing = Packing(bucket, num_batches)
+        batches = [packing.place(*size) for size in sizes]
+        if None not in batches:
+            break
+    if sizes and not any(batch is not None for batch in batches):
+        atoms, bonds = sizes[0]
+        while atoms >= bucket.atoms or bonds > bucket.bonds:
+            bucket = Bucket(2 * bucket.atoms, 2 * bucket.bonds, bucket.crystals)
+        batches[0] = 0
+    return bucket, batches
+
+
 class Neighbours(NamedTuple):
     """Bonds of one crystal, sorted by source."""
 

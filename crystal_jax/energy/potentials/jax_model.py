@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crystal_jax.energy.model import Cell, Prediction
-from crystal_jax.energy.potentials.graph import Bucket, Neighbours, find_neighbours, pack
+from crystal_jax.energy.potentials.graph import Bucket, Neighbours, choose_bucket, find_neighbours, pack
 from crystal_jax.energy.potentials.jax_potential import Potential, evaluate
 from crystal_jax.program_cache import ProgramCache
 
@@ -43,24 +43,19 @@ class JaxModel:
         """Predicts crystals in batches; see `EnergyModel`. A crystal without bonds has the energy of its isolated
         atoms.
         """
-        found: list[Prediction] = []
         listed = [find_neighbours(cell, self.potential.cutoff) for cell in cells]
-        (*_, largest) = buckets(None, jax.local_devices()[0].platform)
-        begin = 0
-        while begin < len(cells):
-            end = begin + 1
-            while end < len(cells) and _fits(cells[begin : end + 1], listed[begin : end + 1], largest):
-                end += 1
-            found += self._predict_batch(cells[begin:end], listed[begin:end])
-            begin = end
-        return found
+        sizes = [(len(cell.numbers), len(neighbours.source)) for cell, neighbours in zip(cells, listed, strict=True)]
+        sizes_of_batches = buckets(None, jax.local_devices()[0].platform)
+        found: dict[int, Prediction] = {}
+        while waiting := [i for i in range(len(cells)) if i not in found]:
+            bucket, batches = choose_bucket([sizes[i] for i in waiting], sizes_of_batches)
+            chosen = [i for i, batch in zip(waiting, batches, strict=True) if batch is not None]
+            predictions = self._predict_batch([cells[i] for i in chosen], [listed[i] for i in chosen], bucket)
+            found |= dict(zip(chosen, predictions, strict=True))
+        return [found[i] for i in range(len(cells))]
 
-    def _predict_batch(self, cells: Sequence[Cell], listed: Sequence[Neighbours]) -> list[Prediction]:
+    def _predict_batch(self, cells: Sequence[Cell], listed: Sequence[Neighbours], bucket: Bucket) -> list[Prediction]:
         sizes = [len(cell.numbers) for cell in cells]
-        bonds = sum(len(neighbours.source) for neighbours in listed)
-        choices = buckets(None, jax.local_devices()[0].platform)
-        bucket = next((each for each in choices if _fits(cells, listed, each)), None)
-        bucket = bucket or smallest_bucket(sum(sizes), bonds, choices[-1])
         positions = np.zeros((bucket.atoms, 3), self.dtype)
         lattices = np.tile(10 * np.eye(3, dtype=self.dtype), (bucket.crystals, 1, 1))
         positions[: sum(sizes)] = np.concatenate([cell.positions for cell in cells])
@@ -95,17 +90,3 @@ def buckets(batch_atoms: int | None, platform: str) -> tuple[Bucket, ...]:
     full = (atoms, atoms * _BONDS_PER_ATOM, atoms // 4)
     sizes = [[max(size // share, least) for size, least in zip(full, _LEAST, strict=True)] for share in _SMALLER]
     return tuple(sorted({Bucket(*each) for each in sizes}))
-
-
-def smallest_bucket(atoms: int, bonds: int, base: Bucket) -> Bucket:
-    """Returns the base bucket, doubled until a crystal of this size fits."""
-    bucket = base
-    while atoms >= bucket.atoms or bonds > bucket.bonds:
-        bucket = Bucket(2 * bucket.atoms, 2 * bucket.bonds, bucket.crystals)
-    return bucket
-
-
-def _fits(cells: Sequence[Cell], listed: Sequence[Neighbours], bucket: Bucket) -> bool:
-    atoms = sum(len(cell.numbers) for cell in cells)
-    bonds = sum(len(neighbours.source) for neighbours in listed)
-    return atoms < bucket.atoms and bonds <= bucket.bonds and len(cells) < bucket.crystals

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from crystal_jax.energy.model import Cell, Prediction
+from crystal_jax.energy.potentials.ase_calculator import predict_with
 from crystal_jax.errors import UserError
 from crystal_jax.json_files import describe, read_json
 
@@ -56,17 +55,7 @@ class MatGL:
 
     def predict(self, cells: Sequence[Cell]) -> list[Prediction]:
         """Predicts the crystals one at a time; see `EnergyModel`."""
-        return [self._one(cell) for cell in cells]
-
-    def _one(self, cell: Cell) -> Prediction:
-        from ase import Atoms
-
-        atoms = Atoms(cell.numbers, positions=cell.positions, cell=cell.lattice, pbc=True)
-        self._calculator.calculate(atoms)
-        found = self._calculator.results
-        xx, yy, zz, yz, xz, xy = np.asarray(found["stress"], float).reshape(-1)[:6]
-        stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-        return Prediction(float(found["energy"]), np.asarray(found["forces"], float), stress)
+        return predict_with(self._calculator, cells)
 
 
 def check_folder(folder: Path) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from crystal_jax.energy.model import Cell
-from crystal_jax.energy.potentials.graph import Bucket
+from crystal_jax.energy.potentials.graph import Bucket, Neighbours
 from crystal_jax.energy.relaxation.fire import Code, Crystals, FireState, begin
 
 _PER_ATOM = frozenset({"positions", "velocity"})
 
 
+class Bonds(NamedTuple):
+    """Bonds of a crystal, and the geometry for which they were found."""
+
+    neighbours: Neighbours
+    positions: Float[np.ndarray, "a 3"]
+    deformation: Float[np.ndarray, "3 3"]
+
+
 @dataclasses.dataclass(eq=False)
-class Path:
+class Trajectory:
     """Relaxation in progress of one crystal.
 
     Attributes:
@@ -25,6 +34,7 @@ class Path:
         reference: sum of the elements' reference energies, eV.
         state: state of the optimizer; arrays of one crystal.
         seconds: time spent on this crystal.
+        bonds: its bonds, if they have been found.
     """
 
     key: str
@@ -32,9 +42,10 @@ class Path:
     reference: float
     state: FireState
     seconds: float = 0.0
+    bonds: Bonds | None = None
 
     @classmethod
-    def of(cls, key: str, cell: Cell, references: Float[np.ndarray, " z"]) -> Path:
+    def of(cls, key: str, cell: Cell, references: Float[np.ndarray, " z"]) -> Trajectory:
         """Begins a relaxation."""
         return cls(key, cell, float(references[cell.numbers].sum()), begin(cell.positions))
 
@@ -45,7 +56,7 @@ class Path:
 
     @property
     def code(self) -> Code:
-        """What has become of the crystal."""
+        """State of the relaxation."""
         return Code(int(self.state.code[0]))
 
     @property
@@ -66,7 +77,7 @@ class Path:
         return Cell(self.initial.numbers, positions, self.initial.lattice @ deformation.T)
 
 
-def pack_crystals(paths: Sequence[Path], bucket: Bucket, dtype: type) -> tuple[FireState, Crystals]:
+def pack_crystals(trajectories: Sequence[Trajectory], bucket: Bucket, dtype: type) -> tuple[FireState, Crystals]:
     """Packs relaxations into padded arrays. The padding is a crystal that has ended."""
     filler = begin(np.zeros((0, 3)))._replace(
         deformation=np.eye(3)[None], code=np.full(1, Code.CONVERGED, np.int32), energy=np.zeros(1)
@@ -74,7 +85,7 @@ def pack_crystals(paths: Sequence[Path], bucket: Bucket, dtype: type) -> tuple[F
 
     def padded(name: str) -> np.ndarray:
         size = bucket.atoms if name in _PER_ATOM else bucket.crystals
-        parts = [getattr(path.state, name) for path in paths]
+        parts = [getattr(trajectory.state, name) for trajectory in trajectories]
         like = getattr(filler, name)
         array = np.zeros((size, *like.shape[1:]), dtype if like.dtype == np.float64 else like.dtype)
         used = sum(map(len, parts))
@@ -84,25 +95,25 @@ def pack_crystals(paths: Sequence[Path], bucket: Bucket, dtype: type) -> tuple[F
             array[used:] = like[0]
         return array
 
-    sizes = [path.num_atoms for path in paths]
+    sizes = [trajectory.num_atoms for trajectory in trajectories]
     crystal = np.full(bucket.atoms, bucket.crystals - 1, np.int32)
-    crystal[: sum(sizes)] = np.repeat(np.arange(len(paths)), sizes)
+    crystal[: sum(sizes)] = np.repeat(np.arange(len(trajectories)), sizes)
     count: np.ndarray = np.ones(bucket.crystals, dtype)
-    count[: len(paths)] = sizes
+    count[: len(trajectories)] = sizes
     lattice: np.ndarray = np.tile(10 * np.eye(3, dtype=dtype), (bucket.crystals, 1, 1))
     reference: np.ndarray = np.zeros(bucket.crystals, dtype)
-    for row, path in enumerate(paths):
-        lattice[row], reference[row] = path.initial.lattice, path.reference
+    for row, trajectory in enumerate(trajectories):
+        lattice[row], reference[row] = trajectory.initial.lattice, trajectory.reference
     return FireState(*map(padded, FireState._fields)), Crystals(crystal, count, lattice, reference)
 
 
-def unpack_state(state: FireState, paths: Sequence[Path]) -> None:
+def unpack_state(state: FireState, trajectories: Sequence[Trajectory]) -> None:
     """Writes the arrays of a batch back to its relaxations."""
     arrays = FireState(*map(np.asarray, state))
-    ends = np.cumsum([path.num_atoms for path in paths])
-    for row, (path, end) in enumerate(zip(paths, ends, strict=True)):
-        begin, atoms = end - path.num_atoms, arrays._asdict()
-        path.state = FireState(
+    ends = np.cumsum([trajectory.num_atoms for trajectory in trajectories])
+    for row, (trajectory, end) in enumerate(zip(trajectories, ends, strict=True)):
+        begin, atoms = end - trajectory.num_atoms, arrays._asdict()
+        trajectory.state = FireState(
             **{
                 name: array[begin:end].copy() if name in _PER_ATOM else array[row : row + 1].copy()
                 for name, array in atoms.items()

@@ -28,7 +28,7 @@ LOWEST_ENERGY = -25.0  # eV/atom; the lowest energy of an element is about -15
 
 
 class Code(enum.IntEnum):
-    """What becomes of a crystal, as a number that fits into an array."""
+    """State of a relaxation, as a number that fits into an array."""
 
     ACTIVE = 0
     STALE = 1  # atoms moved so far that its bonds must be found again
@@ -51,7 +51,7 @@ class FireState(NamedTuple):
         cell_velocity: Velocities of `deformation`.
         dt: Time steps.
         alpha: Shares of the velocity along the forces.
-        uphill: Steps since the power was last negative.
+        num_downhill: Steps since the power was last not positive.
         steps: Steps taken.
         code: `Code` of each crystal.
         energy: Energy of the last evaluation without the elements' references, eV.
@@ -64,7 +64,7 @@ class FireState(NamedTuple):
     cell_velocity: Float[AnyArray, "c 3 3"]
     dt: Float[AnyArray, " c"]
     alpha: Float[AnyArray, " c"]
-    uphill: Int[AnyArray, " c"]
+    num_downhill: Int[AnyArray, " c"]
     steps: Int[AnyArray, " c"]
     code: Int[AnyArray, " c"]
     energy: Float[AnyArray, " c"]
@@ -72,7 +72,7 @@ class FireState(NamedTuple):
 
 
 class Crystals(NamedTuple):
-    """What stays the same during the relaxation of a batch.
+    """Constants of the relaxation of a batch.
 
     Attributes:
         crystal: Crystal of each atom, sorted.
@@ -104,7 +104,7 @@ def begin(positions: Float[np.ndarray, "a 3"]) -> FireState:
         cell_velocity=np.zeros((1, 3, 3)),
         dt=np.full(1, _DT),
         alpha=np.full(1, _ALPHA),
-        uphill=np.zeros(1, np.int32),
+        num_downhill=np.zeros(1, np.int32),
         steps=np.zeros(1, np.int32),
         code=np.full(1, Code.ACTIVE, np.int32),
         energy=np.full(1, np.nan),
@@ -186,7 +186,7 @@ def _move(
     speed = jnp.sqrt(dot(state.velocity**2, state.cell_velocity**2))
     kept = jnp.where(downhill, 1 - state.alpha, jnp.where(first, 1.0, 0.0))
     along = jnp.where(downhill, state.alpha * speed / jnp.where(force_norm > 0, force_norm, 1), 0)
-    faster = downhill & (state.uphill > _N_MIN)
+    faster = downhill & (state.num_downhill > _N_MIN)
     slower = ~downhill & ~first
     dt = jnp.where(faster, jnp.minimum(state.dt * _F_INC, _DT_MAX), jnp.where(slower, state.dt * _F_DEC, state.dt))
     push = along + dt
@@ -202,7 +202,7 @@ def _move(
         cell_velocity=cell_velocity,
         dt=dt,
         alpha=jnp.where(faster, state.alpha * _F_ALPHA, jnp.where(slower, _ALPHA, state.alpha)),
-        uphill=jnp.where(downhill, state.uphill + 1, jnp.where(slower, 0, state.uphill)),
+        num_downhill=jnp.where(downhill, state.num_downhill + 1, jnp.where(slower, 0, state.num_downhill)),
         steps=state.steps + 1,
     )
 

@@ -10,18 +10,17 @@ the whole batch (0.3.0); so these models use this loop too.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from pymatgen.core import Element
 
 from crystal_jax.energy.model import Cell, EnergyModel
-from crystal_jax.energy.potentials.graph import find_neighbours
 from crystal_jax.energy.potentials.jax_model import JaxModel
-from crystal_jax.energy.relaxation.batch import Path
+from crystal_jax.energy.relaxation.batch import Trajectory
 from crystal_jax.energy.relaxation.fire import LEAST_VOLUME, LOWEST_ENERGY, VOLUME_RATIO, Code
 from crystal_jax.energy.relaxation.result import Relaxed, Status
-from crystal_jax.energy.relaxation.steppers import DeviceStepper, HostStepper, Stepper
+from crystal_jax.energy.relaxation.steppers import DeviceStepper, HostStepper, Room, Stepper
 from crystal_jax.energy.settings import RelaxSettings
 
 # Å. Atoms of a sample closer than this coincide: forces between them are noise.
@@ -46,64 +45,74 @@ def relax(model: EnergyModel, cells: Iterable[tuple[str, Cell]], settings: Relax
     An error or an impossible result of the model ends only the crystal that caused it.
     """
     stepper = _stepper(model, settings)
-    source = iter(cells)
-    passed_over: collections.deque[tuple[str, Cell]] = collections.deque()
-    active: list[Path] = []
+    begun = _begin(stepper, model, cells)
+    passed_over: collections.deque[Trajectory] = collections.deque()
+    active: list[Trajectory] = []
     while True:
-        refused, joining = _next_crystals(stepper, model, passed_over, source, active)
+        refused, joining = _join(stepper.room(active), passed_over, begun)
         yield from refused
         active += joining
         if not active:
             return
         reasons = _step(stepper, active, settings)
         going = []
-        for path in active:
-            end = _ending(path, reasons, settings)
+        for trajectory in active:
+            end = _ending(trajectory, reasons, settings)
             if end is None:
-                going.append(path)
+                going.append(trajectory)
             else:
-                yield _result(path, *end)
+                yield _result(trajectory, *end)
         active = going
 
 
-def _next_crystals(
-    stepper: Stepper,
-    model: EnergyModel,
-    passed_over: collections.deque[tuple[str, Cell]],
-    source: Iterator[tuple[str, Cell]],
-    active: Sequence[Path],
-) -> tuple[list[Relaxed], list[Path]]:
-    """Takes crystals for which the batch has room, first of those that were passed over, then from the source.
+def _begin(stepper: Stepper, model: EnergyModel, cells: Iterable[tuple[str, Cell]]) -> Iterator[Trajectory | Relaxed]:
+    """Yields a relaxation of each crystal, or the result of one that cannot be relaxed."""
+    for key, cell in cells:
+        if reason := _refusal(model, cell) or stepper.refusal(cell):
+            yield Relaxed(key, "refused", reason, None, None, 0, 0.0, cell)
+        else:
+            yield Trajectory.of(key, cell, stepper.references)
+
+
+def _join(
+    room: Room, passed_over: collections.deque[Trajectory], begun: Iterator[Trajectory | Relaxed]
+) -> tuple[list[Relaxed], list[Trajectory]]:
+    """Fills the room of a batch with crystals that were passed over before, then with further ones.
+
+    Args:
+        room: the room of the batch.
+        passed_over: crystals that have not fitted so far; those that still do not fit remain.
+        begun: further crystals, taken as they are needed.
 
     Returns:
-        The results of crystals that cannot be relaxed, and the relaxations that join the batch.
+        Results of crystals that cannot be relaxed, and the relaxations that join the batch.
     """
-    references = model.potential.references if isinstance(model, JaxModel) else np.zeros(len(Element) + 2)
     refused: list[Relaxed] = []
-    joining: list[Path] = []
-    large: list[tuple[str, Cell]] = []
-    while len(large) < _LOOK_AHEAD and (taken := passed_over.popleft() if passed_over else next(source, None)):
-        key, cell = taken
-        if reason := _refusal(model, cell):
-            refused.append(Relaxed(key, "refused", reason, None, None, 0, 0.0, cell))
-            continue
-        path = Path.of(key, cell, references)
-        if stepper.fits([*active, *joining], path):
-            joining.append(path)
+    joining: list[Trajectory] = []
+    large: list[Trajectory] = []
+    while len(large) < _LOOK_AHEAD and (taken := passed_over.popleft() if passed_over else next(begun, None)):
+        if isinstance(taken, Relaxed):
+            refused.append(taken)
         else:
-            large.append(taken)
+            (joining if room.take(taken) else large).append(taken)
     passed_over.extendleft(reversed(large))
     return refused, joining
 
 
-def _step(stepper: Stepper, paths: list[Path], settings: RelaxSettings) -> dict[str, str]:
-    """Takes steps, one crystal at a time if the model fails on all. Returns the reasons of those that it fails on."""
+def _step(stepper: Stepper, trajectories: list[Trajectory], settings: RelaxSettings) -> dict[str, str]:
+    """Takes steps. If the model fails on the batch, each crystal takes a step alone.
+
+    Returns:
+        The reason of each crystal that the model fails on, by key.
+    """
     try:
-        stepper.step(paths, settings)
+        stepper.step(trajectories, settings)
     except Exception as error:  # networks raise many types of errors
-        if len(paths) == 1:
-            return {paths[0].key: (str(error).strip().splitlines() or [type(error).__name__])[0]}
-        return {key: reason for path in paths for key, reason in _step(stepper, [path], settings).items()}
+        if len(trajectories) == 1:
+            return {trajectories[0].key: (str(error).strip().splitlines() or [type(error).__name__])[0]}
+        return {
+            key: reason for trajectory in trajectories for key, reason in _step(stepper, [trajectory], settings).items()
+        }
     return {}
 
 
@@ -123,8 +132,6 @@ def _refusal(model: EnergyModel, cell: Cell) -> str:
         return f"less than {LEAST_VOLUME:g} Å^3 an atom"
     if _coincide(cell):
         return f"two atoms are closer than {MIN_DISTANCE:g} Å"
-    if isinstance(model, JaxModel) and not len(find_neighbours(cell, model.potential.cutoff).source):
-        return f"no atom has a neighbour within {model.potential.cutoff:g} Å, so the model sees no crystal"
     return ""
 
 
@@ -135,27 +142,29 @@ def _coincide(cell: Cell) -> bool:
     return bool((distances[np.triu_indices(len(distances), 1)] < MIN_DISTANCE).any())
 
 
-def _ending(path: Path, reasons: dict[str, str], settings: RelaxSettings) -> tuple[Status, str] | None:
+def _ending(trajectory: Trajectory, reasons: dict[str, str], settings: RelaxSettings) -> tuple[Status, str] | None:
     """Returns status and reason of a crystal that has ended, None of others."""
-    if path.key in reasons:
-        return "crashed", reasons[path.key]
-    if path.code in _ENDINGS:
-        return _ENDINGS[path.code]
-    if path.seconds > settings.timeout:
+    if trajectory.key in reasons:
+        return "crashed", reasons[trajectory.key]
+    if trajectory.code in _ENDINGS:
+        return _ENDINGS[trajectory.code]
+    if trajectory.seconds > settings.timeout:
         return "timeout", f"not done within {settings.timeout:g} s"
     return None
 
 
-def _result(path: Path, status: Status, reason: str) -> Relaxed:
+def _result(trajectory: Trajectory, status: Status, reason: str) -> Relaxed:
     succeeded = status in ("converged", "steps")
-    energy, first = (float(each[0]) + path.reference for each in (path.state.energy, path.state.first_energy))
+    energy, first = (
+        float(each[0]) + trajectory.reference for each in (trajectory.state.energy, trajectory.state.first_energy)
+    )
     return Relaxed(
-        path.key,
+        trajectory.key,
         status,
         reason,
         energy if succeeded else None,
         None if np.isnan(first) else first,
-        path.steps,
-        round(path.seconds, 3),
-        path.cell if succeeded else path.initial,
+        trajectory.steps,
+        round(trajectory.seconds, 3),
+        trajectory.cell if succeeded else trajectory.initial,
     )

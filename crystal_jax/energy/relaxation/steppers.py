@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
+from pymatgen.core import Element
 
-from crystal_jax.energy.model import EnergyModel
-from crystal_jax.energy.potentials.graph import AnyArray, Bucket, Graph, Neighbours, find_neighbours, pack
-from crystal_jax.energy.potentials.jax_model import JaxModel, buckets, smallest_bucket
+from crystal_jax.energy.model import Cell, EnergyModel
+from crystal_jax.energy.potentials.graph import AnyArray, Bucket, Graph, Packing, choose_bucket, find_neighbours, pack
+from crystal_jax.energy.potentials.jax_model import JaxModel, buckets
 from crystal_jax.energy.potentials.jax_potential import evaluate
-from crystal_jax.energy.relaxation.batch import Path, pack_crystals, unpack_state
+from crystal_jax.energy.relaxation.batch import Bonds, Trajectory, pack_crystals, unpack_state
 from crystal_jax.energy.relaxation.fire import Code, Crystals, FireState, Limits, advance, geometry, inverse
 from crystal_jax.energy.settings import RelaxSettings
 
@@ -30,18 +31,53 @@ SKIN = {"cpu": 0.1}
 DEFAULT_SKIN = 0.5
 
 
-class Stepper(Protocol):
-    """Something that takes steps of many relaxations."""
+class Room:
+    """The room that is left in a batch. An empty batch takes a crystal of any size.
 
-    def fits(self, paths: Sequence[Path], path: Path) -> bool:
-        """Whether a batch has room for one more; always true of an empty batch."""
+    Args:
+        trajectories: the crystals in the batch. If one of them has no place, because others have got more bonds, it
+            waits, and no further crystal is taken.
+        place: puts a crystal into the batch; returns whether it fits.
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory], place: Callable[[Trajectory], bool]):
+        self._place = place
+        self._is_empty = not trajectories
+        self._is_full = not all(place(trajectory) for trajectory in trajectories)
+
+    def take(self, trajectory: Trajectory) -> bool:
+        """Puts a crystal into the batch; returns whether it fits."""
+        if self._is_full:
+            return False
+        fits = self._place(trajectory)
+        if self._is_empty and not fits:
+            self._is_full = fits = True  # it is alone
+        self._is_empty &= not fits
+        return fits
+
+
+class Stepper(Protocol):
+    """Something that takes steps of many relaxations.
+
+    Attributes:
+        references: energy of each atom by atomic number in eV, which is added to the energies of the steps.
+    """
+
+    references: Float[np.ndarray, " z"]
+
+    def refusal(self, cell: Cell) -> str:
+        """Returns why the model cannot relax a crystal of its elements, or ""."""
         ...
 
-    def step(self, paths: Sequence[Path], settings: RelaxSettings) -> None:
+    def room(self, trajectories: Sequence[Trajectory]) -> Room:
+        """Returns the room that a batch of these crystals leaves."""
+        ...
+
+    def step(self, trajectories: Sequence[Trajectory], settings: RelaxSettings) -> None:
         """Takes one or more steps of all relaxations, in place, and adds the time to them.
 
         Args:
-            paths: the relaxations.
+            trajectories: the relaxations.
             settings: when they end.
 
         Raises:
@@ -54,28 +90,40 @@ class HostStepper:
     """Takes single steps with a model that is called on the host."""
 
     def __init__(self, model: EnergyModel, batch_atoms: int):
+        self.references = np.zeros(len(Element) + 2)
         self._model, self._batch_atoms = model, batch_atoms
 
-    def fits(self, paths: Sequence[Path], path: Path) -> bool:
+    def refusal(self, cell: Cell) -> str:
         """See `Stepper`."""
-        return not paths or sum(each.num_atoms for each in paths) + path.num_atoms <= self._batch_atoms
+        return ""
 
-    def step(self, paths: Sequence[Path], settings: RelaxSettings) -> None:
+    def room(self, trajectories: Sequence[Trajectory]) -> Room:
+        """See `Stepper`."""
+        packing = Packing(Bucket(self._batch_atoms + 1, 0, self._batch_atoms + 2))
+        return Room(trajectories, lambda trajectory: packing.place(trajectory.num_atoms, 0) is not None)
+
+    def step(self, trajectories: Sequence[Trajectory], settings: RelaxSettings) -> None:
         """See `Stepper`."""
         begin = time.monotonic()
-        predictions = self._model.predict([path.cell for path in paths])
-        bucket = Bucket(_round_up(sum(path.num_atoms for path in paths) + 1), 0, _round_up(len(paths) + 1))
-        state, crystals = pack_crystals(paths, bucket, np.float64)
+        predictions = self._model.predict([trajectory.cell for trajectory in trajectories])
+        bucket = Bucket(
+            _round_up(sum(trajectory.num_atoms for trajectory in trajectories) + 1), 0, _round_up(len(trajectories) + 1)
+        )
+        state, crystals = pack_crystals(trajectories, bucket, np.float64)
         energy = np.zeros(bucket.crystals)
         forces, virial = np.zeros((bucket.atoms, 3)), np.zeros((bucket.crystals, 3, 3))
-        energy[: len(paths)] = [prediction.energy for prediction in predictions]
-        forces[: sum(path.num_atoms for path in paths)] = np.concatenate([each.forces for each in predictions])
-        virial[: len(paths)] = [each.stress * path.cell.volume for each, path in zip(predictions, paths, strict=True)]
+        energy[: len(trajectories)] = [prediction.energy for prediction in predictions]
+        forces[: sum(trajectory.num_atoms for trajectory in trajectories)] = np.concatenate(
+            [each.forces for each in predictions]
+        )
+        virial[: len(trajectories)] = [
+            each.stress * trajectory.cell.volume for each, trajectory in zip(predictions, trajectories, strict=True)
+        ]
         limits = _limits(settings, np.float64)
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
             moved = _advance()(state, crystals, energy, forces, virial, limits)
-            unpack_state(moved, paths)
-        _share_time(paths, time.monotonic() - begin)
+            unpack_state(moved, trajectories)
+        _share_time(trajectories, time.monotonic() - begin)
 
 
 @functools.cache
@@ -88,14 +136,6 @@ def _round_up(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-class _Listed(NamedTuple):
-    """Bonds of a crystal, and the geometry for which they were found."""
-
-    neighbours: Neighbours
-    positions: Float[np.ndarray, "a 3"]
-    deformation: Float[np.ndarray, "3 3"]
-
-
 class Built(NamedTuple):
     """Geometry for which the bonds were found: positions in the frame of the initial cell, inverse deformation."""
 
@@ -104,7 +144,7 @@ class Built(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a device works on."""
+    """Crystals of one device, as arrays."""
 
     graph: Graph
     state: FireState
@@ -117,27 +157,41 @@ class DeviceStepper:
 
     def __init__(self, model: JaxModel, batch_atoms: int | None):
         self._model = model
+        self.references = model.potential.references
         devices = jax.local_devices()
         self._mesh = Mesh(np.array(devices), ("batch",))
         platform = devices[0].platform
         self._skin = SKIN.get(platform, DEFAULT_SKIN)
         self._max_share_idle = _MAX_SHARE_IDLE.get(platform, _DEFAULT_MAX_SHARE_IDLE)
         self._buckets = buckets(batch_atoms, platform)
-        self._listed: dict[str, _Listed] = {}
         self._programs: dict[Bucket, Any] = {}
 
-    def fits(self, paths: Sequence[Path], path: Path) -> bool:
+    def refusal(self, cell: Cell) -> str:
         """See `Stepper`."""
-        return not paths or not self._assign([*paths, path], self._buckets[-1])[1]
+        cutoff = self._model.potential.cutoff
+        if len(find_neighbours(cell, cutoff).source):
+            return ""
+        return f"no atom has a neighbour within {cutoff:g} Å, so the model sees no crystal"
 
-    def step(self, paths: Sequence[Path], settings: RelaxSettings) -> None:
+    def room(self, trajectories: Sequence[Trajectory]) -> Room:
+        """See `Stepper`."""
+        packing = Packing(self._buckets[-1], self._mesh.size)
+        return Room(trajectories, lambda trajectory: packing.place(*self._size(trajectory)) is not None)
+
+    def step(self, trajectories: Sequence[Trajectory], settings: RelaxSettings) -> None:
         """See `Stepper`."""
         begin = time.monotonic()
-        for path in paths:
-            if path.code == Code.STALE:
-                self._listed.pop(path.key, None)
-                path.state = path.state._replace(code=np.full(1, Code.ACTIVE, np.int32))
-        bucket, groups = self._choose_bucket(paths)
+        for trajectory in trajectories:
+            if trajectory.code == Code.STALE:
+                trajectory.bonds = None
+                trajectory.state = trajectory.state._replace(code=np.full(1, Code.ACTIVE, np.int32))
+        bucket, batches = choose_bucket(
+            [self._size(trajectory) for trajectory in trajectories], self._buckets, self._mesh.size
+        )
+        groups = [
+            [trajectory for trajectory, batch in zip(trajectories, batches, strict=True) if batch == device]
+            for device in range(self._mesh.size)
+        ]
         packed = [self._pack(group, bucket) for group in groups]
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *packed)
         limits = _limits(settings, self._model.dtype)
@@ -145,59 +199,33 @@ class DeviceStepper:
         state = jax.device_get(advanced)
         for row, group in enumerate(groups):
             unpack_state(jax.tree.map(lambda array, row=row: array[row], state), group)
-        for path in paths:
-            if path.code not in (Code.ACTIVE, Code.STALE):
-                self._listed.pop(path.key, None)
-        _share_time([path for group in groups for path in group], time.monotonic() - begin)
+        _share_time([trajectory for group in groups for trajectory in group], time.monotonic() - begin)
 
-    def _list(self, path: Path) -> _Listed:
+    def _bonds(self, trajectory: Trajectory) -> Bonds:
         """Returns the bonds of a crystal, found now if it has none."""
-        if path.key not in self._listed:
-            neighbours = find_neighbours(path.cell, self._model.potential.cutoff + self._skin)
-            self._listed[path.key] = _Listed(neighbours, np.array(path.state.positions), path.deformation)
-        return self._listed[path.key]
+        if trajectory.bonds is None:
+            neighbours = find_neighbours(trajectory.cell, self._model.potential.cutoff + self._skin)
+            trajectory.bonds = Bonds(neighbours, np.array(trajectory.state.positions), trajectory.deformation)
+        return trajectory.bonds
 
-    def _choose_bucket(self, paths: Sequence[Path]) -> tuple[Bucket, list[list[Path]]]:
-        """Returns the smallest bucket that holds all crystals, and the crystals of each device.
+    def _size(self, trajectory: Trajectory) -> tuple[int, int]:
+        """Returns the numbers of atoms and bonds."""
+        return trajectory.num_atoms, len(self._bonds(trajectory).neighbours.source)
 
-        Crystals that no longer fit into the largest one, because others have got more bonds, wait for the next call.
-        """
-        for bucket in self._buckets:
-            groups, left = self._assign(paths, bucket)
-            if not left:
-                return bucket, groups
-        if not any(groups):  # the first crystal is too large for the usual buckets
-            path = paths[0]
-            bucket = smallest_bucket(path.num_atoms, len(self._list(path).neighbours.source), bucket)
-            groups[0] = [path]
-        return bucket, groups
-
-    def _assign(self, paths: Sequence[Path], bucket: Bucket) -> tuple[list[list[Path]], list[Path]]:
-        """Distributes crystals over the devices; returns those of each device, and those that do not fit."""
-        groups: list[list[Path]] = [[] for _ in range(self._mesh.size)]
-        left: list[Path] = []
-        used = np.zeros((self._mesh.size, 3), np.int64)
-        room = (bucket.atoms - 1, bucket.bonds, bucket.crystals - 1)
-        for path in paths:
-            needed = (path.num_atoms, len(self._list(path).neighbours.source), 1)
-            device = int(used[:, 1].argmin())
-            if (used[device] + needed > room).any():
-                left.append(path)
-                continue
-            used[device] += needed
-            groups[device].append(path)
-        return groups, left
-
-    def _pack(self, paths: Sequence[Path], bucket: Bucket) -> Batch:
+    def _pack(self, trajectories: Sequence[Trajectory], bucket: Bucket) -> Batch:
         dtype = self._model.dtype
-        state, crystals = pack_crystals(paths, bucket, dtype)
-        listed = [self._list(path) for path in paths]
-        graph = pack([path.initial.numbers for path in paths], [each.neighbours for each in listed], bucket)
+        state, crystals = pack_crystals(trajectories, bucket, dtype)
+        listed = [self._bonds(trajectory) for trajectory in trajectories]
+        graph = pack(
+            [trajectory.initial.numbers for trajectory in trajectories], [each.neighbours for each in listed], bucket
+        )
         positions = np.zeros((bucket.atoms, 3), dtype)
         inverses = np.tile(np.eye(3, dtype=dtype), (bucket.crystals, 1, 1))
-        if paths:
-            positions[: sum(path.num_atoms for path in paths)] = np.concatenate([each.positions for each in listed])
-            inverses[: len(paths)] = np.linalg.inv(np.stack([each.deformation for each in listed]))
+        if trajectories:
+            positions[: sum(trajectory.num_atoms for trajectory in trajectories)] = np.concatenate(
+                [each.positions for each in listed]
+            )
+            inverses[: len(trajectories)] = np.linalg.inv(np.stack([each.deformation for each in listed]))
         return Batch(graph, state, crystals, Built(positions, inverses))
 
     def _program(self, bucket: Bucket) -> Any:
@@ -286,8 +314,8 @@ def _limits(settings: RelaxSettings, dtype: type) -> Limits:
     return Limits(np.array(settings.fmax, dtype), np.array(settings.max_steps, np.int32))
 
 
-def _share_time(paths: Sequence[Path], seconds: float) -> None:
+def _share_time(trajectories: Sequence[Trajectory], seconds: float) -> None:
     """Adds to each crystal its share, by atoms, of the time of its batch."""
-    share = seconds / sum(path.num_atoms for path in paths)
-    for path in paths:
-        path.seconds += share * path.num_atoms
+    share = seconds / sum(trajectory.num_atoms for trajectory in trajectories)
+    for trajectory in trajectories:
+        trajectory.seconds += share * trajectory.num_atoms

@@ -18,7 +18,7 @@ import pandas as pd
 from pymatgen.core import Structure
 from tqdm import tqdm
 
-from crystal_jax.energy.convex_hull.corrections import SCHEME, corrected_energy
+from crystal_jax.energy.convex_hull.corrections import SCHEME, energy_per_atom
 from crystal_jax.energy.convex_hull.hull import Hull
 from crystal_jax.energy.relaxation.journal import key_of
 from crystal_jax.energy.settings import METASTABLE, STABLE, RelaxJob
@@ -144,7 +144,7 @@ def _energy_facts(
         return {"hull_failure": "the relaxed crystal cannot be read"}
     facts = _relaxed_facts(sample, structure)
     try:
-        per_atom = (energy if corrected else corrected_energy(structure, energy)) / len(structure)
+        per_atom = energy_per_atom(structure, energy, is_corrected=corrected)
         facts |= {"energy_per_atom": per_atom}
         if hull is not None:
             facts |= _height_facts(structure, per_atom, hull, known)
