@@ -21,6 +21,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="crystal_jax-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ.setdefault("CRYSTAL_JAX_CACHE", f"{_compiled.name}/crystal_jax")
+# Nothing is fetched: results shall not depend on the network.
+os.environ["PIP_NO_INDEX"] = "1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Machines that run tests are busy; examples are drawn from a fixed seed so that a failure can be repeated.

@@ -42,6 +42,7 @@ COLUMNS = (
     "stable_missing",
     "new",  # not in the training set, and of a formula that the Materials Project lacks
     "known_formula",
+    "known_crystal",  # the Materials Project has this formula in this space group
     "plausible",
     "oxidation_states",
     "density",  # g/cm^3

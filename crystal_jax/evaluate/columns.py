@@ -55,6 +55,7 @@ COLUMNS = {
     "lower_bound": "boolean",  # the hull is incomplete: the true energy above the hull is at least this
     "decomposes_to": "str",  # the hull's materials at this composition, with shares
     "relaxed_spacegroup": "Int64",
+    "known_crystal": "boolean",  # the Materials Project has this formula in this space group
     "relaxed_density": "float64",  # g/cm^3
     "relaxed_volume": "float64",  # Å^3, of the cell
     "relaxed_plausible": "boolean",  # `plausible` for the relaxed crystal

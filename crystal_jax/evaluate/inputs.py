@@ -13,9 +13,9 @@ import pandas as pd
 from crystal_jax.energy.convex_hull.choose import choose_hull
 from crystal_jax.energy.convex_hull.embedded import embedded_hull
 from crystal_jax.energy.convex_hull.hull import Hull
+from crystal_jax.energy.convex_hull.known_materials import KnownMaterials, load_known_materials
 from crystal_jax.energy.model import load_model
 from crystal_jax.evaluate.chemistry import symmetry
-from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, load_known_materials
 from crystal_jax.evaluate.chemistry.oxidation import OxidationTable, load_oxidation_table
 from crystal_jax.evaluate.chemistry.validity import compositional_invalid_reason, structural_invalid_reason
 from crystal_jax.evaluate.config import EvaluateConfig
@@ -38,7 +38,7 @@ class Inputs:
         scores: scores of the samples, if there are any.
         infilled: results of infilling.
         oxidation: the table of oxidation states.
-        known: the list of known materials, if its package is installed.
+        known: the list of known materials, if it is in the cache or could be fetched.
         hull: the known materials with energies, if there are any.
         model_hull: the hull of the potential's own energies, if `hull` is one of DFT.
     """
@@ -73,7 +73,7 @@ class Inputs:
             scores=read_scores(Path(config.scores), num_samples=len(entries)) if config.scores else None,
             infilled=[read_infilled(Path(folder)) for folder in config.infill],
             oxidation=load_oxidation_table(config.oxidation_states, zr_as_in_paper=config.mode == "paper"),
-            known=load_known_materials(),
+            known=load_known_materials(fetch=config.has_energies),
             hull=hull,
             model_hull=embedded_hull(config.energy_model) if hull and hull.energy_model is None else None,
         )

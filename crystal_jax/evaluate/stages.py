@@ -14,9 +14,9 @@ from typing import TypedDict
 
 import pandas as pd
 
+from crystal_jax.energy.convex_hull.known_materials import KnownMaterials, reduced
 from crystal_jax.energy.model import includes_corrections
 from crystal_jax.evaluate import checks
-from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, reduced
 from crystal_jax.evaluate.columns import TYPES, empty_column
 from crystal_jax.evaluate.cutoffs import CUTOFFS
 from crystal_jax.evaluate.fingerprints import comparison

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Composition
+from pymatgen.core import Composition, Structure
 
 from crystal_jax.energy.convex_hull.corrections import SCHEME, energy_per_atom
 from crystal_jax.energy.convex_hull.embedded import embedded_path
@@ -24,6 +24,7 @@ from crystal_jax.errors import UserError
 from crystal_jax.hull.config import HullConfig
 from crystal_jax.hull.elements import SPARSE_ELEMENTS, element_crystals
 from crystal_jax.hull.materials_project import fetch_crystals
+from crystal_jax.hull.substitution import substituted_crystals
 from crystal_jax.json_files import read_json
 from crystal_jax.provenance import versions
 from crystal_jax.storage.files import write_bytes, write_text
@@ -86,6 +87,7 @@ def build_hull(config: HullConfig) -> Path:
         "crystals": len(cifs),
         "relaxations": dict(statuses.most_common()),
         "not_covered_by_corrections": len(converged) - len(own),
+        "prototypes_for_each_compound": config.num_prototypes,
         "embedded_materials": len(embedded),
         "energies_of_dft": [material.id for material in unseen],
         "materials": len(lowest),
@@ -117,12 +119,20 @@ def _known_crystals(config: HullConfig) -> list[Entry]:
         found += fetch_crystals(config.elements, max_e_above_hull=config.max_e_above_hull)
     if config.elemental_references:
         found += element_crystals()
+    structures = list(map_in_order(_structure, found, workers=config.workers, lost=lambda _: None))
     elements = config.elements
     kept: dict[str, Entry] = {}
-    symbols_of = map_in_order(_symbols, found, workers=config.workers, lost=lambda _: None)
-    for entry, symbols in zip(found, symbols_of, strict=True):
-        if symbols is not None and (elements is None or symbols <= elements):
+    for entry, structure in zip(found, structures, strict=True):
+        if structure is not None and (elements is None or elements >= structure.composition.get_el_amt_dict().keys()):
             kept.setdefault(entry.cif, entry)
+    if config.num_prototypes:
+        named = [(e.name, s) for e, s in zip(found, structures, strict=True) if s is not None]
+        kept.update(
+            (entry.cif, entry)
+            for entry in substituted_crystals(
+                named, elements=elements, at_most=config.num_prototypes, workers=config.workers
+            )
+        )
     if not kept:
         within = f" of {config.chemical_system}" if elements else ""
         raise UserError(f"none of the {len(found)} known crystals{within} can be read")
@@ -134,10 +144,8 @@ def _known_crystals(config: HullConfig) -> list[Entry]:
 
 
 @quiet()
-def _symbols(entry: Entry) -> frozenset[str] | None:
-    """Returns the elements of a crystal; None if it cannot be read."""
-    structure = parse(entry).structure
-    return None if structure is None else frozenset(structure.composition.get_el_amt_dict())
+def _structure(entry: Entry) -> Structure | None:
+    return parse(entry).structure
 
 
 @quiet()

@@ -33,6 +33,12 @@ class HullConfig(EnergyConfig):
         0.1, "eV/atom by DFT, of crystals of the Materials Project: higher ones cannot be on the hull."
     )
     chemical_system: str | None = setting(None, "Keep crystals of these elements only, such as Li-P-S.")
+    num_prototypes: int = setting(
+        0,
+        "Crystals built for each stable compound of the Materials Project that is not among the known crystals, with "
+        "the structures of known crystals of its space group.",
+        bounds=(0, None),
+    )
     elemental_references: bool = setting(
         True, "Include the stable crystals of the elements, which this package builds and relaxes."
     )

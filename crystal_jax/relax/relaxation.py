@@ -13,11 +13,11 @@ import pandas as pd
 from pymatgen.core import Structure
 
 from crystal_jax.energy.convex_hull.choose import choose_hull
+from crystal_jax.energy.convex_hull.known_materials import load_known_materials
 from crystal_jax.energy.model import includes_corrections
 from crystal_jax.energy.relaxation.journal import key_of
 from crystal_jax.energy.relaxation.runner import relax_all
 from crystal_jax.energy.settings import METASTABLE
-from crystal_jax.evaluate.chemistry.known_materials import load_known_materials
 from crystal_jax.evaluate.chemistry.symmetry import spacegroup
 from crystal_jax.evaluate.metrics import stability
 from crystal_jax.relax.config import RelaxConfig
@@ -36,6 +36,7 @@ COLUMNS = (
     "e_above_hull",  # eV/atom
     "lower_bound",
     "known_in_system",
+    "known_crystal",
     "decomposes_to",
     "spacegroup",
     "relaxed_spacegroup",
@@ -97,7 +98,7 @@ def relax_structures(config: RelaxConfig) -> Relaxation:
         table,
         samples,
         hull,
-        load_known_materials(),
+        load_known_materials(fetch=hull is not None),
         corrected=includes_corrections(config.energy_model),
         progress=config.progress,
     )

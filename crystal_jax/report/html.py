@@ -190,9 +190,6 @@ def _candidates(rows: pd.DataFrame) -> list[dict[str, Any]]:
     def text(value: Any, form: str = "{}") -> str:
         return "–" if pd.isna(value) else form.format(value)
 
-    def yes(value: Any) -> str:
-        return "–" if pd.isna(value) else "yes" if value else "no"
-
     printed = []
     for row in candidates(rows).head(CANDIDATES_SHOWN).to_dict("records"):
         bound = "≥ " if row["lower_bound"] is True else ""
@@ -212,8 +209,8 @@ def _candidates(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 "phases": phases,
                 "energy_per_atom": text(row["energy_per_atom"], "{:.3f}"),
                 "decomposes_to": text(row["decomposes_to"]),
-                "new": "known formula" if row["known_formula"] is True else yes(row["new"]),
-                "plausible": yes(row["plausible"]),
+                "new": _newness(row["known_crystal"], row["known_formula"], row["new"]),
+                "plausible": _yes_or_no(row["plausible"]),
                 "oxidation_states": text(row["oxidation_states"]),
                 "density": text(row["density"], "{:.2f}"),
                 "nearest_known": text(row["nearest_known"]),
@@ -221,6 +218,16 @@ def _candidates(rows: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return printed
+
+
+def _newness(known_crystal: object, known_formula: object, new: Any) -> str:
+    if known_crystal is True:
+        return "known"
+    return "known formula" if known_formula is True else _yes_or_no(new)
+
+
+def _yes_or_no(value: Any) -> str:
+    return "–" if pd.isna(value) else "yes" if value else "no"
 
 
 def _nearest_of(metrics: Mapping[str, Any]) -> str:

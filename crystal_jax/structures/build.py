@@ -10,6 +10,7 @@ from pymatgen.core import Element, Lattice, Structure
 from crystal_jax.structures.entry import Entry
 from crystal_jax.structures.formats.cif import write_cif
 from crystal_jax.structures.lattice import matrix_fault
+from crystal_jax.suppress_warnings import quiet
 
 
 def entry_of(
@@ -55,6 +56,7 @@ def _fault(matrix: np.ndarray, elements: Sequence[Element], frac_coords: np.ndar
     return matrix_fault(np.asarray(matrix, float))
 
 
+@quiet()
 def formula_of(elements: Sequence[Element]) -> str:
     """Returns the formula of a cell's atoms: "Na4 Cl4"."""
     counts: dict[Element, int] = {}

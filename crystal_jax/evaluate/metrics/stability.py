@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from crystal_jax.energy.convex_hull.corrections import SCHEME, energy_per_atom
 from crystal_jax.energy.convex_hull.hull import Hull
+from crystal_jax.energy.convex_hull.known_materials import KnownMaterials, reduced
 from crystal_jax.energy.relaxation.journal import key_of
 from crystal_jax.energy.settings import METASTABLE, STABLE, RelaxJob
-from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials
 from crystal_jax.evaluate.chemistry.symmetry import spacegroup
 from crystal_jax.evaluate.chemistry.validity import implausible_reason, structural_invalid_reason
 from crystal_jax.evaluate.metrics.rate import Rate
@@ -39,6 +39,7 @@ ENERGY_COLUMNS = (
     "lower_bound",
     "decomposes_to",
     "relaxed_spacegroup",
+    "known_crystal",
     "relaxed_density",
     "relaxed_volume",
     "relaxed_plausible",
@@ -143,6 +144,9 @@ def _energy_facts(
     if structure is None or sample.structure is None:
         return {"hull_failure": "the relaxed crystal cannot be read"}
     facts = _relaxed_facts(sample, structure)
+    if known is not None:
+        formula = reduced(structure.composition.get_el_amt_dict())
+        facts |= {"known_crystal": known.has_crystal(formula, facts["relaxed_spacegroup"])}
     try:
         per_atom = energy_per_atom(structure, energy, is_corrected=corrected)
         facts |= {"energy_per_atom": per_atom}

