@@ -23,6 +23,7 @@ from crystal_jax.errors import UserError
 from crystal_jax.evaluate.chemistry.symmetry import spacegroup
 from crystal_jax.storage.worker_pool import map_in_order
 from crystal_jax.structures import Entry, entry_of_structure
+from crystal_jax.suppress_warnings import quiet
 
 _RANGE = (0.2, 5.0)  # of predicted volumes over the structure's
 
@@ -150,6 +151,7 @@ def _scale(symbol: str) -> float:
     return float(Element(symbol).mendeleev_no)
 
 
+@quiet()
 def _with_predicted_volume(structure: Structure, prototype: Structure) -> Structure:
     """Returns a structure with the prototype's volume times the ratio of both predicted volumes.
 

@@ -1,0 +1,1 @@
+"""Space groups, Wyckoff positions, and crystals described by them."""
