@@ -1,0 +1,99 @@
+"""The text of crystals by their symmetry."""
+
+import csv
+import gzip
+import itertools
+
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+
+from crystal_jax.structures import Entry, parse
+from crystal_jax.symmetry.crystal import Orbit, SymmetricCrystal
+from crystal_jax.symmetry.normalizer import canonical
+from crystal_jax.text.formats.wyckoff import WyckoffFormat
+from crystal_jax.text.layout import CrystalTextError
+
+OLIVINE = """Li4Fe4P4O16
+62
+10.3 6.0 4.7
+Li a
+Fe c 0.28 0.97
+P c 0.09 0.42
+O c 0.10 0.74
+O c 0.46 0.21
+O d 0.17 0.05 0.28"""
+
+
+def test_olivine_in_nine_lines():
+    crystal = WyckoffFormat().decode(OLIVINE)
+    assert crystal.spacegroup == 62
+    assert crystal.lattice == (10.3, 6.0, 4.7)
+    assert crystal.orbits[1] == Orbit("Fe", "c", (0.28, 0.97))
+    assert crystal.num_atoms == crystal.num_atoms_primitive == 28
+    assert crystal.to_structure().composition.reduced_formula == "LiFePO4"
+    assert WyckoffFormat().encode(crystal) == OLIVINE
+    without = OLIVINE.partition("\n")[2]
+    assert WyckoffFormat(has_composition=False).encode(crystal) == without
+    assert WyckoffFormat(has_composition=False).decode(without) == crystal
+
+
+def test_the_composition_is_that_of_the_primitive_cell():
+    salt = SymmetricCrystal(225, (5.64,), (Orbit("Cl", "b"), Orbit("Na", "a")))
+    assert WyckoffFormat().encode(salt) == "Na1Cl1\n225\n5.6\nNa a\nCl b"
+
+
+def test_one_spelling_for_a_position():
+    """A coordinate is rounded into the cell, and orbits are sorted as printed."""
+    crystal = SymmetricCrystal(
+        1, (3, 4, 5, 80, 90, 100), (Orbit("O", "a", (0.999, 0.2, 0.3)), Orbit("O", "a", (0, 0, 0)))
+    )
+    assert WyckoffFormat(has_composition=False).encode(crystal).split("\n")[2:] == [
+        "O a 0.00 0.00 0.00",
+        "O a 0.00 0.20 0.30",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("Li4Fe4P4O16", "LiFePO4", "line 1: expected a composition"),
+        ("Li4Fe4P4O16", "Li4Fe4P4O12", "the orbits make Li4Fe4P4O16, not Li4Fe4P4O12"),
+        ("\n62\n", "\n231\n", "line 2: expected the number of a space group, 1 to 230"),
+        ("\n62\n", "\nPnma\n", "line 2: expected the number of a space group"),
+        ("10.3 6.0 4.7", "10.3 6.0", "space group 62 has 3 free lattice parameters, not 2"),
+        ("10.3 6.0 4.7", "10.3 6.0 0.0", "lattice lengths must be positive"),
+        ("10.3 6.0 4.7", "10.3 6.0 nan", "'nan' is not a number"),
+        ("Li a", "Xx a", "line 4: not an element symbol"),
+        ("Li a", "Li e", "line 4: expected one of the positions abcd"),
+        ("Li a", "Li", "line 4: expected one of the positions abcd"),
+        ("Li a", "Li a 0.5", "position a has 0 free coordinates, not 1"),
+        ("P c 0.09 0.42", "P c 0.09", "position c has 2 free coordinates, not 1"),
+        ("P c 0.09 0.42", "P a", "line 6: position a has one place, which is occupied"),
+        ("P c 0.09 0.42", "P c 0.09 -0.42", "'-0.42' is not a number"),
+    ],
+)  # fmt: skip
+def test_malformed_texts_are_named(old, new, problem):
+    with pytest.raises(CrystalTextError, match=problem):
+        WyckoffFormat().decode(OLIVINE.replace(old, new))
+
+
+@pytest.mark.parametrize("text", ["", "Li1", "Li1\n225", "Li1\n225\n4.0"])
+def test_texts_that_end_too_early(text):
+    with pytest.raises(CrystalTextError, match="ends before the first orbit|expected a composition"):
+        WyckoffFormat().decode(text)
+
+
+def test_real_crystals_are_read_back(shared):
+    """The text is much shorter than the sites, and gives the crystal within the printed decimals."""
+    with gzip.open(shared / "data/mp20_open/val.csv.gz", "rt") as file:
+        rows = list(itertools.islice(csv.DictReader(file), 5, None, 10))
+    matched = 0
+    for row in rows:
+        structure = parse(Entry("", row["cif"])).structure
+        crystal = canonical(SymmetricCrystal.from_structure(structure))
+        text = WyckoffFormat().encode(crystal)
+        again = WyckoffFormat().decode(text)
+        assert WyckoffFormat().encode(again) == text
+        assert again.spacegroup == int(row["spacegroup.number"])
+        matched += StructureMatcher().fit(structure, again.to_structure())
+    assert matched == len(rows) == 100
