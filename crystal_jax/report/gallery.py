@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from pymatgen.core import Element, Structure
+from pymatgen.core import Structure
 from pymatgen.util.string import unicodeify
 
 from crystal_jax.energy.convex_hull.hull import Hull
@@ -19,15 +17,14 @@ from crystal_jax.energy.relaxation.journal import key_of, read_journals
 from crystal_jax.errors import UserError
 from crystal_jax.evaluate.candidates import SYMPREC, candidates
 from crystal_jax.report import elements, hull_diagram, xrd
+from crystal_jax.report.drawing import drawing
 from crystal_jax.report.groups import symbol
 from crystal_jax.structures import Entry, parse
 from crystal_jax.structures.read import collect
 from crystal_jax.structures.symmetrized import symmetrized_cif
+from crystal_jax.symmetry.crystal import SymmetricCrystal, SymmetryError
 
 GALLERY_SIZE = 12
-FACE_TOLERANCE = 0.02  # fractional; atoms this close to a face are also drawn on the opposite face
-BOND_SLACK = 0.25  # Å; two atoms are drawn as bonded up to the sum of their atomic radii plus this
-MAX_DRAWN_ATOMS = 400  # larger cells would make the page heavy and the drawing unreadable
 
 
 def gallery(rows: pd.DataFrame, samples: Path, relaxations: Path, hull: Hull | None = None) -> list[dict[str, Any]]:
@@ -62,7 +59,8 @@ def gallery(rows: pd.DataFrame, samples: Path, relaxations: Path, hull: Hull | N
 def _card(
     row: Mapping[Hashable, Any], structure: Structure, cif: str, hull: Hull | None, *, generated: str | None
 ) -> dict[str, Any]:
-    lattice = structure.lattice
+    conventional = _conventional(structure)
+    lattice = conventional.lattice
     number = None if pd.isna(row["spacegroup"]) else int(row["spacegroup"])
     before = None if pd.isna(row["generated_spacegroup"]) else int(row["generated_spacegroup"])
     return {
@@ -73,7 +71,7 @@ def _card(
         "lengths": " × ".join(f"{length:.2f}" for length in lattice.abc),
         "angles": ", ".join(f"{angle:.1f}" for angle in lattice.angles),
         "density": structure.density,
-        "num_atoms": len(structure),
+        "num_atoms": len(conventional),
         "e_above_hull": None if pd.isna(row["e_above_hull"]) else row["e_above_hull"],
         "lower_bound": row["lower_bound"] is True,
         "elements": [(name, elements.color(name)) for name in sorted(structure.symbol_set)],
@@ -87,8 +85,16 @@ def _card(
         "hull_diagram": _diagram(row, structure, hull),
         "decomposes_to": None if pd.isna(row["decomposes_to"]) else row["decomposes_to"],
         "new": None if pd.isna(row["new"]) else bool(row["new"]),
-        "drawing": drawing(structure) if len(structure) <= MAX_DRAWN_ATOMS else None,
+        "drawing": drawing(conventional),
     }
+
+
+def _conventional(structure: Structure) -> Structure:
+    """Returns the conventional cell of a crystal; the given one if its symmetry has no description."""
+    try:
+        return SymmetricCrystal.from_structure(structure, symprec=SYMPREC).to_structure(primitive=False)
+    except SymmetryError:
+        return structure
 
 
 def _diagram(row: Mapping[Hashable, Any], structure: Structure, hull: Hull | None) -> Markup | None:
@@ -102,40 +108,3 @@ def _diagram(row: Mapping[Hashable, Any], structure: Structure, hull: Hull | Non
 
 def _link(cif: str) -> str:
     return f"data:chemical/x-cif;charset=utf-8,{quote(cif)}"
-
-
-def drawing(structure: Structure) -> dict[str, Any]:
-    """Returns the viewer's data, in Å around the cell's centre.
-
-    Returns:
-        `cell`: the lattice vectors, (3, 3); `atoms`: [x, y, z, symbol index], with atoms on faces repeated on the
-            opposite faces; `bonds`: pairs of atom indices; `elements`: [symbol, colour, radius in Å].
-    """
-    symbols = sorted(structure.symbol_set)
-    centre = structure.lattice.matrix.sum(axis=0) / 2
-    atoms, kinds = [], []
-    for site in structure:
-        for frac in _on_faces(site.frac_coords % 1.0):
-            atoms.append(structure.lattice.get_cartesian_coords(frac) - centre)
-            kinds.append(symbols.index(site.specie.symbol))
-    return {
-        "cell": np.round(structure.lattice.matrix, 3).tolist(),
-        "atoms": [[*np.round(xyz, 3).tolist(), kind] for xyz, kind in zip(atoms, kinds, strict=True)],
-        "bonds": _bonds(np.array(atoms), [symbols[kind] for kind in kinds]),
-        "elements": [[symbol, elements.color(symbol), elements.radius(symbol)] for symbol in symbols],
-    }
-
-
-def _on_faces(frac: np.ndarray) -> list[np.ndarray]:
-    """Returns the site itself and its images on the cell's other faces, edges and corners."""
-    choices = [[x, x + 1] if x < FACE_TOLERANCE else [x, x - 1] if x > 1 - FACE_TOLERANCE else [x] for x in frac]
-    return [np.array(image) for image in itertools.product(*choices)]
-
-
-def _bonds(atoms: np.ndarray, symbols: list[str]) -> list[list[int]]:
-    """Returns pairs of neighbours, except pairs of metals, whose bonds would hide everything else."""
-    radii = np.array([elements.radius(symbol) for symbol in symbols])
-    metal = np.array([Element(symbol).is_metal for symbol in symbols])
-    distances = np.linalg.norm(atoms[:, None] - atoms[None], axis=-1)
-    close = distances < radii[:, None] + radii[None] + BOND_SLACK
-    return np.argwhere(np.triu(close & ~(metal[:, None] & metal[None]), k=1)).tolist()

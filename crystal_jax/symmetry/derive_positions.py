@@ -22,7 +22,7 @@ import itertools
 import string
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -38,6 +38,7 @@ _OTHERS = ((0.0377, 0.1559, 0.2712), (0.4193, 0.0291, 0.1447))
 
 
 Direction = tuple[int, int, int]
+Key = tuple[Any, ...]
 
 
 class Flat(NamedTuple):
@@ -84,7 +85,7 @@ def positions_of(number: int) -> list[tuple[int, str, int, str]]:
 
 def _classes(operations: Operations) -> Iterator[list[Flat]]:
     """Yields the classes of flats, each with all its members in the cell."""
-    seen: set[tuple] = set()
+    seen: set[Key] = set()
     for flat in itertools.chain(_points(operations), _axes(operations), _mirrors(operations), (Flat((0, 0, 0), _ALL),)):
         if _key(flat) in seen:
             continue
@@ -194,7 +195,7 @@ def _echelon_of_span(vectors: Sequence[Int[np.ndarray, 3]]) -> tuple[Direction, 
     return _null_space(np.round(projector * 210).astype(int)) if len(vectors) < 3 else _ALL
 
 
-def _key(flat: Flat) -> tuple:
+def _key(flat: Flat) -> Key:
     """Returns what is equal for flats that differ by a lattice translation."""
     return flat.directions, _invariants(flat)
 
@@ -227,7 +228,7 @@ def _normals(directions: tuple[Direction, ...]) -> list[Int[np.ndarray, 3]]:
 def _simplest(members: Sequence[Flat]) -> Flat:
     """Returns the member that is easiest to read."""
 
-    def rank(flat: Flat) -> tuple:
+    def rank(flat: Flat) -> tuple[Any, ...]:
         is_echelon = all(
             any(d[i] == 1 and all(e is d or e[i] == 0 for e in flat.directions) for i in range(3))
             for d in flat.directions

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +21,9 @@ from crystal_jax.symmetry.positions import position, positions
 from crystal_jax.text.layout import in_order
 
 _DECIMALS = 3  # descriptions that agree to so many decimals are compared by what comes after
+
+
+Key = tuple[int, ...]
 
 
 class NormalizerOperation(NamedTuple):
@@ -71,7 +74,7 @@ def _letter_rank(letter: str) -> int:
     return 26 if letter == "A" else ord(letter) - ord("a")
 
 
-def _rank(crystal: SymmetricCrystal) -> tuple:
+def _rank(crystal: SymmetricCrystal) -> tuple[Any, ...]:
     letters = tuple(_letter_rank(orbit.letter) for orbit in crystal.orbits)
     lengths = tuple(round(x, _DECIMALS) for x in crystal.lattice)
     return letters, lengths, tuple(tuple(round(x, _DECIMALS) % 1 for x in orbit.parameters) for orbit in crystal.orbits)
@@ -132,7 +135,7 @@ def normalizer(spacegroup: int) -> tuple[NormalizerOperation, ...]:
     """
     operations = standard_operations(spacegroup)
     present = {_key(r, t) for r, t in zip(operations.rotations, operations.translations, strict=True)}
-    seen: set[tuple] = set()
+    seen: set[Key] = set()
     found = []
     for rotation in _rotations(spacegroup):
         for translation in _translations(operations, rotation, present, polar_axes(spacegroup)):
@@ -144,7 +147,7 @@ def normalizer(spacegroup: int) -> tuple[NormalizerOperation, ...]:
     return tuple(found)
 
 
-def _key(rotation: Int[np.ndarray, "3 3"], translation: Int[np.ndarray, 3]) -> tuple:
+def _key(rotation: Int[np.ndarray, "3 3"], translation: Int[np.ndarray, 3]) -> Key:
     return (*rotation.ravel().tolist(), *(translation % GRID).tolist())
 
 
@@ -176,7 +179,7 @@ def _rotations(spacegroup: int) -> Iterator[Int[np.ndarray, "3 3"]]:
 
 
 def _translations(
-    operations: Operations, rotation: Int[np.ndarray, "3 3"], present: set[tuple], polar: tuple[int, ...]
+    operations: Operations, rotation: Int[np.ndarray, "3 3"], present: set[Key], polar: tuple[int, ...]
 ) -> Iterator[Int[np.ndarray, 3]]:
     """Yields the translations, in multiples of 1 / GRID, with which a rotation maps the group to itself."""
     inverse = np.round(np.linalg.inv(rotation)).astype(int)
@@ -184,7 +187,7 @@ def _translations(
     translations = operations.translations @ rotation.T
     steps = [range(1) if axis in polar else range(0, GRID, _step(operations.number, axis)) for axis in range(3)]
     candidates = np.array(list(itertools.product(*steps)))
-    by_rotation: dict[tuple, set[tuple]] = {}
+    by_rotation: dict[Key, set[Key]] = {}
     for key in present:
         by_rotation.setdefault(key[:9], set()).add(key[9:])
     for turned, moved in zip(rotations, translations, strict=True):

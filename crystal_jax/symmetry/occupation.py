@@ -9,7 +9,7 @@ occupied any number of times.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from crystal_jax.symmetry.operations import NUM_GROUPS, standard_operations
@@ -111,7 +111,7 @@ def _can_fill(spacegroup: int, counts: tuple[int, ...], places: Places) -> bool:
     return False
 
 
-def _places(vacant) -> Places:
+def _places(vacant: Iterable[Site]) -> Places:
     counts: dict[int, int] = {}
     for site in vacant:
         counts[site.atoms] = counts.get(site.atoms, 0) + 1

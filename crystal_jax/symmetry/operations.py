@@ -71,7 +71,7 @@ class Operations:
     @property
     def num_lattice_points(self) -> int:
         """Number of lattice points in the conventional cell: 1 (P), 2 (A, C, I), 3 (R) or 4 (F)."""
-        return round(1 / np.linalg.det(self.primitive_basis))
+        return round(1 / float(np.linalg.det(self.primitive_basis)))
 
     @property
     def generic_lattice(self) -> Float[np.ndarray, "3 3"]:

@@ -34,6 +34,13 @@ def browse(path, profile):
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
+def colours_of(path, profile):
+    """The numbers of different colours on the canvases of a page without messages on its console."""
+    document, console = browse(path, profile)
+    assert console == []
+    return [int(count) for count in re.search(r'data-colours="([^"]*)"', document)[1].split()]
+
+
 @pytest.fixture
 def report(tmp_path):
     """Salt and an alloy, found and measured."""
@@ -51,11 +58,15 @@ def test_the_page_runs_and_draws(report, tmp_path):
     text = report.read_text(encoding="utf-8")
     probed = tmp_path / "probed.html"
     probed.write_text(text.replace("</body>", PROBE), encoding="utf-8")
-    document, console = browse(probed, tmp_path / "profile")
-    assert console == []
-    colours = [int(count) for count in re.search(r'data-colours="([^"]*)"', document)[1].split()]
-    assert len(colours) == 2
-    assert min(colours) > 20  # spheres are shaded; an empty canvas has one colour
+    salt, alloy = colours_of(probed, tmp_path / "profile")
+    assert min(salt, alloy) > 20  # spheres are shaded; an empty canvas has one colour
+
+    switched = tmp_path / "switched.html"
+    click = "<script>document.querySelectorAll('[data-view={}]').forEach(box => box.click());</script>"
+    switched.write_text(text.replace("</body>", click.format("polyhedra") + PROBE), encoding="utf-8")
+    assert colours_of(switched, tmp_path / "profile")[0] != salt
+    switched.write_text(text.replace("</body>", click.format("supercell") + PROBE), encoding="utf-8")
+    assert colours_of(switched, tmp_path / "profile")[1] != alloy
 
     broken = tmp_path / "broken.html"
     broken.write_text(text.replace("</body>", "<script>nothing.at.all()</script></body>"), encoding="utf-8")

@@ -152,6 +152,12 @@ def test_drawings_hold_the_atoms_of_the_cell_and_its_faces(evaluation):
     assert [symbol for symbol, _, _ in salt["elements"]] == ["Cl", "Na"]
     assert len(salt["bonds"]) == 54  # the grid's neighbours
     assert alloy["bonds"] == []  # metals
+    assert alloy["polyhedra"] == []
+    # An octahedron of chlorine around each sodium, and none around chlorine.
+    sodium = [symbol for symbol, _, _ in salt["elements"]].index("Na")
+    assert [kind for kind, *_ in salt["polyhedra"]] == [sodium] * sum(atom[3] == sodium for atom in salt["atoms"])
+    for _, corners, triangles, edges in salt["polyhedra"]:
+        assert (len(corners), len(triangles), len(edges)) == (6, 8, 12)
 
 
 def test_crystals_can_be_downloaded(evaluation):

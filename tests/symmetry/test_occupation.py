@@ -48,8 +48,9 @@ def prefixes(spacegroup, counts):
     ("spacegroup", "counts"),
     [
         (1, (2, 1)), (2, (1, 3)), (2, (2, 4, 1)), (14, (2, 4)), (62, (4, 4)), (62, (2, 2)), (47, (1, 1, 2)),
-        (47, (3, 4)), (123, (1, 1, 3)), (166, (1, 2)), (166, (2, 3)), (194, (2, 2, 2)), (216, (1, 1, 1)), (221, (1, 1, 3)),
-        (221, (3, 3)), (225, (1, 1)), (225, (1, 2, 6)), (227, (2, 4)), (227, (4, 2, 8)), (152, (3, 6)),
+        (47, (3, 4)), (123, (1, 1, 3)), (166, (1, 2)), (166, (2, 3)), (194, (2, 2, 2)), (216, (1, 1, 1)),
+        (221, (1, 1, 3)), (221, (3, 3)), (225, (1, 1)), (225, (1, 2, 6)), (227, (2, 4)), (227, (4, 2, 8)),
+        (152, (3, 6)),
     ],
 )  # fmt: skip
 def test_letters_are_those_of_some_crystal(spacegroup, counts):
@@ -70,17 +71,15 @@ def test_letters_are_those_of_some_crystal(spacegroup, counts):
 
 
 def test_groups_of_a_composition():
-    assert {1, 2, 194, 216, 221, 225} <= set(possible_spacegroups((1, 1)))
+    assert {1, 2, 216, 221, 225} <= set(possible_spacegroups((1, 1)))
     assert 62 not in possible_spacegroups((1, 1))  # every position has four atoms
-    assert 227 not in possible_spacegroups((1, 1))
+    assert {194, 227}.isdisjoint(possible_spacegroups((1, 1)))
     assert 62 in possible_spacegroups((4, 4, 4, 16))  # LiFePO4
     assert possible_spacegroups((1, 1)) == tuple(sorted(possible_spacegroups((1, 1))))
 
 
 def test_every_group_takes_atoms_on_its_general_position():
     for number in range(1, 231):
-        general = sites(number)[-1].atoms
-        assert number in possible_spacegroups((general,))
-        assert (
-            "".join(next_letters(number, general, (), last=None, occupied=frozenset()))[-1] == sites(number)[-1].letter
-        )
+        general = sites(number)[-1]
+        assert number in possible_spacegroups((general.atoms,))
+        assert next_letters(number, general.atoms, (), last=None, occupied=frozenset())[-1] == general.letter
