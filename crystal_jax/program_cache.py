@@ -8,6 +8,7 @@ the settings, and the shapes of the arguments.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -107,6 +108,11 @@ class ProgramCache:
         loaded = _load(path, self._devices)
         if loaded is not None:
             return loaded
+        with _alone(path):
+            loaded = _load(path, self._devices)  # another process may have compiled it meanwhile
+            return loaded if loaded is not None else self._compile(name, jitted, arguments, path)
+
+    def _compile(self, name: str, jitted: Any, arguments: tuple[Any, ...], path: Path) -> Any:
         before = _last_seconds(self._folder).get(name)
         progress.say(f"compiling {name!r}" + (f", which took {before:.0f} s the last time" if before else ""))
         start = time.monotonic()
@@ -115,6 +121,25 @@ class ProgramCache:
         _store(path, compiled)
         _note_seconds(self._folder, name, time.monotonic() - start)
         return compiled
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits while another process on this machine compiles the same program."""
+    waiting = path.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(waiting, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # the folder cannot be written: nothing will be kept
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        waiting.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Programs are kept on disk, found without tracing, and never taken for others."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,15 @@ def test_a_program_is_not_taken_for_another(folder, monkeypatch, change):
     shape = (5,) if change == "arguments" else (4,)
     assert float(program(jnp.full(shape, 3.0), {"a": np.ones(shape, np.float32)})["y"][0]) == 16
     assert len(entries(folder)) == 2
+
+
+def test_processes_that_need_the_same_program_compile_it_once(folder):
+    """Here threads stand for processes: each has its own cache, and locks the file on its own."""
+    programs = [Traced(), Traced(), Traced()]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, [cache() for _ in programs], programs)) == [7, 7, 7]
+    assert sum(program.times for program in programs) == 1
+    assert len(list(folder.rglob("*.lock"))) == 0
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 100, "half", "pickle"])

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import joblib
+from joblib.externals.loky import process_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
@@ -32,7 +33,9 @@ from crystal_jax.errors import UserError
 from crystal_jax.storage.worker_pool import available_workers
 from crystal_jax.structures import Entry, parse
 
-_CHUNK = 64  # crystals per task of a worker; enough that most of its batches are full
+_CHUNK = 64  # crystals per task of a worker, at least; enough that most of its batches are full
+_MAX_CHUNK = 512  # at the end of a task, a few slow crystals take steps alone: long tasks lose less to this
+_TASKS = 8  # per worker, so that all end at about the same time
 _WORTH_A_PROCESS = 32  # minimum number of crystals per worker: each worker loads the model, which takes seconds
 _MAX_DEATHS = 3  # crystals in a row that kill their process: the cause is then not the crystals
 
@@ -97,12 +100,20 @@ def _relax_in_parallel(
     elif workers == 1:
         yield from _relax_and_write(cifs, job, folder)
     else:
-        run = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
-        try:
-            for count in run(joblib.delayed(_of_worker)(chunk, job, folder) for chunk in _chunks(cifs, workers)):
-                yield from [None] * count
-        except TerminatedWorkerError as error:
-            raise _WorkersDied from error
+        with process_executor.ProcessPoolExecutor(workers, initializer=_keep_worker) as pool:
+            tasks = [pool.submit(_of_worker, chunk, job, folder) for chunk in _chunks(cifs, workers)]
+            try:
+                for task in as_completed(tasks):
+                    yield from [None] * task.result()
+            except TerminatedWorkerError as error:
+                raise _WorkersDied from error
+
+
+def _keep_worker() -> None:
+    """Turns off the check of a worker's memory: it keeps freed memory on purpose (`allocator`), and a new one would
+    load model and programs again.
+    """
+    process_executor._MAX_MEMORY_LEAK_SIZE = math.inf
 
 
 def _workers_for(some: Sequence[str], job: RelaxJob, workers: int | None) -> int:
@@ -112,7 +123,8 @@ def _workers_for(some: Sequence[str], job: RelaxJob, workers: int | None) -> int
 
 
 def _chunks(cifs: Sequence[str], workers: int) -> list[Sequence[str]]:
-    size = max(1, min(_CHUNK, -(-len(cifs) // workers)))
+    size = min(max(len(cifs) // (_TASKS * workers), _CHUNK), _MAX_CHUNK)
+    size = max(1, min(size, -(-len(cifs) // workers)))
     return [cifs[begin : begin + size] for begin in range(0, len(cifs), size)]
 
 
