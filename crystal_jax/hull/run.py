@@ -8,8 +8,10 @@ completes it in a chemical system, or makes one for another potential:
   crystal-jax evaluate --hull=hulls/Li-P-S --energy_model=m3gnet ...
 
 Every known crystal is relaxed with the potential, its energy gets the MP2020 corrections, and the lowest of each
-composition is kept. --structures reads files of any kind that 'crystal-jax evaluate' reads, and computed entries of
-pymatgen, such as Matbench Discovery's *-computed-structure-entries.json.gz.
+composition is kept. With --num_prototypes=1, stable compounds of the Materials Project that are not among the crystals
+are built in the structure of a known crystal of the same space group with similar elements. --structures reads files of
+any kind that 'crystal-jax evaluate' reads, and computed entries of pymatgen, such as Matbench Discovery's
+*-computed-structure-entries.json.gz.
 
   OUTPUT/hull.csv.gz   composition, corrected energy in eV/atom, id of the crystal, name of the potential
   OUTPUT/hull.json     sources, numbers of crystals, settings, versions
