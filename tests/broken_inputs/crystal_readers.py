@@ -3,11 +3,10 @@
 import json
 
 import pandas as pd
-import pytest
 
 from crystal_jax.sample.requests import read_requests
 from crystal_jax.structures import parse, read_entries
-from tests.broken_inputs.damage import Reader, check_whole, check_wrong_bytes, check_wrong_values
+from tests.broken_inputs.damage import Reader
 from tests.broken_inputs.valid_folders import SALT
 
 
@@ -45,18 +44,3 @@ READERS = {
     "extxyz": of_crystals("salt.extxyz"),
     "requests": Reader(requests_folder, "requests.csv", lambda folder: read_requests(folder / "requests.csv")),
 }
-
-
-@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_the_whole_file_is_taken(whole, reader):
-    check_whole(whole(reader.make), reader)
-
-
-@pytest.mark.parametrize("reader", JSON_READERS.values(), ids=JSON_READERS)
-def test_wrong_values(whole, reader):
-    check_wrong_values(whole(reader.make), reader)
-
-
-@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_wrong_bytes(whole, reader):
-    check_wrong_bytes(whole(reader.make), reader)

@@ -4,14 +4,13 @@ import json
 import math
 
 import pandas as pd
-import pytest
 
 from crystal_jax.energy.convex_hull.hull import read_hull
 from crystal_jax.energy.relaxation.journal import read_journals
 from crystal_jax.evaluate.evaluation import read_evaluation
 from crystal_jax.evaluate.metrics.external_results import infill_metrics, read_infilled, read_scores
 from crystal_jax.storage.jsonl_log import JsonlLog, ensure_same_run, release
-from tests.broken_inputs.damage import Reader, check_whole, check_wrong_bytes, check_wrong_values
+from tests.broken_inputs.damage import Reader
 from tests.broken_inputs.valid_folders import evaluation_folder, hull_folder
 
 
@@ -77,18 +76,3 @@ READERS = {
     "elements.csv": Reader(scores_folder, "elements.csv", read_model_results),
     "structures.csv": Reader(evaluation_folder, "structures.csv", read_evaluation),
 }
-
-
-@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_the_whole_file_is_taken(whole, reader):
-    check_whole(whole(reader.make), reader)
-
-
-@pytest.mark.parametrize("reader", JSON_READERS.values(), ids=JSON_READERS)
-def test_wrong_values(whole, reader):
-    check_wrong_values(whole(reader.make), reader)
-
-
-@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_wrong_bytes(whole, reader):
-    check_wrong_bytes(whole(reader.make), reader)
