@@ -1,8 +1,9 @@
 """Text of a crystal by its symmetry: space group, free lattice parameters, and orbits on Wyckoff positions.
 
-A line with the number of the space group; a line with the free lattice parameters (lengths in Å with one decimal, then
-angles in degrees); and a line for each orbit, with its element, the letter of its position, and the coordinates that
-are free there. An optional first line has the composition of the primitive cell. Lithium iron phosphate:
+A line with the number of the space group; a line with the free lengths of the lattice (Å, one decimal) and, in
+monoclinic and triclinic groups, one with the free angles (degrees); and a line for each orbit, with its element, the
+letter of its position, and the coordinates that are free there. An optional first line has the composition of the
+primitive cell. Lithium iron phosphate:
 
     Li4Fe4P4O16
     62
@@ -57,12 +58,14 @@ class WyckoffFormat:
 
     def encode(self, crystal: SymmetricCrystal) -> str:
         """Returns the text of a crystal."""
-        rules = lattice_parameters(crystal.spacegroup)
-        lattice = [
-            f"{value:.1f}" if place < _NUM_LENGTHS else str(round(value))
-            for place, value in zip(rules.free, crystal.lattice, strict=True)
-        ]
-        lines = [str(crystal.spacegroup), " ".join(lattice)]
+        free = zip(lattice_parameters(crystal.spacegroup).free, crystal.lattice, strict=True)
+        lengths, angles = [], []
+        for place, value in free:
+            if place < _NUM_LENGTHS:
+                lengths.append(f"{value:.1f}")
+            else:
+                angles.append(str(round(value)))
+        lines = [str(crystal.spacegroup), " ".join(lengths), *([" ".join(angles)] if angles else [])]
         for orbit in sorted_orbits(tuple(map(self._rounded, crystal.orbits))):
             lines.append(" ".join([orbit.element, orbit.letter, *map(self._printed, orbit.parameters)]))
         if self.has_composition:
@@ -80,13 +83,15 @@ class WyckoffFormat:
         """
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line]
         composition = self._composition(lines.pop(0) if lines else (1, "")) if self.has_composition else None
-        if len(lines) < 3:
-            raise CrystalTextError(lines[-1][0] + 1 if lines else 1, "", "the text ends before the first orbit")
-        spacegroup = _spacegroup(*lines[0])
-        lattice = _lattice(spacegroup, *lines[1])
+        spacegroup = _spacegroup(*(lines.pop(0) if lines else (text.count("\n") + 2, "")))
+        num_angles = sum(place >= _NUM_LENGTHS for place in lattice_parameters(spacegroup).free)
+        lattice_lines, lines = lines[: 2 if num_angles else 1], lines[2 if num_angles else 1 :]
+        if not lines:
+            raise CrystalTextError(text.count("\n") + 2, "", "the text ends before the first orbit")
+        lattice = _lattice(spacegroup, lattice_lines)
         by_letter = {place.letter: place for place in positions(spacegroup)}
         orbits, occupied = [], set[str]()
-        for number, line in lines[2:]:
+        for number, line in lines:
             orbit = _orbit(number, line, by_letter)
             if orbit.letter in occupied and not by_letter[orbit.letter].num_free:
                 raise CrystalTextError(number, line, f"position {orbit.letter} has one place, which is occupied")
@@ -120,20 +125,26 @@ def _spacegroup(number: int, line: str) -> int:
     return int(line)
 
 
-def _lattice(spacegroup: int, number: int, line: str) -> tuple[float, ...]:
-    rules = lattice_parameters(spacegroup)
-    words = line.split(" ")
-    if len(words) != len(rules.free):
-        raise CrystalTextError(
-            number, line, f"space group {spacegroup} has {len(rules.free)} free lattice parameters, not {len(words)}"
-        )
-    values = tuple(_number(number, line, word) for word in words)
-    for place, value in zip(rules.free, values, strict=True):
-        if place < _NUM_LENGTHS and not value > 0:
-            raise CrystalTextError(number, line, "lattice lengths must be positive")
-        if place >= _NUM_LENGTHS and not 0 < value < 180:
-            raise CrystalTextError(number, line, "lattice angles must lie between 0 and 180 degrees")
-    return values
+def _lattice(spacegroup: int, lines: list[tuple[int, str]]) -> tuple[float, ...]:
+    places = lattice_parameters(spacegroup).free
+    lengths = [place for place in places if place < _NUM_LENGTHS]
+    values = []
+    for (number, line), what, wanted in zip(
+        lines, ("lengths", "angles"), (len(lengths), len(places) - len(lengths)), strict=False
+    ):
+        words = line.split(" ")
+        if len(words) != wanted:
+            raise CrystalTextError(
+                number, line, f"space group {spacegroup} has {wanted} free {what} of the lattice, not {len(words)}"
+            )
+        for word in words:
+            value = _number(number, line, word)
+            if what == "lengths" and not value > 0:
+                raise CrystalTextError(number, line, "lattice lengths must be positive")
+            if what == "angles" and not 0 < value < 180:
+                raise CrystalTextError(number, line, "lattice angles must lie between 0 and 180 degrees")
+            values.append(value)
+    return tuple(values)
 
 
 def _orbit(number: int, line: str, by_letter: dict[str, WyckoffPosition]) -> Orbit:

@@ -46,7 +46,7 @@ def test_one_spelling_for_a_position():
     """A coordinate is rounded into the cell, and orbits are sorted as printed."""
     orbits = (Orbit("O", "a", (0.999, 0.2, 0.3)), Orbit("O", "a", (0, 0, 0)))
     text = WyckoffFormat(has_composition=False).encode(SymmetricCrystal(1, (3, 4, 5, 80, 90, 100), orbits))
-    assert text == "1\n3.0 4.0 5.0 80 90 100\nO a 0.00 0.00 0.00\nO a 0.00 0.20 0.30"
+    assert text == "1\n3.0 4.0 5.0\n80 90 100\nO a 0.00 0.00 0.00\nO a 0.00 0.20 0.30"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_one_spelling_for_a_position():
         ("Li4Fe4P4O16", "Li4Fe4P4O12", "the orbits make Li4Fe4P4O16, not Li4Fe4P4O12"),
         ("\n62\n", "\n231\n", "line 2: expected the number of a space group, 1 to 230"),
         ("\n62\n", "\nPnma\n", "line 2: expected the number of a space group"),
-        ("10.3 6.0 4.7", "10.3 6.0", "space group 62 has 3 free lattice parameters, not 2"),
+        ("10.3 6.0 4.7", "10.3 6.0", "space group 62 has 3 free lengths of the lattice, not 2"),
         ("10.3 6.0 4.7", "10.3 6.0 0.0", "lattice lengths must be positive"),
         ("10.3 6.0 4.7", "10.3 6.0 nan", "'nan' is not a number"),
         ("Li a", "Xx a", "line 4: not an element symbol"),
@@ -73,9 +73,22 @@ def test_malformed_texts_are_named(old, new, problem):
         WyckoffFormat().decode(OLIVINE.replace(old, new))
 
 
+def test_angles_have_a_line_of_their_own():
+    text = "Ti1O2\n12\n10.1 3.7 6.5\n107\nTi i 0.20 0.29\nO i 0.06 0.37\nO i 0.13 0.70"
+    crystal = WyckoffFormat().decode(text.replace("Ti1O2", "Ti2O4"))
+    assert crystal.lattice == (10.1, 3.7, 6.5, 107.0)
+    for old, new, problem in (
+        ("107", "107 90", "space group 12 has 1 free angles of the lattice, not 2"),
+        ("107", "180", "lattice angles must lie between 0 and 180 degrees"),
+        ("\n107", "", "space group 12 has 1 free angles"),
+    ):
+        with pytest.raises(CrystalTextError, match=problem):
+            WyckoffFormat().decode(text.replace(old, new))
+
+
 @pytest.mark.parametrize("text", ["", "Li1", "Li1\n225", "Li1\n225\n4.0"])
 def test_texts_that_end_too_early(text):
-    with pytest.raises(CrystalTextError, match=r"ends before the first orbit|expected a composition"):
+    with pytest.raises(CrystalTextError, match=r"ends before the first orbit|expected (a composition|the number)"):
         WyckoffFormat().decode(text)
 
 
