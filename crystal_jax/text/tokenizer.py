@@ -1,9 +1,10 @@
-"""Implements five tokenizers behind one protocol.
+"""Implements six tokenizers behind one protocol.
 
 `Llama2Tokenizer` is LLaMA-2's SentencePiece model, `Llama2CrystalTokenizer` the same with added tokens for crystals,
 and `HuggingFaceTokenizer` any `tokenizer.json`. `CharacterTokenizer` (LM-CH) and `AtomCoordinateTokenizer` (LM-AC)
 follow Flam-Shepherd & Aspuru-Guzik (arXiv:2305.05708) and need no file: they have one token per character, or one token
-per element, lattice number and coordinate.
+per element, lattice number and coordinate. `WyckoffTokenizer` (text/wyckoff_tokenizer.py) is the same for texts by
+symmetry.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from crystal_jax.errors import RequestError, UserError
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.layout import MASK, PLAIN
 from crystal_jax.text.prompts import PHRASES
+from crystal_jax.text.wyckoff_tokenizer import WyckoffTokenizer
 
 
 @runtime_checkable
@@ -255,7 +257,10 @@ def _spell_in_context(tokenizer: Tokenizer, separator: str, value: str) -> tuple
 
 
 def load_tokenizer(name: str, path: Path | None = None) -> Tokenizer:
-    """Loads a tokenizer by name: atom_coordinate, character; or, with a file, llama2, llama2_crystal, huggingface."""
+    """Loads a tokenizer by name.
+
+    atom_coordinate, character and wyckoff need no file; llama2, llama2_crystal and huggingface do.
+    """
     from_files: dict[str, Callable[[Path], Tokenizer]] = {
         "llama2": Llama2Tokenizer,
         "llama2_crystal": Llama2CrystalTokenizer,
@@ -266,7 +271,9 @@ def load_tokenizer(name: str, path: Path | None = None) -> Tokenizer:
             file = "tokenizer.json" if name == "huggingface" else "tokenizer.model"
             raise UserError(f"the {name} tokenizer needs a file: --config.tokenizer.path=/path/to/{file}")
         return from_files[name](Path(path))
-    compact = {t.name: t for t in (AtomCoordinateTokenizer, CharacterTokenizer)}
+    compact: dict[str, Callable[[], Tokenizer]] = {
+        t.name: t for t in (AtomCoordinateTokenizer, CharacterTokenizer, WyckoffTokenizer)
+    }
     if name not in compact:
         raise UserError(f"no tokenizer {name!r}; there are: {', '.join(sorted([*compact, *from_files]))}")
     return compact[name]()
