@@ -22,7 +22,9 @@ _SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
 _LENGTHS_LINE = r"\d+\.\d(?: \d+\.\d){0,2}"
 _ANGLES_LINE = r"\d+(?: \d+){0,2}"
 _ORBIT = rf"(?:{_SYMBOL}) [a-zA](?: \d\.\d\d){{0,3}}"
-_CRYSTAL = rf"(?P<crystal>(?<![^\n])(?:(?:(?:{_SYMBOL})\d+)+\n)?\d+\n{_LENGTHS_LINE}(?:\n{_ANGLES_LINE})?(?:\n{_ORBIT})+(?![^\n]))"
+_COMPOSITION = rf"(?:(?:(?:{_SYMBOL})\d+)+\n)?"
+_LATTICE = rf"{_LENGTHS_LINE}(?:\n{_ANGLES_LINE})?"
+_CRYSTAL = rf"(?P<crystal>(?<![^\n]){_COMPOSITION}\d+\n{_LATTICE}(?:\n{_ORBIT})+(?![^\n]))"
 _FIELD = re.compile(rf"(?P<letter>(?<= )[a-zA](?![^ \n]))|{_SYMBOL}|[\d.]+")
 # Alternatives in order: a crystal, a phrase, an element, one character.
 _PIECE = re.compile(rf"{_CRYSTAL}|{'|'.join(map(re.escape, PHRASES))}|{_SYMBOL}|(?s:.)")
