@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from crystal_jax.symmetry.operations import GRID, standard_operations
+from crystal_jax.symmetry.operations import GRID, NUM_GROUPS, standard_operations
 
 TABLE = Path(__file__).parent / "wyckoff_positions.csv"
 SAME = 1e-3  # fractions of the cell; a point closer than this to a position is on it
@@ -79,6 +79,11 @@ class WyckoffPosition:
         parameters: Float[np.ndarray, "j k"] = found[on] % 1
         return parameters
 
+    @property
+    def symbol(self) -> str:
+        """Multiplicity and letter, as 4c."""
+        return f"{self.multiplicity}{self.letter}"
+
     @functools.cached_property
     def _images(self) -> tuple[Float[np.ndarray, "m 3 k"], Float[np.ndarray, "m 3"]]:
         """The representative point's images: matrices and shifts of the parameters."""
@@ -117,6 +122,13 @@ def position(spacegroup: int, letter: str) -> WyckoffPosition:
             return found
     letters = "".join(found.letter for found in positions(spacegroup))
     raise ValueError(f"space group {spacegroup} has the Wyckoff positions {letters}, not {letter!r}")
+
+
+@functools.cache
+def position_symbols() -> tuple[str, ...]:
+    """Returns the symbols of all positions of all groups: 186, from 1a to 192l, by multiplicity, then letter."""
+    found = {(p.multiplicity, p.letter) for number in range(1, NUM_GROUPS + 1) for p in positions(number)}
+    return tuple(f"{multiplicity}{letter}" for multiplicity, letter in sorted(found))
 
 
 @functools.cache

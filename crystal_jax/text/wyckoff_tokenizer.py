@@ -1,12 +1,12 @@
-"""One token per field of a crystal's text by its symmetry: element, number, letter of a Wyckoff position."""
+"""One token per field of a crystal's text by its symmetry: element, number, Wyckoff position."""
 
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Sequence
 
 from crystal_jax.errors import RequestError
+from crystal_jax.symmetry.positions import position_symbols
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.layout import MASK
 from crystal_jax.text.prompts import PHRASES
@@ -15,23 +15,22 @@ _PRINTABLE = "\n" + "".join(map(chr, range(32, 127)))
 _LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
 _INTEGERS = tuple(map(str, range(1, 231)))  # space groups, angles in degrees, numbers of atoms
 _COORDINATES = tuple(f"{i / 100:.2f}" for i in range(100))
-_LETTERS = (*string.ascii_lowercase, "A")
-FIELDS = (*_LENGTHS, *_INTEGERS, *_COORDINATES, *ELEMENTS, MASK, *(f"letter {letter}" for letter in _LETTERS))
+FIELDS = (*_LENGTHS, *_INTEGERS, *_COORDINATES, *ELEMENTS, MASK, *position_symbols())
 
 _SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
 _LENGTHS_LINE = r"\d+\.\d(?: \d+\.\d){0,2}"
 _ANGLES_LINE = r"\d+(?: \d+){0,2}"
-_ORBIT = rf"(?:{_SYMBOL}) [a-zA](?: \d\.\d\d){{0,3}}"
+_ORBIT = rf"(?:{_SYMBOL}) \d+[a-zA](?: \d\.\d\d){{0,3}}"
 _COMPOSITION = rf"(?:(?:(?:{_SYMBOL})\d+)+\n)?"
 _LATTICE = rf"{_LENGTHS_LINE}(?:\n{_ANGLES_LINE})?"
 _CRYSTAL = rf"(?P<crystal>(?<![^\n]){_COMPOSITION}\d+\n{_LATTICE}(?:\n{_ORBIT})+(?![^\n]))"
-_FIELD = re.compile(rf"(?P<letter>(?<= )[a-zA](?![^ \n]))|{_SYMBOL}|[\d.]+")
+_FIELD = re.compile(rf"{_SYMBOL}|\d+[a-zA](?![a-zA-Z\d])|[\d.]+")
 # Alternatives in order: a crystal, a phrase, an element, one character.
 _PIECE = re.compile(rf"{_CRYSTAL}|{'|'.join(map(re.escape, PHRASES))}|{_SYMBOL}|(?s:.)")
 
 
 class WyckoffTokenizer:
-    """One token per element, lattice length (1.0 … 99.9 Å), integer (1 … 230), coordinate (0.00 … 0.99) and letter.
+    """One token per element, length (1.0 … 99.9 Å), integer (1 … 230), coordinate (0.00 … 0.99), position (1a … 192l).
 
     Spaces and newlines of a crystal need no tokens: the kind of a token and those before it decide what separates them.
     An integer is a number of atoms, a space group or an angle, by its place. Prompts are tokenised with one token per
@@ -55,7 +54,7 @@ class WyckoffTokenizer:
         ids: list[int] = []
         for match in _PIECE.finditer(text):
             if match.lastgroup == "crystal":
-                ids += map(self._field, _fields_of(match.group()))
+                ids += map(self._field, _FIELD.findall(match.group()))
             else:
                 ids.append(self._lookup(self._text_ids, match.group()))
         return ids
@@ -74,8 +73,8 @@ class WyckoffTokenizer:
         return text + _joined(fields)
 
     def spell(self, separator: str, value: str) -> tuple[int, ...]:
-        """Returns the id of a field inside a crystal's text; only a letter has a space before it."""
-        return (self._field(f"letter {value}" if value in _LETTERS and separator == " " else value),)
+        """Returns the id of a field inside a crystal's text; separators need no tokens."""
+        return (self._field(value),)
 
     def _field(self, field: str) -> int:
         return self._lookup(self._field_ids, field)
@@ -84,13 +83,6 @@ class WyckoffTokenizer:
         if piece not in ids:
             raise RequestError(f"{piece!r} is not in the vocabulary")
         return ids[piece]
-
-
-def _fields_of(crystal: str) -> list[str]:
-    return [
-        f"letter {match.group()}" if match.lastgroup == "letter" else match.group()
-        for match in _FIELD.finditer(crystal)
-    ]
 
 
 # The separator before a field, and what the field is, by what comes before it and by its kind.
@@ -107,9 +99,9 @@ _NEXT = {
     ("angle", "integer"): (" ", "angle"),
     ("length", "element"): ("\n", "element"),
     ("angle", "element"): ("\n", "element"),
-    ("element", "letter"): (" ", "letter"),
-    ("letter", "element"): ("\n", "element"),
-    ("letter", "coordinate"): (" ", "coordinate"),
+    ("element", "position"): (" ", "position"),
+    ("position", "element"): ("\n", "element"),
+    ("position", "coordinate"): (" ", "coordinate"),
     ("coordinate", "coordinate"): (" ", "coordinate"),
     ("coordinate", "element"): ("\n", "element"),
 }
@@ -121,13 +113,13 @@ def _joined(fields: Sequence[str]) -> str:
     for field in fields:
         kind = _kind(field)
         separator, place = _NEXT.get((place, kind), (" ", kind))  # the default: what no crystal has
-        text += separator + field.removeprefix("letter ")
+        text += separator + field
     return text
 
 
 def _kind(field: str) -> str:
-    if field.startswith("letter "):
-        return "letter"
+    if field[0].isdigit() and field[-1].isalpha():
+        return "position"
     if not field[0].isdigit():
         return "element"
     return {0: "integer", 1: "length"}.get(len(field.partition(".")[2]), "coordinate")

@@ -13,7 +13,7 @@ from crystal_jax.text.prompts import generation_prompt
 from crystal_jax.text.tokenizer import encode_example, load_tokenizer
 from tests.text.formats.test_wyckoff import OLIVINE
 
-TRICLINIC = "Li1O2\n1\n3.0 4.0 5.0\n80 90 100\nLi a 0.00 0.00 0.00\nO a 0.10 0.20 0.30\nO a 0.50 0.60 0.70"
+TRICLINIC = "Li1O2\n1\n3.0 4.0 5.0\n80 90 100\nLi 1a 0.00 0.00 0.00\nO 1a 0.10 0.20 0.30\nO 1a 0.50 0.60 0.70"
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def tokenizer():
     return load_tokenizer("wyckoff")
 
 
-@pytest.mark.parametrize("text", [OLIVINE, TRICLINIC, "Na1Cl1\n225\n5.6\nNa a\nCl b", "225\n5.6\nNa a\nCl b"])
+@pytest.mark.parametrize("text", [OLIVINE, TRICLINIC, "Na1Cl1\n225\n5.6\nNa 4a\nCl 4b", "225\n5.6\nNa 4a\nCl 4b"])
 def test_one_token_per_field(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -43,9 +43,9 @@ def test_the_spelling_of_fields_is_that_of_texts(tokenizer):
     spelled = [
         *[tokenizer.spell("", word) for word in ("Na", "1", "Cl", "1")],
         *[tokenizer.spell("\n", word) for word in ("225", "5.6", "Na")],
-        *[tokenizer.spell(separator, word) for separator, word in ((" ", "a"), ("\n", "Cl"), (" ", "b"))],
+        *[tokenizer.spell(separator, word) for separator, word in ((" ", "4a"), ("\n", "Cl"), (" ", "4b"))],
     ]
-    assert [token for word in spelled for token in word] == tokenizer.encode("Na1Cl1\n225\n5.6\nNa a\nCl b")
+    assert [token for word in spelled for token in word] == tokenizer.encode("Na1Cl1\n225\n5.6\nNa 4a\nCl 4b")
     with pytest.raises(RequestError, match=r"'0\.5' is not in the vocabulary"):
         tokenizer.spell(" ", "0.5")
 

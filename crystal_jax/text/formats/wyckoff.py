@@ -1,19 +1,19 @@
 """Text of a crystal by its symmetry: space group, free lattice parameters, and orbits on Wyckoff positions.
 
 A line with the number of the space group; a line with the free lengths of the lattice (Å, one decimal) and, in
-monoclinic and triclinic groups, one with the free angles (degrees); and a line for each orbit, with its element, the
-letter of its position, and the coordinates that are free there. An optional first line has the composition of the
-primitive cell. Lithium iron phosphate:
+monoclinic and triclinic groups, one with the free angles (degrees); and a line for each orbit, with its element, its
+position (multiplicity in the conventional cell, and letter), and the coordinates that are free there. An optional first
+line has the composition of the primitive cell. Lithium iron phosphate:
 
     Li4Fe4P4O16
     62
     10.3 6.0 4.7
-    Li a
-    Fe c 0.28 0.97
-    P c 0.09 0.42
-    O c 0.10 0.74
-    O c 0.46 0.21
-    O d 0.17 0.05 0.28
+    Li 4a
+    Fe 4c 0.28 0.97
+    P 4c 0.09 0.42
+    O 4c 0.10 0.74
+    O 4c 0.46 0.21
+    O 8d 0.17 0.05 0.28
 
 All else follows from the space group in its standard setting (crystal_jax/symmetry). The orbits are in the order of
 elements by electronegativity, then letters, then coordinates. So the text has the symmetry that it states, and its
@@ -67,7 +67,8 @@ class WyckoffFormat:
                 angles.append(str(round(value)))
         lines = [str(crystal.spacegroup), " ".join(lengths), *([" ".join(angles)] if angles else [])]
         for orbit in sorted_orbits(tuple(map(self._rounded, crystal.orbits))):
-            lines.append(" ".join([orbit.element, orbit.letter, *map(self._printed, orbit.parameters)]))
+            symbol = crystal.position(orbit).symbol
+            lines.append(" ".join([orbit.element, symbol, *map(self._printed, orbit.parameters)]))
         if self.has_composition:
             points = standard_operations(crystal.spacegroup).num_lattice_points
             counts = {element: number // points for element, number in crystal.composition.items()}
@@ -89,12 +90,14 @@ class WyckoffFormat:
         if not lines:
             raise CrystalTextError(text.count("\n") + 2, "", "the text ends before the first orbit")
         lattice = _lattice(spacegroup, lattice_lines)
-        by_letter = {place.letter: place for place in positions(spacegroup)}
+        by_symbol = {place.symbol: place for place in positions(spacegroup)}
+        by_letter = {place.letter: place for place in by_symbol.values()}
         orbits, occupied = [], set[str]()
         for number, line in lines:
-            orbit = _orbit(number, line, by_letter)
+            orbit = _orbit(number, line, by_symbol)
             if orbit.letter in occupied and not by_letter[orbit.letter].num_free:
-                raise CrystalTextError(number, line, f"position {orbit.letter} has one place, which is occupied")
+                symbol = by_letter[orbit.letter].symbol
+                raise CrystalTextError(number, line, f"position {symbol} has one place, which is occupied")
             occupied.add(orbit.letter)
             orbits.append(orbit)
         crystal = SymmetricCrystal(spacegroup, lattice, tuple(orbits))
@@ -147,18 +150,19 @@ def _lattice(spacegroup: int, lines: list[tuple[int, str]]) -> tuple[float, ...]
     return tuple(values)
 
 
-def _orbit(number: int, line: str, by_letter: dict[str, WyckoffPosition]) -> Orbit:
+def _orbit(number: int, line: str, by_symbol: dict[str, WyckoffPosition]) -> Orbit:
     element, *rest = line.split(" ")
     if element not in _KNOWN:
         raise CrystalTextError(number, line, "not an element symbol")
-    if not rest or rest[0] not in by_letter:
-        raise CrystalTextError(number, line, f"expected one of the positions {''.join(by_letter)}")
-    letter, *coordinates = rest
-    if len(coordinates) != by_letter[letter].num_free:
+    if not rest or rest[0] not in by_symbol:
+        raise CrystalTextError(number, line, f"expected one of the positions {', '.join(by_symbol)}")
+    symbol, *coordinates = rest
+    place = by_symbol[symbol]
+    if len(coordinates) != place.num_free:
         raise CrystalTextError(
-            number, line, f"position {letter} has {by_letter[letter].num_free} free coordinates, not {len(coordinates)}"
+            number, line, f"position {symbol} has {place.num_free} free coordinates, not {len(coordinates)}"
         )
-    return Orbit(element, letter, tuple(_number(number, line, word) for word in coordinates))
+    return Orbit(element, place.letter, tuple(_number(number, line, word) for word in coordinates))
 
 
 def _number(number: int, line: str, word: str) -> float:

@@ -21,7 +21,7 @@ from crystal_jax.errors import RequestError
 FORBIDDEN = -1
 END = ""  # value that ends a crystal, in place of the next element
 ANY = "*"  # the only value of a field whose values are not distinguished
-FIELDS = ("length", "angle", "xy", "z", "element")
+FIELDS = ("length", "angle", "xy", "z", "spacegroup", "position", "coordinate", "element")
 MOST_VALUES = 2000  # largest number of values of a field that are distinguished
 
 
@@ -29,9 +29,9 @@ MOST_VALUES = 2000  # largest number of values of a field that are distinguished
 class TokenAutomaton:
     """Deterministic automaton over the tokens of its language, with the meaning of the tokens.
 
-    A text is a sequence of fields: three lengths, three angles, then an element, x, y and z per atom. Values are
-    numbered in the order of their spellings, so the values that are still possible after a token are a range. A
-    separator belongs to the field after it.
+    A text is a sequence of fields: three lengths, three angles, then an element, x, y and z per atom; or those of
+    text/grammar/wyckoff.py. Values are numbered in the order of their spellings, so the values that are still possible
+    after a token are a range. A separator belongs to the field after it.
 
     Attributes:
         token_ids: token ids of the columns of `next_state`, ascending. Shape [k].
@@ -42,9 +42,10 @@ class TokenAutomaton:
         max_atoms: largest number of atoms in a text.
         values: values of all fields, field by field; the last one is empty and means the end of a crystal, in place of
             an element.
-        fields: ranges of `values` that belong to `length`, `angle`, `xy`, `z` and `element`; Cartesian coordinates are
-            not distinguished.
-        turn: index of a state's field in the text: 0 to 5 in the lattice, then four per atom. Shape [n_states].
+        fields: ranges of `values` that belong to a field, of those in `FIELDS` that the language has; Cartesian
+            coordinates are not distinguished.
+        turn: number of a state's field in the text: 0 to 5 in the lattice, then four per atom; it never decreases along
+            a text. Shape [n_states].
         kind: kind of a state; states of one kind are at the same point of the same type of field; 0 is the end. Shape
             [n_states].
         first, last: range of the values possible after a column: from `first` to before `last`. Shape [n_kinds, k].
@@ -136,18 +137,27 @@ class Builder:
         Raises:
             ValueError: after some word, the next token could belong either to a longer word or to the next field.
         """
+        return self.branch(dict.fromkeys(words, then), written)
+
+    def branch(self, following: Mapping[Word, int], written: Word | None = ()) -> int:
+        """Returns the state that reads any of these words, each followed by the language of a state of its own.
+
+        Raises:
+            ValueError: see `words`.
+        """
         transitions: dict[int, int] = {}
-        by_first: dict[int, list[Word]] = {}
-        for word in words:
+        by_first: dict[int, dict[Word, int]] = {}
+        for word, then in following.items():
             if word:
-                by_first.setdefault(word[0], []).append(word[1:])
+                by_first.setdefault(word[0], {})[word[1:]] = then
             else:
                 transitions = dict(self.transitions[then])
         for token, rest in by_first.items():
             if token in transitions:
                 raise RequestError(f"Token {token} may both go on with a field and begin the next one")
+            ended = rest.get(()) if len(rest) == 1 else None
             transitions[token] = (
-                then if rest == [()] else self.words(rest, then, None if written is None else (*written, token))
+                ended if ended is not None else self.branch(rest, None if written is None else (*written, token))
             )
         return self.state(transitions, written or ())
 
@@ -160,12 +170,17 @@ class Builder:
                     raise RequestError(f"Token {token} begins two different continuations")
         return self.state(merged)
 
-    def table(self, start: int, turns: Sequence[FieldSlot]) -> TokenAutomaton:
+    def table(self, start: int, turns: Sequence[FieldSlot], *, also: Sequence[tuple[int, int]] = ()) -> TokenAutomaton:
         """Returns the automaton of the state `start`, without states that cannot be reached.
 
-        `turns` are the fields of the longest text, in order.
+        Args:
+            start: the state before the first token.
+            turns: the fields of the longest text, in order; or all fields of all texts, with their numbers.
+            also: pairs of states. The first is before a field that may be left out; it also reads what the second does.
         """
-        reached, waiting = {start}, [start]
+        # A field may only begin inside a longer word: after the "1" of "10", or of "1" and a next field.
+        reached = {start, *(turn.begin for turn in turns)}
+        waiting = list(reached)
         while waiting:
             new = set(self.transitions[waiting.pop()].values()) - reached
             reached |= new
@@ -191,6 +206,7 @@ class Builder:
                 )
                 for turn in turns
             ],
+            [(row[state], row[other]) for state, other in also],
         )
         return TokenAutomaton(
             token_ids=np.array(used, np.int32),
@@ -203,12 +219,16 @@ class Builder:
 
 
 class FieldSlot(NamedTuple):
-    """Field of the longest text: the states before and after it, its name, and its possible words by value."""
+    """Field of a text: the states before and after it, its name, its possible words by value, and its number.
+
+    The number is the index among all fields by default.
+    """
 
     begin: int
     then: int
     field: str
     words: Mapping[str, Word]
+    number: int | None = None
 
 
 class _TokenMeaning(NamedTuple):
@@ -222,7 +242,10 @@ class _TokenMeaning(NamedTuple):
 class _Meanings:
     """Meanings of all columns in all states."""
 
-    def __init__(self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[FieldSlot]):
+    def __init__(
+        self, next_state: Int[np.ndarray, "n_states k"], turns: Sequence[FieldSlot], also: Sequence[tuple[int, int]]
+    ):
+        turns = [t if t.number is not None else t._replace(number=i) for i, t in enumerate(turns)]
         self._next_state = next_state
         self._number: dict[tuple[str, str], int] = {}
         words = {turn.field: turn.words for turn in turns}
@@ -233,18 +256,25 @@ class _Meanings:
             if field == "element":
                 self._number[field, END] = len(self._number)
         self._meanings: dict[int, dict[int, _TokenMeaning]] = {}
-        self._turn = np.full(len(next_state), len(turns), np.int32)
-        self._shared: list[tuple[int, int]] = []  # (field, column) of columns that end a field and begin the next
-        for number, turn in enumerate(turns):
+        self._turn = np.full(len(next_state), 1 + max((turn.number or 0 for turn in turns), default=-1), np.int32)
+        self._shared: list[tuple[int, int]] = []  # states with a column that ends a field and begins the next
+        for turn in turns:
+            number = turn.number or 0
             if (turn.field, ANY) in self._number:
                 self._pass(turn, number)
                 continue
             self._spell(turn.begin, number, {self._number[turn.field, v]: word for v, word in turn.words.items()})
             for column in np.flatnonzero(next_state[turn.begin] == len(next_state) - 1).tolist():  # EOS
-                end = self._number[turn.field, END]
+                end = self._number["element", END]
                 self._meanings[turn.begin][column] = _TokenMeaning(end, end + 1, end)
+        for state, other in also:
+            for column, meaning in self._meanings.get(other, {}).items():
+                self._meanings[state].setdefault(column, meaning)
         self._separate = all(
-            self._is_separator(turns[number + 1], column) for number, column in self._shared if number + 1 < len(turns)
+            self._is_separator(turn, column)
+            for state, column in set(self._shared)
+            for turn in turns
+            if next_state[turn.begin, column] == next_state[state, column]  # the field that the column begins
         )
 
     def tables(self) -> dict[str, Any]:
@@ -297,7 +327,7 @@ class _Meanings:
                     for other in np.flatnonzero(self._next_state[after] != FORBIDDEN).tolist():
                         if other not in self._meanings[after]:
                             self._meanings[after][other] = _TokenMeaning(done, done + 1, done)
-                            self._shared.append((turn, other))
+                            self._shared.append((after, other))
 
     def _pass(self, turn: FieldSlot, number: int) -> None:
         """Records the meanings of the columns of a field whose values are not distinguished."""

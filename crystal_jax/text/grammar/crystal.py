@@ -18,7 +18,7 @@ from crystal_jax.text.layout import LATTICE_WORDS
 from crystal_jax.text.tokenizer import Tokenizer
 
 LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
-_ANGLES = tuple(str(i) for i in range(1, 180))  # degrees
+ANGLES = tuple(str(i) for i in range(1, 180))  # degrees
 
 
 def crystal_automaton(
@@ -51,7 +51,7 @@ def crystal_automaton(
         raise RequestError(f"max_atoms must be at least 1, not {max_atoms}")
 
     layout = text_format.layout
-    values = {"length": LENGTHS, "angle": _ANGLES, "element": elements}
+    values = {"length": LENGTHS, "angle": ANGLES, "element": elements}
     values |= dict.fromkeys(("xy", "z"), text_format.coordinate_values())
 
     @functools.cache

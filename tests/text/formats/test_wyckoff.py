@@ -16,12 +16,12 @@ from crystal_jax.text.layout import CrystalTextError
 OLIVINE = """Li4Fe4P4O16
 62
 10.3 6.0 4.7
-Li a
-Fe c 0.28 0.97
-P c 0.09 0.42
-O c 0.10 0.74
-O c 0.46 0.21
-O d 0.17 0.05 0.28"""
+Li 4a
+Fe 4c 0.28 0.97
+P 4c 0.09 0.42
+O 4c 0.10 0.74
+O 4c 0.46 0.21
+O 8d 0.17 0.05 0.28"""
 
 
 def test_olivine_in_nine_lines():
@@ -39,14 +39,14 @@ def test_olivine_in_nine_lines():
 
 def test_the_composition_is_that_of_the_primitive_cell():
     salt = SymmetricCrystal(225, (5.64,), (Orbit("Cl", "b"), Orbit("Na", "a")))
-    assert WyckoffFormat().encode(salt) == "Na1Cl1\n225\n5.6\nNa a\nCl b"
+    assert WyckoffFormat().encode(salt) == "Na1Cl1\n225\n5.6\nNa 4a\nCl 4b"
 
 
 def test_one_spelling_for_a_position():
     """A coordinate is rounded into the cell, and orbits are sorted as printed."""
     orbits = (Orbit("O", "a", (0.999, 0.2, 0.3)), Orbit("O", "a", (0, 0, 0)))
     text = WyckoffFormat(has_composition=False).encode(SymmetricCrystal(1, (3, 4, 5, 80, 90, 100), orbits))
-    assert text == "1\n3.0 4.0 5.0\n80 90 100\nO a 0.00 0.00 0.00\nO a 0.00 0.20 0.30"
+    assert text == "1\n3.0 4.0 5.0\n80 90 100\nO 1a 0.00 0.00 0.00\nO 1a 0.00 0.20 0.30"
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,14 @@ def test_one_spelling_for_a_position():
         ("10.3 6.0 4.7", "10.3 6.0", "space group 62 has 3 free lengths of the lattice, not 2"),
         ("10.3 6.0 4.7", "10.3 6.0 0.0", "lattice lengths must be positive"),
         ("10.3 6.0 4.7", "10.3 6.0 nan", "'nan' is not a number"),
-        ("Li a", "Xx a", "line 4: not an element symbol"),
-        ("Li a", "Li e", "line 4: expected one of the positions abcd"),
-        ("Li a", "Li", "line 4: expected one of the positions abcd"),
-        ("Li a", "Li a 0.5", "position a has 0 free coordinates, not 1"),
-        ("P c 0.09 0.42", "P c 0.09", "position c has 2 free coordinates, not 1"),
-        ("P c 0.09 0.42", "P a", "line 6: position a has one place, which is occupied"),
-        ("P c 0.09 0.42", "P c 0.09 -0.42", "'-0.42' is not a number"),
+        ("Li 4a", "Xx a", "line 4: not an element symbol"),
+        ("Li 4a", "Li 4c 0.1 0.2\nLi 8a", "line 5: expected one of the positions 4a, 4b, 4c, 8d"),
+        ("Li 4a", "Li", "line 4: expected one of the positions 4a, 4b, 4c, 8d"),
+        ("Li 4a", "Li a", "line 4: expected one of the positions 4a, 4b, 4c, 8d"),
+        ("Li 4a", "Li 4a 0.5", "position 4a has 0 free coordinates, not 1"),
+        ("P 4c 0.09 0.42", "P 4c 0.09", "position 4c has 2 free coordinates, not 1"),
+        ("P 4c 0.09 0.42", "P 4a", "line 6: position 4a has one place, which is occupied"),
+        ("P 4c 0.09 0.42", "P 4c 0.09 -0.42", "'-0.42' is not a number"),
     ],
 )  # fmt: skip
 def test_malformed_texts_are_named(old, new, problem):
@@ -74,7 +75,7 @@ def test_malformed_texts_are_named(old, new, problem):
 
 
 def test_angles_have_a_line_of_their_own():
-    text = "Ti1O2\n12\n10.1 3.7 6.5\n107\nTi i 0.20 0.29\nO i 0.06 0.37\nO i 0.13 0.70"
+    text = "Ti1O2\n12\n10.1 3.7 6.5\n107\nTi 4i 0.20 0.29\nO 4i 0.06 0.37\nO 4i 0.13 0.70"
     crystal = WyckoffFormat().decode(text.replace("Ti1O2", "Ti2O4"))
     assert crystal.lattice == (10.1, 3.7, 6.5, 107.0)
     for old, new, problem in (
