@@ -35,8 +35,8 @@ class HullConfig(EnergyConfig):
     chemical_system: str | None = setting(None, "Keep crystals of these elements only, such as Li-P-S.")
     num_prototypes: int = setting(
         0,
-        "Crystals built for each stable compound of the Materials Project that is not among the known crystals, with "
-        "the structures of known crystals of its space group.",
+        "Crystals built for each stable compound of the Materials Project that is not among the known crystals: one in "
+        "the structure of a known crystal of its space group, further ones in those with the most similar elements.",
         bounds=(0, None),
     )
     elemental_references: bool = setting(

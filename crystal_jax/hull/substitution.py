@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ def substituted_crystals(
     Args:
         known: names and structures of the known crystals.
         elements: of the chemical system; None for all.
-        at_most: largest number of crystals of a compound and space group.
+        at_most: largest number of crystals of a compound and space group; see `PrototypeTable.substituted`.
         workers: processes; by default one per core.
 
     Returns:
@@ -90,17 +91,20 @@ def substituted_crystals(
 
 
 class PrototypeTable:
-    """Known crystals, indexed by the numbers of atoms in their formulas and by space group."""
+    """Known crystals, indexed by the numbers of atoms in their formulas."""
 
     def __init__(self, prototypes: Iterable[Prototype]):
         """Indexes known crystals."""
-        self._found: dict[tuple[Amounts, int], list[tuple[Formula, Prototype]]] = defaultdict(list)
+        self._found: dict[Amounts, list[tuple[Formula, Prototype]]] = defaultdict(list)
         for prototype in prototypes:
             formula = reduced(prototype.structure.composition.get_el_amt_dict())
-            self._found[_amounts(formula), prototype.spacegroup].append((formula, prototype))
+            self._found[_amounts(formula)].append((formula, prototype))
 
     def substituted(self, formula: Formula, spacegroup: int, *, at_most: int) -> Iterator[tuple[str, Structure]]:
-        """Yields crystals of a formula and space group, those with the most similar elements first.
+        """Yields crystals of a formula.
+
+        The first is of the given space group. Several structures may have it, and only one of them is right, so the
+        others are those with the most similar elements, of any group. Without a prototype of the group there are none.
 
         Args:
             formula: elements with their numbers of atoms in the reduced formula.
@@ -112,10 +116,13 @@ class PrototypeTable:
         """
         ranked = sorted(
             (min(_substitutions(formula, other)), prototype.name, prototype)
-            for other, prototype in self._found.get((_amounts(formula), spacegroup), ())
+            for other, prototype in self._found.get(_amounts(formula), ())
             if other != formula
         )
-        for (_, replaced), name, prototype in ranked[:at_most]:
+        first = next((each for each in ranked if each[2].spacegroup == spacegroup), None)
+        if first is None:
+            return
+        for (_, replaced), name, prototype in [first, *(each for each in ranked if each is not first)][:at_most]:
             structure = prototype.structure.copy()
             structure.replace_species({Element(old): Element(new) for old, new in replaced})
             yield name, _with_predicted_volume(structure, prototype.structure)
@@ -140,6 +147,7 @@ def _substitutions(new: Formula, old: Formula) -> Iterator[tuple[float, tuple[tu
         yield sum(abs(_scale(a) - _scale(b)) for a, b in pairs), pairs
 
 
+@functools.lru_cache(maxsize=100_000)
 def _by_number(formula: Formula) -> Mapping[int, Sequence[str]]:
     found: dict[int, list[str]] = defaultdict(list)
     for symbol, number in sorted(formula):
@@ -147,6 +155,7 @@ def _by_number(formula: Formula) -> Mapping[int, Sequence[str]]:
     return found
 
 
+@functools.cache
 def _scale(symbol: str) -> float:
     return float(Element(symbol).mendeleev_no)
 
