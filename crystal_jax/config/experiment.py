@@ -65,12 +65,17 @@ class Experiment:
             "train.token_features needs tokenizer.name='atom_coordinate', whose tokens are whole numbers and elements, "
             "lora.rank=0, which trains the embedding, and no base, which would bring one",
         )
-        spellable = self.text.version != "cif" and self.text.decimals == 2 and self.text.coordinates == "fractional"
+        lists_sites = self.text.version not in ("cif", "wyckoff")
+        spellable = lists_sites and self.text.decimals == 2 and self.text.coordinates == "fractional"
         require(
             spellable or self.tokenizer.name not in ("atom_coordinate", "llama2_crystal"),
             f"tokenizer.name={self.tokenizer.name!r} has tokens for fractional coordinates of two decimals only; other "
-            "texts (text.version='cif', text.decimals, text.coordinates='cartesian') need 'character', 'llama2' or "
-            "'huggingface'",
+            "texts (text.version='cif' or 'wyckoff', text.decimals, text.coordinates='cartesian') need 'character', "
+            "'llama2' or 'huggingface'; 'wyckoff' has a tokenizer of that name",
+        )
+        require(
+            self.tokenizer.name != "wyckoff" or (self.text.version == "wyckoff" and self.text.decimals == 2),
+            "tokenizer.name='wyckoff' has tokens for texts by symmetry of two decimals only: text.version='wyckoff'",
         )
         require(
             self.text.version != "cif" or not self.task.infill,

@@ -8,6 +8,7 @@ import numpy as np
 
 from crystal_jax.config import TaskConfig
 from crystal_jax.data.mp20 import Record
+from crystal_jax.data.symmetric import symmetric_text
 from crystal_jax.errors import RequestError
 from crystal_jax.text.crystal_text import ELEMENTS, Crystal, TextFormat
 from crystal_jax.text.fields import END, OTHER, token_classes
@@ -86,13 +87,19 @@ class ExampleMaker:
     def texts(self, record: Record, rng: np.random.Generator) -> tuple[str, str]:
         """Returns prompt and completion, with augmentation."""
         crystal = crystal_of(record)
+        if self.text_format.version == "wyckoff":
+            text = symmetric_text(crystal, self.text_format, rng if self.task.translate else None)
+            return self._with_task(record, crystal, text, rng)
         if self.task.translate:
             crystal = crystal.translated(rng.random(3))
         if self.task.order == "sorted":
             crystal = self.text_format.sorted(crystal)
         elif self.task.order == "random":
             crystal = crystal.permuted(rng.permutation(len(crystal.symbols)))
-        text = self.text_format.encode(crystal)
+        return self._with_task(record, crystal, self.text_format.encode(crystal), rng)
+
+    def _with_task(self, record: Record, crystal: Crystal, text: str, rng: np.random.Generator) -> tuple[str, str]:
+        """Returns the prompt and the completion that a text is trained with."""
         if rng.random() < self.task.infill:
             # A random site, so that elements are masked in proportion to their atoms.
             symbol = crystal.symbols[rng.integers(len(crystal.symbols))]

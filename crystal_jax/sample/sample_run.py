@@ -19,7 +19,7 @@ from crystal_jax.sample.rejection import RejectionSampler, SampleResult, Samplin
 from crystal_jax.sample.requests import CONSTRAINT_COLUMNS, FORMULA, NAME, check_trained_on, conditions_of
 from crystal_jax.sample.sample_spec import SampleSpec, SampleSpecBuilder
 from crystal_jax.sample.writer import SampleWriter
-from crystal_jax.text.grammar.crystal import crystal_automaton
+from crystal_jax.text.grammar.language import text_automaton
 from crystal_jax.text.tokenizer import completion_text
 
 
@@ -40,7 +40,7 @@ class SampleRun:
         check_trained_on(self._hints, self._experiment.task, checkpoint=config.checkpoint)
         self._settings = list(itertools.product(config.temperature, config.top_p))
         try:
-            self._automaton = crystal_automaton(self._tokenizer, self._experiment.text, max_atoms=config.max_atoms)
+            self._automaton = text_automaton(self._tokenizer, self._experiment.text, max_atoms=config.max_atoms)
             self._constraints = self._default_constraints() if config.constraints is None else config.constraints
             self._specs = SampleSpecBuilder(
                 config.conditions, self._rules(), self._automaton, self._tokenizer, self._experiment.text

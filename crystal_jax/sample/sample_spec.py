@@ -21,11 +21,14 @@ from crystal_jax.config import ModelConfig
 from crystal_jax.errors import RequestError
 from crystal_jax.model.parameters import ModelGraph
 from crystal_jax.sample.composition import NOTHING, Admit, CompositionDraw, CompositionRequest, CompositionSampler
-from crystal_jax.sample.constraints.guide import Guide
-from crystal_jax.sample.constraints.masks import CompositionLimits, exactly, limits_of
+from crystal_jax.sample.constraints.guide import Guide, Guides
+from crystal_jax.sample.constraints.masks import CompositionLimits, exactly, limits_of, unlimited
+from crystal_jax.sample.constraints.orbits import OrbitDistance
 from crystal_jax.sample.constraints.rules import Rules, kept_formula, make_admission, make_guide, merged_with
+from crystal_jax.sample.constraints.symmetry import SymmetryGuide
 from crystal_jax.sample.engine.request import Completion
 from crystal_jax.sample.requests import FORMULA, SPACEGROUP, Asked, conditions_of
+from crystal_jax.symmetry.occupation import possible_spacegroups
 from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.grammar.automaton import TokenAutomaton
 from crystal_jax.text.grammar.composition import CompositionGrammar
@@ -140,6 +143,7 @@ class SampleSpecBuilder:
         text_format: TextFormat,
     ):
         self._tokenizer, self._automaton = tokenizer, automaton
+        self._has_positions = text_format.version == "wyckoff"
         self._plain = prompt_ids(tokenizer, generation_prompt())
         has_line = text_format.layout.block is not None
         most = max(automaton.max_atoms, _USUAL_ATOMS)
@@ -189,13 +193,34 @@ class SampleSpecBuilder:
             constraint=constraint,
             limits=limits_of(constraint),
             guide=self._guide(rules, asked, formula),
-            admit=self._admissions[rules],
+            admit=self._admission(rules, asked),
             formula_is_drawn=bool(conditions) and FORMULA not in conditions,
         )
+
+    def _admission(self, rules: Rules, asked: Asked) -> Admit:
+        """Returns the test of compositions; with the constraint `symmetry`, the space group must have places for them.
+
+        Raises:
+            RequestError: that constraint needs a space group that is not requested, or another text format.
+        """
+        admit = self._admissions[rules]
+        if "symmetry" not in rules.constraints:
+            return admit
+        if not self._has_positions:
+            raise RequestError("the constraint 'symmetry' needs a model whose texts state Wyckoff positions")
+        if (group := asked.get(SPACEGROUP)) is None:
+            raise RequestError("the constraint 'symmetry' needs a requested space group")
+
+        def has_places(composition: Mapping[str, int]) -> bool:
+            return admit(composition) and group in possible_spacegroups(tuple(sorted(composition.values())))
+
+        return has_places
 
     def _guide(
         self, rules: Rules, asked: Asked, formula: str | None, composition: Mapping[str, int] | None = None
     ) -> Guide | None:
+        if self._has_positions:  # its guide needs the composition: `_with_symmetry`
+            return None
         return make_guide(
             rules,
             self._automaton,
@@ -256,12 +281,24 @@ class SampleSpecBuilder:
                 some[index] = self._with_formula(some[index], line)
             for index, line in self._state(state, some, first, drafting=False):
                 counts = dict(line.composition)
+                if self._has_positions:
+                    some[index] = self._with_symmetry(some[index]._replace(stated=line), counts)
+                    continue
                 spec = some[index]._replace(limits=exactly(counts), stated=line)
                 if line.admitted and "distance" in spec.rules.constraints:
                     guide = self._guide(spec.rules, spec.asked, None, counts)
                     spec = spec._replace(guide=guide)
                 some[index] = spec
             yield from some.items()
+
+    def _with_symmetry(self, spec: SampleSpec, counts: Mapping[str, int]) -> SampleSpec:
+        """Returns the specification of a text by symmetry: its guide keeps to the composition."""
+        group = spec.asked.get(SPACEGROUP) if "symmetry" in spec.rules.constraints else None
+        guides: list[Guide] = [SymmetryGuide(self._automaton, counts, spacegroup=group)]
+        if "distance" in spec.rules.constraints:
+            least = dict(shortest=spec.rules.min_distance, radii=spec.rules.min_radius_factor)
+            guides.append(OrbitDistance(self._automaton, **least))
+        return spec._replace(limits=unlimited(), guide=Guides(guides))
 
     def _state(
         self, state: StateLines, some: Mapping[int, SampleSpec], first: Mapping[int, int], *, drafting: bool

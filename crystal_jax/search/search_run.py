@@ -41,6 +41,8 @@ class SearchRun:
         self._model = load_inference_model(config.checkpoint, step=config.step, mesh=config.mesh)
         experiment = self._model.experiment
         check_trained_on(self._asked, experiment.task, checkpoint=config.checkpoint)
+        if experiment.text.version == "wyckoff":
+            raise UserError(f"{config.checkpoint} writes texts by symmetry, which search does not read yet; use sample")
         try:
             rules = merged_with(Rules(max_atoms=config.max_atoms), self._limits)
             self._automaton = crystal_automaton(self._model.tokenizer, experiment.text, max_atoms=config.max_atoms)

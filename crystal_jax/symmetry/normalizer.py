@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from pymatgen.core import Element
 
 from crystal_jax.symmetry.crystal import Orbit, SymmetricCrystal
 from crystal_jax.symmetry.lattices import lattice_parameters, lattice_system
 from crystal_jax.symmetry.operations import GRID, Operations, standard_operations
 from crystal_jax.symmetry.positions import position, positions
-from crystal_jax.text.layout import in_order
 
 _DECIMALS = 3  # descriptions that agree to so many decimals are compared by what comes after
 
@@ -64,10 +65,32 @@ def equivalents(crystal: SymmetricCrystal) -> Iterator[SymmetricCrystal]:
             yield _shifted(moved, anchor, polar)
 
 
+def random_equivalent(crystal: SymmetricCrystal, rng: np.random.Generator) -> SymmetricCrystal:
+    """Returns one of the equivalent descriptions at random; along free axes, the origin is anywhere."""
+    operations = normalizer(crystal.spacegroup)
+    moved = _moved(crystal, operations[rng.integers(len(operations))])
+    polar = polar_axes(crystal.spacegroup)
+    if not polar:
+        return moved
+    shift = np.zeros(3)
+    shift[list(polar)] = rng.random(len(polar))
+    return _translated(moved, shift)
+
+
 def sorted_orbits(orbits: tuple[Orbit, ...]) -> tuple[Orbit, ...]:
     """Returns orbits in the order of elements by electronegativity, then letters, then parameters."""
-    rank = {symbol: i for i, symbol in enumerate(in_order({orbit.element for orbit in orbits}))}
-    return tuple(sorted(orbits, key=lambda orbit: (rank[orbit.element], _letter_rank(orbit.letter), orbit.parameters)))
+    return tuple(
+        sorted(
+            orbits,
+            key=lambda orbit: (_electronegativity(orbit.element), _letter_rank(orbit.letter), orbit.parameters),
+        )
+    )
+
+
+@functools.cache
+def _electronegativity(symbol: str) -> tuple[float, str]:
+    """Returns the place of an element in formulas: by Pauling's electronegativity, then by symbol."""
+    return float(Element(symbol).data.get("X") or math.inf), symbol
 
 
 def _letter_rank(letter: str) -> int:
@@ -111,6 +134,10 @@ def _shifted(crystal: SymmetricCrystal, anchor: Orbit, polar: tuple[int, ...]) -
     at = crystal.position(anchor).points(anchor.parameters)[0]
     shift = np.zeros(3)
     shift[list(polar)] = -at[list(polar)]
+    return _translated(crystal, shift)
+
+
+def _translated(crystal: SymmetricCrystal, shift: Float[np.ndarray, 3]) -> SymmetricCrystal:
     orbits = tuple(
         _orbit_at(
             crystal.spacegroup, orbit.element, orbit.letter, crystal.position(orbit).points(orbit.parameters) + shift

@@ -1,4 +1,4 @@
-"""Converts crystals to text and back, in four format versions.
+"""Converts crystals to text and back, in five format versions.
 
 The text of a crystal (Gruver et al., ICLR 2024, section 3) has one line with the lattice's lengths (Å, one decimal),
 one with its angles (degrees, integers), then two lines per atom: its element symbol and its coordinates (two
@@ -19,6 +19,8 @@ composition at once, instead of site by site.
 `cif` has the same numbers as `plain` in CIF syntax (text/layout.py), as CrystaLLM reads them (Antunes et al., Nature
 Communications 15, 10570, 2024): a `data_` block with the composition, the cell, the symmetry, and a loop over the
 sites. All sites are written, in P 1, so the formats differ only in syntax.
+
+`wyckoff` describes a crystal by its symmetry (text/formats/wyckoff.py), with a composition line.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ ELEMENTS: tuple[str, ...] = (
     "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr",
 )  # fmt: skip
 _KNOWN = frozenset(ELEMENTS)
+VERSIONS = ("plain", "composition_first", "paper", "cif", "wyckoff")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
@@ -132,19 +135,19 @@ class TextFormat:
     """Text format of crystals.
 
     Attributes:
-        version: `plain`, `composition_first`, `paper` or `cif` (see the module's docstring).
+        version: `plain`, `composition_first`, `paper`, `cif` or `wyckoff` (see the module's docstring).
         coordinates: `fractional`, or `cartesian` (Å), the ablation in the paper's appendix.
         decimals: decimals of a coordinate: 1, 2 or 3. The paper has 2.
     """
 
-    version: Literal["plain", "composition_first", "paper", "cif"] = "plain"
+    version: Literal["plain", "composition_first", "paper", "cif", "wyckoff"] = "plain"
     coordinates: Literal["fractional", "cartesian"] = "fractional"
     decimals: int = 2
 
     def __post_init__(self) -> None:
-        if self.version not in ("plain", "composition_first", "paper", "cif"):
+        if self.version not in VERSIONS:
             raise ValueError(
-                f"Unknown format version {self.version!r}; expected 'plain', 'composition_first', 'paper' or 'cif'"
+                f"Unknown format version {self.version!r}; expected one of {', '.join(map(repr, VERSIONS))}"
             )
         if self.coordinates not in ("fractional", "cartesian"):
             raise ValueError(f"Unknown coordinates {self.coordinates!r}; expected 'fractional' or 'cartesian'")
@@ -152,16 +155,23 @@ class TextFormat:
             raise ValueError(f"Coordinates have 1, 2 or 3 decimals, not {self.decimals!r}")
         if self.version == "paper" and self.decimals != 2:
             raise ValueError(f"The version 'paper' has 2 decimals, not {self.decimals}; 'plain' can have them")
-        if self.version == "cif" and self.coordinates != "fractional":
-            raise ValueError("The version 'cif' has fractional coordinates only")
+        if self.version in ("cif", "wyckoff") and self.coordinates != "fractional":
+            raise ValueError(f"The version {self.version!r} has fractional coordinates only")
+        if self.version == "wyckoff" and self.decimals == 1:
+            raise ValueError("The version 'wyckoff' has 2 or 3 decimals, not 1")
 
     @property
     def layout(self) -> Layout:
         """Separators between the numbers."""
-        return {"cif": CIF, "composition_first": COMPOSITION_FIRST}.get(self.version, PLAIN)
+        with_line = dict.fromkeys(("composition_first", "wyckoff"), COMPOSITION_FIRST)
+        return {"cif": CIF, **with_line}.get(self.version, PLAIN)
 
     def encode(self, crystal: Crystal) -> str:
         """Returns the text of a crystal. Translation and permutation of sites are left to the caller."""
+        if self.version == "wyckoff":
+            from crystal_jax.text.formats import wyckoff  # late, as above
+
+            return wyckoff.WyckoffFormat(decimals=self.decimals).encode(wyckoff.canonical_crystal(crystal))
         words = [f"{x:.1f}" for x in crystal.lengths]
         words += [str(int(x) if self.version == "paper" else round(x)) for x in crystal.angles]
         for symbol, position in zip(crystal.symbols, self._positions(crystal).tolist(), strict=True):
@@ -171,8 +181,11 @@ class TextFormat:
     def sorted(self, crystal: Crystal) -> Crystal:
         """Sorts the sites by their coordinates as printed: by x, then y, then z.
 
-        With sorted sites, a model needs only the last site to know which positions may follow.
+        With sorted sites, a model needs only the last site to know which positions may follow. The version `wyckoff`
+        has an order of its own.
         """
+        if self.version == "wyckoff":
+            return crystal
         printed = [[float(self._printed(x)) for x in position] for position in self._positions(crystal).tolist()]
         return crystal.permuted(sorted(range(len(printed)), key=printed.__getitem__))
 
@@ -210,6 +223,10 @@ class TextFormat:
         Raises:
             CrystalTextError: the text is malformed; the error has the line's number and text.
         """
+        if self.version == "wyckoff":
+            from crystal_jax.text.formats.wyckoff import WyckoffFormat  # late, as above
+
+            return Crystal.from_structure(WyckoffFormat(decimals=self.decimals).decode(text).to_structure())
         words = self.words(text)
         lattice = np.array([_number(word) for word in words[:LATTICE_WORDS]])
         lengths, angles = lattice[:3], lattice[3:]

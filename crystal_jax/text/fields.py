@@ -1,4 +1,4 @@
-"""Classifies the tokens of a crystal's text: composition, lattice, element, coordinate.
+"""Classifies the tokens of a crystal's text: composition, lattice, element, coordinate; space group and position.
 
 The class depends on the position of a token, not on its id, because a digit of LLaMA-2 can occur anywhere.
 """
@@ -13,8 +13,9 @@ from crystal_jax.text.crystal_text import TextFormat
 from crystal_jax.text.layout import ATOM_WORDS, LATTICE_WORDS
 from crystal_jax.text.tokenizer import Tokenizer
 
-CLASSES = ("other", "lattice", "element", "coordinate", "end", "composition")  # prompts are "other", EOS is "end"
-OTHER, LATTICE, ELEMENT, COORDINATE, END, COMPOSITION = range(len(CLASSES))
+# Prompts are "other", EOS is "end".
+CLASSES = ("other", "lattice", "element", "coordinate", "end", "composition", "spacegroup", "position")
+OTHER, LATTICE, ELEMENT, COORDINATE, END, COMPOSITION, SPACEGROUP, POSITION = range(len(CLASSES))
 
 
 def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str, number: int) -> list[int]:
@@ -33,16 +34,34 @@ def token_classes(tokenizer: Tokenizer, text_format: TextFormat, completion: str
     if "\n" not in completion:
         return [ELEMENT] * number
     asked: Any = tokenizer
-    words, layout = text_format.words(completion), text_format.layout
-    classes = [
-        _class(place)
-        for place, word in enumerate(words)
-        for _ in range(_tokens_in(asked, layout.separator(place), word.value))
-    ]
+    layout = text_format.layout
+    words = _wyckoff_words(completion) if text_format.version == "wyckoff" else _words(text_format, completion)
+    classes = [kind for kind, separator, value in words for _ in range(_tokens_in(asked, separator, value))]
     before = number - len(classes)
     if before < 0 or (before > 0) != (layout.block is not None):
         raise RequestError(f"The {tokenizer.name} tokenizer does not write a crystal field by field: {completion!r}")
     return [COMPOSITION] * before + classes
+
+
+def _words(text_format: TextFormat, completion: str) -> list[tuple[int, str, str]]:
+    """Returns class, separator before it, and value of each word after the composition line."""
+    words, layout = text_format.words(completion), text_format.layout
+    return [(_class(place), layout.separator(place), word.value) for place, word in enumerate(words)]
+
+
+def _wyckoff_words(completion: str) -> list[tuple[int, str, str]]:
+    """Returns the same for a text by symmetry; its space group and positions are classes of their own."""
+    found: list[tuple[int, str, str]] = []
+    for line in completion.split("\n")[1:]:
+        first, *others = line.split(" ")
+        if first[0].isalpha():
+            position, *coordinates = others
+            found += [(ELEMENT, "\n", first), (POSITION, " ", position)]
+            found += [(COORDINATE, " ", value) for value in coordinates]
+        else:
+            found.append((LATTICE if found else SPACEGROUP, "\n", first))
+            found += [(LATTICE, " ", value) for value in others]
+    return found
 
 
 def _class(place: int) -> int:

@@ -82,7 +82,9 @@ def mask_element(text: str, symbol: str, *, substring: bool = False) -> str:
     lines = text.split("\n")
     if counts := composition_of(lines[0]):
         lines[0] = composition_line(MASK if s == symbol else s for s, n in counts.items() for _ in range(n))
-    return "\n".join(MASK if line == symbol else line for line in lines)
+    return "\n".join(
+        MASK + line.removeprefix(symbol) if line == symbol or line.startswith(f"{symbol} ") else line for line in lines
+    )
 
 
 def draw_conditions(properties: Conditions, rng: np.random.Generator) -> dict[str, str | float | int]:

@@ -13,9 +13,10 @@ from crystal_jax.text.prompts import PHRASES
 
 _PRINTABLE = "\n" + "".join(map(chr, range(32, 127)))
 _LENGTHS = tuple(f"{i / 10:.1f}" for i in range(10, 1000))  # Å
-_INTEGERS = tuple(map(str, range(1, 231)))  # space groups, angles in degrees, numbers of atoms
+_INTEGERS = tuple(map(str, range(1, 231)))  # space groups, angles in degrees
+_COUNTS = tuple(f"count {i}" for i in range(1, 200))  # atoms of an element in a composition line
 _COORDINATES = tuple(f"{i / 100:.2f}" for i in range(100))
-FIELDS = (*_LENGTHS, *_INTEGERS, *_COORDINATES, *ELEMENTS, MASK, *position_symbols())
+FIELDS = (*_LENGTHS, *_INTEGERS, *_COORDINATES, *ELEMENTS, MASK, *position_symbols(), *_COUNTS)
 
 _SYMBOL = "|".join(sorted([*ELEMENTS, re.escape(MASK)], key=len, reverse=True))
 _LENGTHS_LINE = r"\d+\.\d(?: \d+\.\d){0,2}"
@@ -33,8 +34,8 @@ class WyckoffTokenizer:
     """One token per element, length (1.0 … 99.9 Å), integer (1 … 230), coordinate (0.00 … 0.99), position (1a … 192l).
 
     Spaces and newlines of a crystal need no tokens: the kind of a token and those before it decide what separates them.
-    An integer is a number of atoms, a space group or an angle, by its place. Prompts are tokenised with one token per
-    fixed phrase, element tokens in formulas, and characters for the rest.
+    An integer is a space group or an angle, by its place; numbers of atoms have tokens of their own. Prompts are
+    tokenised with one token per fixed phrase, element tokens in formulas, and characters for the rest.
     """
 
     name = "wyckoff"
@@ -54,7 +55,7 @@ class WyckoffTokenizer:
         ids: list[int] = []
         for match in _PIECE.finditer(text):
             if match.lastgroup == "crystal":
-                ids += map(self._field, _FIELD.findall(match.group()))
+                ids += map(self._field, _fields_of(match.group()))
             else:
                 ids.append(self._lookup(self._text_ids, match.group()))
         return ids
@@ -73,8 +74,8 @@ class WyckoffTokenizer:
         return text + _joined(fields)
 
     def spell(self, separator: str, value: str) -> tuple[int, ...]:
-        """Returns the id of a field inside a crystal's text; separators need no tokens."""
-        return (self._field(value),)
+        """Returns the id of a field inside a crystal's text; only a number of atoms has no separator before it."""
+        return (self._field(f"count {value}" if not separator and value.isdecimal() else value),)
 
     def _field(self, field: str) -> int:
         return self._lookup(self._field_ids, field)
@@ -85,11 +86,19 @@ class WyckoffTokenizer:
         return ids[piece]
 
 
+def _fields_of(crystal: str) -> list[str]:
+    line, _, rest = crystal.partition("\n")
+    if line.isdecimal():  # a space group: there is no composition
+        return _FIELD.findall(crystal)
+    counted = [f"count {field}" if field.isdecimal() else field for field in _FIELD.findall(line)]
+    return counted + _FIELD.findall(rest)
+
+
 # The separator before a field, and what the field is, by what comes before it and by its kind.
 _NEXT = {
     ("start", "element"): ("", "counted element"),
     ("counted element", "element"): ("", "counted element"),  # in a formula
-    ("counted element", "integer"): ("", "count"),
+    ("counted element", "count"): ("", "count"),
     ("count", "element"): ("", "counted element"),
     ("start", "integer"): ("", "space group"),
     ("count", "integer"): ("\n", "space group"),
@@ -113,11 +122,13 @@ def _joined(fields: Sequence[str]) -> str:
     for field in fields:
         kind = _kind(field)
         separator, place = _NEXT.get((place, kind), (" ", kind))  # the default: what no crystal has
-        text += separator + field
+        text += separator + field.removeprefix("count ")
     return text
 
 
 def _kind(field: str) -> str:
+    if field.startswith("count "):
+        return "count"
     if field[0].isdigit() and field[-1].isalpha():
         return "position"
     if not field[0].isdigit():

@@ -25,7 +25,7 @@ from crystal_jax.sample.sample_spec import SampleSpecBuilder
 from crystal_jax.sample.samples_file import to_cif
 from crystal_jax.structures import Entry, parse
 from crystal_jax.suppress_warnings import quiet
-from crystal_jax.text.grammar.crystal import crystal_automaton
+from crystal_jax.text.grammar.language import text_automaton
 from crystal_jax.text.tokenizer import Tokenizer, completion_text
 from crystal_jax.train.step import TrainSetup, TrainState
 
@@ -39,7 +39,7 @@ class SampleEval:
         self._text, self._tokenizer, self._table = experiment.text, tokenizer, load_oxidation_table()
         graph, *_ = abstract_parameters(experiment, mesh, experiment.quantize)
         self._number, self._seed = experiment.train.eval_num_samples, experiment.train.seed
-        automaton = crystal_automaton(tokenizer, experiment.text)
+        automaton = text_automaton(tokenizer, experiment.text)
         self._specs = SampleSpecBuilder([{}], Rules(), automaton, tokenizer, experiment.text)
         self._compositions = self._specs.make_compositions(
             graph, experiment.model, mesh, seed=self._seed, at_once=self._number
@@ -62,7 +62,7 @@ class SampleEval:
         if self._compositions:
             stating = functools.partial(self._compositions, params, temperature=1.0, top_p=1.0)
         requests = (
-            GenerationRequest(index=i, prompt=spec.head, seed=self._seed, limits=spec.limits)
+            GenerationRequest(index=i, prompt=spec.head, seed=self._seed, limits=spec.limits, guide=spec.guide)
             for i, spec in self._specs(range(self._number), stating)
         )
         with contextlib.closing(self._engine.run(params, requests)) as samples:

@@ -130,6 +130,8 @@ def to_device(automaton: TokenAutomaton, *, jump: bool = True, sorted_sites: boo
 
 def _site_order(automaton: TokenAutomaton, runs: Sequence[Sequence[int]]) -> SiteOrder | None:
     """Returns the tables of a `SiteOrder`, given the columns that are forced after each state."""
+    if "z" not in automaton.fields:  # texts by symmetry have an order of their own
+        return None
     values = automaton.values[automaton.fields["z"]]
     if not automaton.separate or ANY in values:
         return None
@@ -216,6 +218,12 @@ def exactly(composition: Mapping[str, int]) -> CompositionLimits:
     counts[[_INDEX[symbol] for symbol in composition]] = list(composition.values())
     atoms, elements = np.int32(counts.sum()), np.int32(len(composition))
     return CompositionLimits(np.ones(len(ELEMENTS), bool), counts > 0, counts, elements, elements, atoms, atoms)
+
+
+def unlimited() -> CompositionLimits:
+    """Returns limits that allow every composition, as NumPy arrays, for one slot."""
+    every, none, many = np.ones(len(ELEMENTS), bool), np.zeros(len(ELEMENTS), bool), np.int32(1 << 20)
+    return CompositionLimits(every, none, np.zeros(len(ELEMENTS), np.int32), np.int32(0), many, np.int32(0), many)
 
 
 class AllowedValueMask(NamedTuple):

@@ -29,6 +29,7 @@ CONSTRAINTS = {
     "charge": "charges can balance (compositional validity)",
     "distance": "the angles form a cell, atoms keep the distance that their radii ask for, and the cell is not mostly "
     "empty (plausible)",
+    "symmetry": "the crystal has the requested space group (models whose texts state positions)",
     "lattice": "lengths and angles are those of the requested space group's lattice system",
 }
 

@@ -23,7 +23,9 @@ from crystal_jax.text.grammar.automaton import END, TokenAutomaton
 from crystal_jax.text.grammar.wyckoff import FIRST_ORBIT, ORBIT_FIELDS
 from crystal_jax.text.layout import in_order
 
-_POSITION, _COORDINATES = 1, 2  # fields of an orbit after its element
+# Element, position (None before it is written), and coordinates of an orbit.
+OrbitFields = tuple[str, WyckoffPosition | None, list[str]]
+POSITION, COORDINATES = 1, 2  # fields of an orbit after its element
 
 
 class SymmetryGuide:
@@ -59,10 +61,12 @@ class SymmetryGuide:
         if not fields:
             return AllowedValues(
                 {"spacegroup": self._mask("spacegroup", self._groups), "element": self._elements_mask(0)},
-                FIRST_ORBIT + _POSITION,
+                FIRST_ORBIT + POSITION,
             )
         group = int(fields[0])
-        orbits = _orbits(group, fields[1 + len(lattice_parameters(group).free) :])
+        orbits = read_orbits(group, fields[1 + len(lattice_parameters(group).free) :])
+        if not orbits:
+            return AllowedValues({"element": self._elements_mask(0)}, FIRST_ORBIT + POSITION)
         number = FIRST_ORBIT + ORBIT_FIELDS * (len(orbits) - 1)  # of the current orbit's element
         element, place, coordinates = orbits[-1]
         index = self._elements.index(element)
@@ -78,14 +82,14 @@ class SymmetryGuide:
                 occupied=frozenset(p.letter for _, p, _ in orbits[:-1] if p is not None and not p.num_free),
             )
             allowed = {position(group, letter).symbol for letter in letters}
-            return AllowedValues({"position": self._mask("position", allowed)}, number + _COORDINATES)
+            return AllowedValues({"position": self._mask("position", allowed)}, number + COORDINATES)
         if len(coordinates) < place.num_free:
             nothing = np.zeros(len(self._values["element"]), bool)
-            until = number + _COORDINATES + place.num_free
+            until = number + COORDINATES + place.num_free
             return AllowedValues({"coordinate": self._all, "element": nothing}, until)
         is_placed = left == place.multiplicity // points
         following = self._elements_mask(index + is_placed)
-        return AllowedValues({"coordinate": self._none, "element": following}, number + ORBIT_FIELDS + _POSITION)
+        return AllowedValues({"coordinate": self._none, "element": following}, number + ORBIT_FIELDS + POSITION)
 
     def _elements_mask(self, index: int) -> Bool[np.ndarray, " n"]:
         """Returns the mask of the element with this index, or of the end after the last one."""
@@ -95,10 +99,10 @@ class SymmetryGuide:
         return np.array([value in allowed for value in self._values[field]])
 
 
-def _orbits(group: int, fields: Sequence[str]) -> list[tuple[str, WyckoffPosition | None, list[str]]]:
+def read_orbits(group: int, fields: Sequence[str]) -> list[OrbitFields]:
     """Returns the orbits of the completed fields after the lattice: element, position, coordinates."""
     by_symbol = {place.symbol: place for place in positions(group)}
-    found: list[tuple[str, WyckoffPosition | None, list[str]]] = []
+    found: list[OrbitFields] = []
     for field in fields:
         if not field[0].isdigit():
             found.append((field, None, []))

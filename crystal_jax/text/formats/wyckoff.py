@@ -29,15 +29,24 @@ from collections import Counter
 
 from crystal_jax.symmetry.crystal import Orbit, SymmetricCrystal
 from crystal_jax.symmetry.lattices import lattice_parameters
-from crystal_jax.symmetry.normalizer import sorted_orbits
+from crystal_jax.symmetry.normalizer import canonical, sorted_orbits
 from crystal_jax.symmetry.operations import NUM_GROUPS, standard_operations
 from crystal_jax.symmetry.positions import WyckoffPosition, positions
-from crystal_jax.text.crystal_text import ELEMENTS
+from crystal_jax.text.crystal_text import ELEMENTS, Crystal
 from crystal_jax.text.layout import CrystalTextError, composition_line, composition_of
 
 _KNOWN = frozenset(ELEMENTS)
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _NUM_LENGTHS = 3  # of the six lattice parameters, the first three are lengths
+
+
+def canonical_crystal(crystal: Crystal) -> SymmetricCrystal:
+    """Returns the chosen description of a crystal by its symmetry.
+
+    Raises:
+        SymmetryError: it has none.
+    """
+    return canonical(SymmetricCrystal.from_structure(crystal.to_structure()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

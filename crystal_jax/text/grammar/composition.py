@@ -21,6 +21,9 @@ from crystal_jax.text.tokenizer import Tokenizer
 
 Word = tuple[int, ...]  # columns
 
+# The first field after the composition line, where it is not a length.
+_AFTER_LINE = {"wyckoff": tuple(map(str, range(1, 231)))}
+
 
 class ParserState(NamedTuple):
     """State of the parser within a composition line.
@@ -67,8 +70,9 @@ class CompositionGrammar:
         }
         self.anything = CompositionConstraint(max_atoms=max_atoms)
         ids = sorted({token for words in spelled.values() for word in words.values() for token in word})
-        lengths = (spelling(tokenizer, layout.separator(0), length) for length in LENGTHS)
-        ends = sorted({word[0] for word in lengths if word})
+        following = _AFTER_LINE.get(text_format.version, LENGTHS)
+        first_words = (spelling(tokenizer, layout.separator(0), value) for value in following)
+        ends = sorted({word[0] for word in first_words if word})
         if set(ids) & set(ends):
             raise RequestError(f"the {tokenizer.name} tokenizer does not tell a composition from the lattice after it")
         self.token_ids, self.ends, self.end = np.array(ids, np.int32), np.array(ends, np.int32), len(ids)
