@@ -10,6 +10,7 @@ the model's unconditional distribution, restricted to the limits.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from pymatgen.core import Composition
 
 from crystal_jax.config import ModelConfig
 from crystal_jax.errors import RequestError
+from crystal_jax.evaluate.chemistry.validity import MAX_VOLUME_FACTOR
 from crystal_jax.model.parameters import ModelGraph
 from crystal_jax.sample.composition import NOTHING, Admit, CompositionDraw, CompositionRequest, CompositionSampler
 from crystal_jax.sample.constraints.guide import Guide, Guides
@@ -204,6 +206,8 @@ class SampleSpecBuilder:
             RequestError: that constraint needs a space group that is not requested, or another text format.
         """
         admit = self._admissions[rules]
+        if self._has_positions and "lattice" in rules.constraints:
+            raise RequestError("texts by symmetry have their group's lattice: use the constraint 'symmetry'")
         if "symmetry" not in rules.constraints:
             return admit
         if not self._has_positions:
@@ -296,8 +300,10 @@ class SampleSpecBuilder:
         group = spec.asked.get(SPACEGROUP) if "symmetry" in spec.rules.constraints else None
         guides: list[Guide] = [SymmetryGuide(self._automaton, counts, spacegroup=group)]
         if "distance" in spec.rules.constraints:
-            least = dict(shortest=spec.rules.min_distance, radii=spec.rules.min_radius_factor)
-            guides.append(OrbitDistance(self._automaton, **least))
+            rules = spec.rules
+            largest = MAX_VOLUME_FACTOR if rules.min_radius_factor else math.inf
+            limits = dict(shortest=rules.min_distance, radii=rules.min_radius_factor, max_volume_factor=largest)
+            guides.append(OrbitDistance(self._automaton, counts, **limits))
         return spec._replace(limits=unlimited(), guide=Guides(guides))
 
     def _state(

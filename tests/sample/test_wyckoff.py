@@ -9,7 +9,7 @@ from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from crystal_jax.errors import UserError
-from crystal_jax.evaluate.chemistry.validity import structural_invalid_reason
+from crystal_jax.evaluate.chemistry.validity import implausible_reason, structural_invalid_reason
 from crystal_jax.sample.requests import FORMULA, SPACEGROUP
 from crystal_jax.sample.run import sample
 from crystal_jax.symmetry.operations import standard_operations
@@ -53,6 +53,7 @@ def test_samples_of_an_untrained_model_have_their_composition_and_symmetry(symme
     for crystal, structure in zip(crystals, structures, strict=True):
         assert len(structure) == crystal.num_atoms_primitive <= 20
         assert structural_invalid_reason(structure) is None
+        assert implausible_reason(structure) is None
         assert_has_operations(structure, crystal.spacegroup)
 
 
@@ -90,6 +91,10 @@ def test_a_formula_and_a_group_without_places_for_it(symmetric, tmp_path):
 def test_the_constraint_needs_a_group_and_a_model_of_positions(symmetric, trained, tmp_path):
     with pytest.raises(UserError, match="'symmetry' needs a requested space group"):
         sample(symmetric, output=tmp_path / "out", num_samples=1, constraints=["symmetry"])
+    with pytest.raises(UserError, match="use the constraint 'symmetry'"):
+        sample(
+            symmetric, output=tmp_path / "out", num_samples=1, constraints=["lattice"], conditions=[{SPACEGROUP: 62}]
+        )
     with pytest.raises(UserError, match="'symmetry' needs a model whose texts state Wyckoff positions"):
         sample(trained, output=tmp_path / "out", num_samples=1, constraints=["symmetry"], conditions=[{SPACEGROUP: 62}])
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from crystal_jax.evaluate.chemistry.validity import MIN_DISTANCE, covalent_radius
+from crystal_jax.evaluate.chemistry.validity import MIN_DISTANCE, MIN_VOLUME, covalent_radius, sphere_volume
 from crystal_jax.sample.constraints.geometry import ValidCell
 from crystal_jax.sample.constraints.guide import AllowedValues
 from crystal_jax.sample.constraints.symmetry import COORDINATES, POSITION, OrbitFields, read_orbits
 from crystal_jax.symmetry.lattices import lattice_parameters
+from crystal_jax.symmetry.operations import standard_operations
 from crystal_jax.symmetry.positions import WyckoffPosition, positions
 from crystal_jax.text.grammar.automaton import TokenAutomaton
 from crystal_jax.text.grammar.wyckoff import FIRST_ORBIT, ORBIT_FIELDS
 
-_LAST_ANGLE = 6  # number of the field γ, which triclinic crystals have
+_FIRST_PARAMETER = 1  # number of the field a; b, c, α, β, γ follow
+_NUM_LENGTHS = 3
 _TRICLINIC = 6  # free lattice parameters
 _SLACK = 0.02  # Å: a text has two decimals, and the evaluator reads a CIF made of it
 _NEIGHBOURS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), float)  # cells around one, itself in the middle
@@ -30,36 +33,57 @@ class OrbitDistance:
     All atoms of an orbit are images of one by operations of the group, so its distances from the atoms that are there
     are the distances of all. A position without freedom is judged before it is chosen, others at their last coordinate.
 
+    The cell is not mostly empty, and no longer vector maps an atom to itself than its radius allows: the last free
+    parameter of the lattice is judged by the volume, which the others leave open.
+
     Args:
         automaton: of `wyckoff_automaton`.
+        composition: atoms of each element in the primitive cell.
         shortest: minimum distance of two atoms, in Å.
         radii: minimum distance as a share of the sum of two covalent radii; the larger of the two minima holds.
+        max_volume_factor: maximum volume of a cell, in units of its van der Waals spheres.
     """
 
-    def __init__(self, automaton: TokenAutomaton, *, shortest: float = MIN_DISTANCE, radii: float = 0.0):
+    def __init__(
+        self,
+        automaton: TokenAutomaton,
+        composition: Mapping[str, int],
+        *,
+        shortest: float = MIN_DISTANCE,
+        radii: float = 0.0,
+        max_volume_factor: float = math.inf,
+    ):
         values = {name: automaton.values[part] for name, part in automaton.fields.items()}
         self._symbols = values["position"]
         self._coordinates = np.array(values["coordinate"], float)
         self._shortest, self._radii = shortest, radii
-        self._lengths = np.array(values["length"], float) >= shortest
-        self._cell = ValidCell(lengths=values["length"], angles=values["angle"], shortest=shortest)
+        largest = max(covalent_radius(symbol) for symbol in composition)
+        self._translation = max(shortest, 2 * radii * largest) + _SLACK
+        spheres = sum(number * sphere_volume([symbol]) for symbol, number in composition.items())
+        self._volume = max_volume_factor * spheres
+        self._lattice_values = {name: np.array(values[name], float) for name in ("length", "angle")}
+        self._cell = functools.partial(
+            ValidCell, lengths=values["length"], angles=values["angle"], shortest=self._translation
+        )
 
     def __call__(self, fields: Sequence[str]) -> AllowedValues:
         """Returns the allowed values of the next fields; see `Guide`."""
         if not fields:
-            return AllowedValues({"length": self._lengths}, _LAST_ANGLE)
+            return AllowedValues({}, _FIRST_PARAMETER)
         group = int(fields[0])
-        size = len(lattice_parameters(group).free)
-        if len(fields) <= size:
-            open_angles = self._cell(fields[1:]).open if len(fields) == _TRICLINIC else {}
-            return AllowedValues(open_angles, FIRST_ORBIT + POSITION)
-        orbits = read_orbits(group, fields[1 + size :])
+        free = lattice_parameters(group).free
+        if len(fields) < len(free):
+            long_enough = self._lattice_values["length"] >= self._translation
+            return AllowedValues({"length": long_enough}, _FIRST_PARAMETER + free[-1])
+        if len(fields) == len(free):
+            return AllowedValues(self._last_parameter(group, fields[1:]), FIRST_ORBIT + POSITION)
+        orbits = read_orbits(group, fields[1 + len(free) :])
         if not orbits:
             return AllowedValues({}, FIRST_ORBIT + POSITION)
         element, place, coordinates = orbits[-1]
         number = FIRST_ORBIT + ORBIT_FIELDS * (len(orbits) - 1)
         next_orbit = number + ORBIT_FIELDS + POSITION
-        lattice, before = fields[1 : 1 + size], orbits[:-1]
+        lattice, before = fields[1 : 1 + len(free)], orbits[:-1]
         if place is None:
             return AllowedValues({"position": self._positions(group, lattice, before, element)}, number + COORDINATES)
         missing = place.num_free - len(coordinates)
@@ -69,9 +93,27 @@ class OrbitDistance:
             return AllowedValues({}, next_orbit)
         given = np.array(coordinates, float)
         parameters = np.column_stack([np.tile(given, (len(self._coordinates), 1)), self._coordinates])
-        return AllowedValues(
-            {"coordinate": self._apart(group, lattice, before, element, place, parameters)}, next_orbit
-        )
+        far = self._apart(group, lattice, before, element, place, parameters)
+        return AllowedValues({"coordinate": far}, next_orbit)
+
+    def _last_parameter(self, group: int, given: Sequence[str]) -> Mapping[str, Bool[np.ndarray, " n"]]:
+        """Returns the masks of the last free parameter of a lattice, given the others."""
+        largest = self._volume * standard_operations(group).num_lattice_points
+        rules = lattice_parameters(group)
+        if len(rules.free) == _TRICLINIC:
+            return self._cell(largest=largest)(given).open
+        numbers = [float(x) for x in given]
+        if rules.free[-1] < _NUM_LENGTHS:
+            lengths = self._lattice_values["length"]
+            # The volume grows with the last length, or in cubic groups with its third power.
+            volumes = rules.lattice([*numbers, 1.0]).volume * lengths ** rules.equal_to.count(rules.free[-1])
+            allowed = (lengths >= self._translation) & (volumes > MIN_VOLUME) & (volumes < largest)
+            return {"length": allowed}
+        a, b, c = numbers  # a monoclinic cell is as thin as its angle makes it
+        height = np.sin(np.radians(self._lattice_values["angle"]))
+        volumes = a * b * c * height
+        allowed = (min(a, c) * height >= self._translation) & (volumes > MIN_VOLUME) & (volumes < largest)
+        return {"angle": allowed}
 
     def _positions(
         self,
