@@ -89,14 +89,13 @@ def test_a_formula_and_a_group_without_places_for_it(symmetric, tmp_path):
 
 
 def test_the_constraint_needs_a_group_and_a_model_of_positions(symmetric, trained, tmp_path):
+    pnma = [{SPACEGROUP: 62}]
     with pytest.raises(UserError, match="'symmetry' needs a requested space group"):
         sample(symmetric, output=tmp_path / "out", num_samples=1, constraints=["symmetry"])
     with pytest.raises(UserError, match="use the constraint 'symmetry'"):
-        sample(
-            symmetric, output=tmp_path / "out", num_samples=1, constraints=["lattice"], conditions=[{SPACEGROUP: 62}]
-        )
+        sample(symmetric, output=tmp_path / "out", num_samples=1, constraints=["lattice"], conditions=pnma)
     with pytest.raises(UserError, match="'symmetry' needs a model whose texts state Wyckoff positions"):
-        sample(trained, output=tmp_path / "out", num_samples=1, constraints=["symmetry"], conditions=[{SPACEGROUP: 62}])
+        sample(trained, output=tmp_path / "out", num_samples=1, constraints=["symmetry"], conditions=pnma)
 
 
 def test_examples_are_equivalent_descriptions(dataset):
