@@ -72,7 +72,9 @@ def _card(
         "angles": ", ".join(f"{angle:.1f}" for angle in lattice.angles),
         "density": structure.density,
         "num_atoms": len(conventional),
-        "e_above_hull": None if pd.isna(row["e_above_hull"]) else row["e_above_hull"],
+        "e_above_hull": None
+        if pd.isna(row["e_above_hull"])
+        else round(row["e_above_hull"], 3) + 0.0,  # no negative zero
         "lower_bound": row["lower_bound"] is True,
         "elements": [(name, elements.color(name)) for name in sorted(structure.symbol_set)],
         "cif": _link(symmetrized_cif(structure, symprec=SYMPREC) or cif),

@@ -205,7 +205,7 @@ def _candidates(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 if pd.isna(row["spacegroup"])
                 else f"{symbol(int(row['spacegroup']))} ({row['spacegroup']})",
                 "num_atoms": row["num_atoms"],
-                "e_above_hull": text(row["e_above_hull"], bound + "{:.3f}"),
+                "e_above_hull": text(round(row["e_above_hull"], 3) + 0.0, bound + "{:.3f}"),  # no negative zero
                 "phases": phases,
                 "energy_per_atom": text(row["energy_per_atom"], "{:.3f}"),
                 "decomposes_to": text(row["decomposes_to"]),
