@@ -17,6 +17,8 @@ from crystal_jax.symmetry.positions import WyckoffPosition, position, positions
 SYMPREC = 0.1  # Å; the value the Materials Project uses
 # Where no description is found: spglib may find one group and fail in its standard setting, near the tolerance's edge.
 _SMALLER = (1.0, 0.3, 0.1, 0.01)
+_SAME_ATOM = 1e-5  # fractions of the primitive cell
+_IMAGE = 2e-3  # fractions of the cell: spglib's idealised coordinates differ by rounding
 
 
 class SymmetryError(ValueError):
@@ -115,9 +117,6 @@ class SymmetricCrystal:
         return Structure(lattice, [conventional[i].specie for i in first], coordinates[first] % 1)
 
 
-_SAME_ATOM = 1e-5
-
-
 def _standardized(
     structure: Structure, symprec: float
 ) -> tuple[int, tuple[float, ...], Float[np.ndarray, "n 3"], Int[np.ndarray, " n"]] | None:
@@ -154,9 +153,6 @@ def _orbits(number: int, coordinates: Float[np.ndarray, "n 3"], numbers: Int[np.
         orbits.append(_orbit(number, Element.from_Z(int(numbers[orbit[0]])).symbol, coordinates[orbit]))
         left = [i for i in left if i not in set(orbit)]
     return tuple(orbits)
-
-
-_IMAGE = 2e-3  # fractions of the cell: spglib's idealised coordinates differ by rounding
 
 
 def _orbit(number: int, element: str, points: Float[np.ndarray, "m 3"]) -> Orbit:

@@ -169,14 +169,14 @@ def _through(origin: Float[np.ndarray, 3], directions: tuple[Direction, ...]) ->
     for direction in directions:
         place = next(i for i in range(3) if direction[i] and all(d is direction or not d[i] for d in directions))
         origin -= np.array(direction) * origin[place] / direction[place]
-    return Flat(_reduced(origin, directions), directions)
+    return Flat(_in_cell(origin), directions)
 
 
-def _reduced(origin: Float[np.ndarray, 3], directions: tuple[Direction, ...]) -> tuple[int, int, int]:
-    """Returns the equivalent origin with the smallest numbers, in multiples of 1 / `GRID`."""
-    whole = [Fraction(float(x)).limit_denominator(GRID) * GRID for x in origin]
-    assert all(x.denominator == 1 for x in whole), origin
-    return tuple(int(x) % GRID for x in whole)  # type: ignore[return-value]
+def _in_cell(point: Float[np.ndarray, 3]) -> Direction:
+    """Returns the equivalent point in the cell, in multiples of 1 / `GRID`."""
+    whole = [Fraction(float(x)).limit_denominator(GRID) * GRID for x in point]
+    assert all(x.denominator == 1 for x in whole), point
+    return _direction(np.array([int(x) % GRID for x in whole]))
 
 
 def _images(operations: Operations, flat: Flat) -> Iterator[Flat]:
