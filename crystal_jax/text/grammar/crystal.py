@@ -56,10 +56,7 @@ def crystal_automaton(
 
     @functools.cache
     def spell(separator: str, field: str) -> dict[str, Word]:
-        spelled = {v: word for v in values[field] if (word := spelling(tokenizer, separator, v))}
-        if not spelled:
-            raise RequestError(f"The {tokenizer.name} tokenizer cannot spell {values[field][0]!r} after {separator!r}")
-        return spelled
+        return spellings(tokenizer, separator, values[field])
 
     builder = Builder(tokenizer.eos_id)
     turns: list[FieldSlot] = []
@@ -84,6 +81,18 @@ def crystal_automaton(
     for place in reversed(range(LATTICE_WORDS)):
         state = before(state, "length" if place < 3 else "angle", layout.separator(place))
     return builder.table(state, turns[::-1])
+
+
+def spellings(tokenizer: Tokenizer, separator: str, values: Sequence[str]) -> dict[str, Word]:
+    """Returns the ids of a field's values after a separator; values outside the vocabulary are left out.
+
+    Raises:
+        RequestError: the tokenizer can spell none of them.
+    """
+    spelled = {value: word for value in values if (word := spelling(tokenizer, separator, value))}
+    if not spelled:
+        raise RequestError(f"The {tokenizer.name} tokenizer cannot spell {values[0]!r} after {separator!r}")
+    return spelled
 
 
 def spelling(tokenizer: Tokenizer, separator: str, value: str) -> Word | None:

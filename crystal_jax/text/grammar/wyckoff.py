@@ -18,7 +18,7 @@ from crystal_jax.symmetry.positions import position_symbols
 from crystal_jax.text.crystal_text import ELEMENTS
 from crystal_jax.text.formats.wyckoff import WyckoffFormat
 from crystal_jax.text.grammar.automaton import Builder, FieldSlot, TokenAutomaton, Word
-from crystal_jax.text.grammar.crystal import ANGLES, LENGTHS, spelling
+from crystal_jax.text.grammar.crystal import ANGLES, LENGTHS, spellings
 from crystal_jax.text.tokenizer import Tokenizer
 
 FIRST_ORBIT = 7  # number of the first orbit's element: the space group is 0, and a, b, c, α, β, γ are 1 to 6
@@ -54,10 +54,7 @@ def wyckoff_automaton(
 
     @functools.cache
     def spell(separator: str, field: str) -> dict[str, Word]:
-        spelled = {v: word for v in values[field] if (word := spelling(tokenizer, separator, v))}
-        if not spelled:
-            raise RequestError(f"The {tokenizer.name} tokenizer cannot spell {values[field][0]!r} after {separator!r}")
-        return spelled
+        return spellings(tokenizer, separator, values[field])
 
     builder = Builder(tokenizer.eos_id)
     slots: list[FieldSlot] = []
